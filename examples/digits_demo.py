@@ -1,0 +1,85 @@
+"""The demo: two digit classifiers, trained apart, become one model. Runs the real command line, needs no network.
+
+    python examples/digits_demo.py [OUT]
+
+`examples/digits` holds the two models (`examples/train_digits.py` trained them). They are merged by average, permute,
+zip and partial zip, evaluated on held-out digits, and drawn. OUT is `demo_output` by default.
+"""
+
+import contextlib
+import io
+import json
+import os
+import shlex
+import sys
+import time
+from pathlib import Path
+
+os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"  # read when datasets is imported
+
+from digits_data import write_parquet
+
+from hf_zipit.cli import app
+from hf_zipit.evaluation import Row
+from hf_zipit.report import plot, table
+
+MODELS = [Path(__file__).parent / "digits" / name for name in ("digits-0-4", "digits-5-9")]
+MERGES = {
+    "average": ["--method", "average"],
+    "permute": ["--method", "permute"],
+    "zip": ["--method", "zip"],
+    "zip, cut after layer2": ["--method", "zip", "--cut", "layer2"],
+    "zip, cut after layer1": ["--method", "zip", "--cut", "layer1"],
+}
+
+
+def hf_zipit(*arguments: object) -> str:
+    """Run the command line and return what it prints."""
+    command = [str(a) for a in arguments]
+    shown = [a.rsplit("/examples/")[-1] if "/examples/" in a else a for a in command]
+    print(f"$ hf-zipit {shlex.join(shown)}", file=sys.stderr)
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):  # in this process: importing torch ten times would take a minute
+        app(command, standalone_mode=False)
+    return printed.getvalue()
+
+
+def main(out: Path) -> None:
+    """Merge, evaluate, print one table and write one picture."""
+    started = time.perf_counter()
+    data = write_parquet(out / "digits")
+    results, spaces = {}, {}
+    for name, options in MERGES.items():
+        folder = out / name.replace(", cut after ", "-")
+        hf_zipit("merge", *MODELS, "--data", data, *options, "-o", folder, "--overwrite")
+        rows = json.loads(hf_zipit("eval", folder, "--data", data, "--json"))["rows"]
+        results[name] = [Row(**row) for row in rows]
+        spaces[name] = json.loads((folder / "config.json").read_text())["zipit"]["spaces"]
+    picture = plot(results, spaces["zip"], out / "digits.png")
+    print(summary(results))
+    print(f"\n{picture}: accuracy against cost, and what the merged units are made of")
+    print(f"{out / 'zip'}: a Hub-format folder, one of five ({time.perf_counter() - started:.0f} s in all)")
+
+
+def summary(results: dict[str, list[Row]]) -> str:
+    """One line per merge, then the ensemble and the parents."""
+    rows = [(f"merged: {name}", mine[0]) for name, mine in results.items()]
+    last = next(iter(results.values()))
+    rows += [(row.model, row) for row in reversed(last[1:])]
+    parent = last[1].flops
+    lines = [
+        [
+            name,
+            *(f"{100 * row.tasks[task]:.1f}" if task in row.tasks else "-" for task in last[0].tasks),
+            f"{100 * row.average:.1f}",
+            f"{100 * row.joint:.1f}",
+            f"{row.flops / parent:.2f}x",
+            f"{row.parameters / 1e3:.0f}",
+        ]
+        for name, row in rows
+    ]
+    return table(["accuracy, %", *last[0].tasks, "average", "joint", "FLOPs", "K params"], lines)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else Path("demo_output"))

@@ -1,0 +1,108 @@
+"""A model as a chain of steps: where it may be cut, what each cut costs, and running a part of it."""
+
+import copy
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from hf_zipit.errors import OptionError
+from hf_zipit.spaces import Binding
+
+
+class ModelChain:
+    """Runs a model for what hooks see, no further than the last step that holds one of the modules `until`."""
+
+    def __init__(self, model: nn.Module, binding: Binding, until: Iterable[str] = ()) -> None:
+        until = list(until)
+        last = [i for i, step in enumerate(binding.steps) if binding.under([step], until)]
+        covered = all(any(binding.under([step], [name]) for step in binding.steps) for name in until)
+        self.model = model
+        self.steps = binding.steps[: max(last) + 1] if last and covered else ()
+
+    def __call__(self, pixels: Tensor) -> None:
+        """Run a batch `(B, 3, H, W)`."""
+        if not self.steps:
+            self.model(pixels)
+        for step in self.steps:
+            pixels = self.model.get_submodule(step)(pixels)
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A legal cut: the trunk ends after the step `name`, where `space` is alive. FLOPs are of one image.
+
+    `flops` counts the trunk and one head, `trunk_flops` the trunk alone; parameters likewise.
+    """
+
+    name: str
+    space: str
+    trunk_flops: int
+    flops: int
+    trunk_parameters: int
+    parameters: int
+
+
+def resolve_cut(binding: Binding, cut: str | None) -> int:
+    """Number of trunk steps for a cut named by a step (`layer2.1`) or by a stage that ends with one (`layer2`).
+
+    `None` is the last legal cut: everything but the classifier is merged.
+
+    Raises:
+        OptionError: unknown cut; the message lists the legal ones.
+    """
+    cuts = binding.cuts
+    if not cuts:
+        raise OptionError(f"the spec {binding.spec.family} declares no chain: these models can only be merged fully")
+    if cut is None:
+        return binding.steps.index(cuts[-1]) + 1
+    inside = [step for step in cuts if step == cut or step.startswith(cut + ".")]
+    if not inside:
+        raise OptionError(f"unknown cut '{cut}'; legal cuts: {', '.join(cut_names(binding))}")
+    return binding.steps.index(inside[-1]) + 1
+
+
+def cut_names(binding: Binding) -> list[str]:
+    """Every name `resolve_cut` takes: the steps, and each stage after its last step."""
+    names = []
+    for i, step in enumerate(binding.cuts):
+        names.append(step)
+        stage = step.rpartition(".")[0]
+        if stage and not any(s.startswith(stage + ".") for s in binding.cuts[i + 1 :]):
+            names.append(stage)
+    return names
+
+
+@torch.no_grad()
+def cut_costs(model: nn.Module, binding: Binding, input_size: tuple[int, int, int]) -> list[Cut]:
+    """FLOPs and parameters of the trunk and of the whole model for every legal cut, counted on the meta device."""
+    net = copy.deepcopy(model).to("meta").eval()
+    value = torch.empty(1, *input_size, device="meta")
+    flops, parameters, cuts = 0, 0, []
+    for step in binding.steps:
+        module = net.get_submodule(step)
+        with FlopCounterMode(display=False) as counter:
+            value = module(value)
+        flops += counter.get_total_flops()
+        parameters += sum(p.numel() for p in module.parameters())
+        space = binding.after[step]
+        if space is not None:
+            cuts.append((step, space, flops, parameters))
+    return [Cut(s, space, f, flops, p, parameters) for s, space, f, p in cuts]
+
+
+def count_flops(model: nn.Module, input_size: tuple[int, int, int]) -> int:
+    """FLOPs (two per multiply-add) of one forward of one image, counted on the meta device."""
+    net = copy.deepcopy(model).to("meta").eval()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        net(torch.empty(1, *input_size, device="meta"))
+    return int(counter.get_total_flops())
+
+
+def working_copy(model: nn.Module, device: torch.device, channels_last: bool = True) -> nn.Module:
+    """A copy to run: at least float32, in eval mode, channels last unless told otherwise (it is faster)."""
+    dtype = torch.promote_types(next(model.parameters()).dtype, torch.float32)
+    out = copy.deepcopy(model).eval().to(device, dtype)
+    return out.to(memory_format=torch.channels_last) if channels_last else out

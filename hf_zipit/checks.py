@@ -1,0 +1,168 @@
+"""Checks of a spec against a model: coverage, function preservation, probes and steps.
+
+All of them permute the units of every space at random through the same `transform` that merges models, on float64
+copies with random parameters and norm statistics (fresh models hide mistakes behind zero-initialised branches).
+"""
+
+import copy
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from hf_zipit.errors import SpecError
+from hf_zipit.matching import Match
+from hf_zipit.spaces import Binding
+from hf_zipit.statistics import samples
+from hf_zipit.transform import merge_states
+
+TOLERANCE = 1e-9
+
+
+@dataclass(frozen=True)
+class SpecReport:
+    """What a passed check found: numbers of spaces, table rows and cuts, and the largest change of a logit."""
+
+    family: str
+    spaces: int
+    grouped: int
+    rows: int
+    cuts: int
+    difference: float
+
+
+@torch.no_grad()
+def check_spec(model: nn.Module, binding: Binding, input_size: tuple[int, int, int], seed: int = 0) -> SpecReport:
+    """Check that a binding describes a model. Coverage was checked when it was bound.
+
+    * function preservation: permuting every space leaves the logits as they were;
+    * probes: every probed tensor comes out permuted by its own space;
+    * steps: their composition is the model, and after each step the declared space is alive.
+
+    Raises:
+        SpecError: a check fails; the message names the spaces, the probe or the step.
+    """
+    net = randomise(copy.deepcopy(model).double().eval(), seed)
+    pixels = torch.randn(2, *input_size, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    labels = random_labels(binding, seed)
+    moved = permuted(net, binding, labels)
+    logits = net(pixels)
+    difference = float((moved(pixels) - logits).abs().max())
+    if not difference <= TOLERANCE * max(1.0, float(logits.abs().max())):
+        wrong = [name for name in labels if _changes(net, binding, {name: labels[name]}, pixels, logits)]
+        raise SpecError(
+            f"{binding.spec.file}: permuting units changes the logits of {type(model).__name__} by {difference:.1e}; "
+            f"wrong or incomplete: {', '.join(wrong) or 'a combination of spaces'}"
+        )
+    _check_probes(net, moved, binding, labels, pixels)
+    _check_steps(net, moved, binding, labels, pixels, logits)
+    grouped = sum(space.groups > 1 for space in binding.spaces.values())
+    return SpecReport(
+        binding.spec.family, len(binding.spaces), grouped, len(binding.table), len(binding.cuts), difference
+    )
+
+
+def permuted(model: nn.Module, binding: Binding, labels: Mapping[str, Tensor]) -> nn.Module:
+    """A copy of a model whose units are moved: unit i of a space goes to place `labels[space][i]`."""
+    matches = {name: Match(x, (len(x),), len(x)) for name, x in labels.items()}
+    for name, space in binding.spaces.items():
+        matches.setdefault(name, Match(torch.arange(space.size), (space.size,), space.size))
+    state = model.state_dict()
+    out = copy.deepcopy(model)
+    out.load_state_dict(merge_states([state], binding, matches, state))
+    return out
+
+
+def random_labels(binding: Binding, seed: int) -> dict[str, Tensor]:
+    """A random permutation of every space; grouped spaces move whole groups and units inside them."""
+    generator = torch.Generator().manual_seed(seed)
+    orders: dict[str, Tensor] = {}
+    out = {}
+    for name, space in binding.spaces.items():
+        if space.group_axis is None:
+            out[name] = torch.randperm(space.size, generator=generator)
+            continue
+        if space.group_axis not in orders:
+            orders[space.group_axis] = torch.randperm(space.groups, generator=generator)
+        inner = space.size // space.groups
+        units = torch.stack([torch.randperm(inner, generator=generator) for _ in range(space.groups)])
+        out[name] = (orders[space.group_axis][:, None] * inner + units).flatten()
+    return out
+
+
+def randomise(model: nn.Module, seed: int) -> nn.Module:
+    """Random parameters and norm statistics of ordinary scale, in place."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, value in model.state_dict().items():
+        if not value.is_floating_point():
+            continue
+        noise = torch.randn(value.shape, dtype=torch.float64, generator=generator)
+        if name.endswith("running_var"):
+            noise = 0.5 + noise.abs()
+        elif value.ndim <= 1:
+            noise = 0.2 * noise + (1.0 if name.endswith("weight") else 0.0)
+        else:
+            noise = noise / math.sqrt(value[0].numel())
+        value.copy_(noise)
+    return model
+
+
+def _changes(net: nn.Module, binding: Binding, labels: Mapping[str, Tensor], pixels: Tensor, logits: Tensor) -> bool:
+    return not _close(permuted(net, binding, labels)(pixels), logits)
+
+
+def _check_probes(
+    net: nn.Module, moved: nn.Module, binding: Binding, labels: Mapping[str, Tensor], pixels: Tensor
+) -> None:
+    points = {(p.module, p.side) for space in binding.spaces.values() for p in space.probes}
+    before, after = _observe(net, points, pixels), _observe(moved, points, pixels)
+    for name, space in binding.spaces.items():
+        for probe in space.probes:
+            a, b = before.get((probe.module, probe.side)), after.get((probe.module, probe.side))
+            if a is None or b is None:
+                raise SpecError(f"{binding.spec.file}: probe {probe.module}.{probe.side} of '{name}' never runs")
+            if a.shape[-1] != space.size or not _close(b.index_select(-1, labels[name]), a):
+                raise SpecError(f"{binding.spec.file}: probe {probe.module}.{probe.side} does not show space '{name}'")
+
+
+def _observe(net: nn.Module, points: Iterable[tuple[str, str]], pixels: Tensor) -> dict[tuple[str, str], Tensor]:
+    seen: dict[tuple[str, str], Tensor] = {}
+    handles = []
+    for module, side in points:
+        target = net.get_submodule(module)
+        if side == "in":
+            keep_in = lambda _, args, key=(module, side): seen.update({key: samples(args[0])})  # noqa: E731
+            handles.append(target.register_forward_pre_hook(keep_in))
+        else:
+            keep_out = lambda _, __, out, key=(module, side): seen.update({key: samples(out)})  # noqa: E731
+            handles.append(target.register_forward_hook(keep_out))
+    net(pixels)
+    for handle in handles:
+        handle.remove()
+    return seen
+
+
+def _check_steps(
+    net: nn.Module, moved: nn.Module, binding: Binding, labels: Mapping[str, Tensor], pixels: Tensor, logits: Tensor
+) -> None:
+    if not binding.steps:
+        return
+    a = b = pixels
+    for step in binding.steps:
+        a, b = net.get_submodule(step)(a), moved.get_submodule(step)(b)
+        space = binding.after[step]
+        back = b
+        if space is not None:
+            if b.shape[1] != binding.spaces[space].size:
+                raise SpecError(f"{binding.spec.file}: after step {step} there is no tensor of space '{space}'")
+            back = b.index_select(1, labels[space])
+        if not _close(back, a):
+            raise SpecError(f"{binding.spec.file}: after step {step} another space than '{space}' is alive")
+    if a.shape != logits.shape or not _close(a, logits):
+        raise SpecError(f"{binding.spec.file}: the steps of chain: do not compose to the model")
+
+
+def _close(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and float((a - b).abs().max()) <= TOLERANCE * max(1.0, float(b.abs().max()))

@@ -1,0 +1,240 @@
+"""Images for a pass over the data: Hub ids, folders, parquet files, datasets, or batches of pixels."""
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DataLoaderConfiguration
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from hf_zipit.errors import DataError
+
+TRAIN, TEST = ("train", "training"), ("test", "validation", "val", "valid")
+
+
+class Images(Dataset[Tensor]):
+    """Preprocessed images of one data set: `images[i]` is a `(3, H, W)` tensor.
+
+    `labels[i]` is the class id of image i or `None`, `names` the class names in id order or `None`; `name` says where
+    the images come from.
+    """
+
+    def __init__(
+        self, get: Callable[[int], Tensor], labels: Sequence[int | None], names: list[str] | None, name: str
+    ) -> None:
+        self.get, self.labels, self.names, self.name = get, labels, names, name
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self.get(index)
+
+
+def open_images(
+    data: Any,
+    transform: Callable[[Any], Tensor] | None,
+    *,
+    splits: Sequence[str] = TRAIN,
+    num_images: int | None = None,
+    seed: int = 0,
+) -> Images:
+    """Open one data set.
+
+    Args:
+        data: a Hub id or a path (image folder, parquet file or folder of them), either with `:split` at its end; a
+            `datasets.Dataset`; or an iterable of pixel batches `(B, 3, H, W)`, of `(pixels, labels)` pairs or of
+            `{"pixel_values", "labels"}` dicts.
+        transform: PIL image -> `(3, H, W)` tensor; pixel batches are taken as they are.
+        splits: the split to prefer where none is named.
+        num_images: use this many, chosen by the seed (of pixel batches the first ones); `None` uses all.
+
+    Raises:
+        DataError: it cannot be read, has no image column, is empty, or holds fewer images than asked for.
+    """
+    if isinstance(data, str | Path):
+        rows, name = _load(str(data), splits), _shown(data)
+    elif type(data).__module__.startswith("datasets."):
+        rows, name = _one_split(data, splits, "the given dataset"), "the given dataset"
+    elif isinstance(data, Iterable):
+        return _pixel_batches(data, num_images)
+    else:
+        raise DataError(f"data of type {type(data).__name__}: give a Hub id, a path, a Dataset or pixel batches")
+    column, label_column = _columns(rows, name)
+    rows = rows.select(_subset(len(rows), num_images, seed, name))
+    names = getattr(rows.features[label_column], "names", None) if label_column else None
+    labels = list(rows[label_column]) if label_column else [None] * len(rows)
+    if transform is None:
+        raise DataError(f"{name}: the models say nothing about their preprocessing; give batches of pixels instead")
+    convert = transform
+    return Images(lambda i: convert(rows[i][column].convert("RGB")), labels, names, name)
+
+
+def open_all(data: Any, count: int, transform: Callable[[Any], Tensor] | None, **options: Any) -> list[Images]:
+    """Open the data of `count` models: one data set for all of them, or a list with one for each.
+
+    Raises:
+        DataError: a list with another number of data sets.
+    """
+    if not isinstance(data, list | tuple) or (len(data) and _is_batch(data[0], alone=len(data) != count)):
+        return [open_images(data, transform, **options)]
+    if len(data) not in (1, count):
+        raise DataError(f"{len(data)} data sets for {count} models: give one for all, or one for each")
+    opened = [open_images(d, transform, **options) for d in data]
+    shapes = {tuple(images[0].shape): images.name for images in opened}
+    if len(shapes) > 1:
+        found = ", ".join(f"{list(shape)} ({name})" for shape, name in shapes.items())
+        raise DataError(f"the data sets yield images of different shapes: {found}")
+    return opened
+
+
+def _is_batch(item: Any, alone: bool) -> bool:
+    """Whether an item of a list is a batch; a list of one tensor is one unless it could be a model's whole data."""
+    if isinstance(item, list | tuple) and item and isinstance(item[0], Tensor):
+        return not isinstance(item[1], Tensor) or item[1].ndim < 4 if len(item) > 1 else alone
+    return isinstance(item, Tensor | dict)
+
+
+class _Mixed(Dataset[tuple[Tensor, int]]):
+    """Several data sets as one, interleaved in proportion to their lengths: `(pixels, index of the data set)`."""
+
+    def __init__(self, parts: Sequence[Images]) -> None:
+        self.parts = parts
+        places = [((i + 0.5) / len(p), k, i) for k, p in enumerate(parts) for i in range(len(p))]
+        self.order = [(k, i) for _, k, i in sorted(places)]
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        part, i = self.order[index]
+        return self.parts[part][i], part
+
+
+def batches(parts: Sequence[Images], batch_size: int, accelerator: Accelerator) -> Iterable[tuple[Tensor, Tensor]]:
+    """This process's share of the mixed batches: `(pixels (B, 3, H, W), data set (B,))`.
+
+    The batches do not depend on the number of processes; no image is repeated to even them out.
+    """
+    loader = DataLoader(_Mixed(parts), batch_size=batch_size)
+    prepared: Iterable[tuple[Tensor, Tensor]] = accelerator.prepare_data_loader(loader, device_placement=False)
+    return prepared
+
+
+def make_accelerator() -> Accelerator:
+    """An accelerator that shares out batches without repeating images."""
+    return Accelerator(dataloader_config=DataLoaderConfiguration(even_batches=False, dispatch_batches=False))
+
+
+def _subset(length: int, num_images: int | None, seed: int, name: str) -> list[int]:
+    if not length:
+        raise DataError(f"{name} holds no image")
+    if num_images is None:
+        return list(range(length))
+    if num_images > length:
+        raise DataError(f"{name} holds {length} images, {num_images} were asked for; lower --num-images")
+    order = torch.randperm(length, generator=torch.Generator().manual_seed(seed))
+    return sorted(order[:num_images].tolist())
+
+
+def _load(ref: str, splits: Sequence[str]) -> Any:
+    """A Hub id or path, with or without `:split`, as one `datasets.Dataset`."""
+    import datasets
+
+    ref, split = _split_of(ref)
+    path = Path(ref)
+    try:
+        if path.is_file() and path.suffix == ".parquet":
+            loaded: Any = datasets.load_dataset("parquet", data_files=str(path))
+        elif path.is_dir() and not list(path.rglob("*.parquet")):
+            loaded = datasets.load_dataset("imagefolder", data_dir=str(path))
+        elif path.exists() and not path.is_dir():
+            raise DataError(f"{ref}: only parquet files and folders can be read")
+        elif path.is_dir() or ref.count("/") <= 1:
+            loaded = datasets.load_dataset(ref)
+        else:
+            raise DataError(f"no data at {ref}: there is no such file or folder")
+    except DataError:
+        raise
+    except Exception as error:  # the library raises some twenty types here
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise DataError(f"cannot read data from {ref}: {first}") from error
+    if split is None:
+        return _one_split(loaded, splits, ref)
+    if split not in loaded:
+        raise DataError(f"{ref} has no split '{split}'; it has {', '.join(loaded)}")
+    return loaded[split]
+
+
+def _split_of(ref: str) -> tuple[str, str | None]:
+    if Path(ref).exists() or ":" not in ref:
+        return ref, None
+    ref, _, split = ref.rpartition(":")
+    return ref, split
+
+
+def _shown(ref: str | Path) -> str:
+    path, split = _split_of(str(ref))
+    return (Path(path).name if Path(path).exists() else path) + (f":{split}" if split else "")
+
+
+def _one_split(loaded: Any, splits: Sequence[str], name: str) -> Any:
+    if not isinstance(loaded, dict):
+        if not hasattr(loaded, "select"):
+            raise DataError(f"{name} is streamed: load it with streaming=False")
+        return loaded
+    for split in splits:
+        if split in loaded:
+            return loaded[split]
+    if len(loaded) == 1:
+        return next(iter(loaded.values()))
+    raise DataError(f"{name} has the splits {', '.join(loaded)}: name one, as in {name}:{next(iter(loaded))}")
+
+
+def _columns(rows: Any, name: str) -> tuple[str, str | None]:
+    """The image column, and the label column if there is exactly one candidate."""
+    import datasets
+
+    images = [k for k, f in rows.features.items() if isinstance(f, datasets.Image)]
+    if len(images) != 1:
+        found = ", ".join(f"{k} ({type(f).__name__})" for k, f in rows.features.items()) or "none"
+        raise DataError(f"{name} needs one image column and has {len(images)}; its columns: {found}")
+    labels = [k for k, f in rows.features.items() if isinstance(f, datasets.ClassLabel)]
+    if not labels:
+        labels = [k for k in ("label", "labels") if k in rows.features]
+    return images[0], labels[0] if len(labels) == 1 else None
+
+
+def _pixel_batches(data: Iterable[Any], num_images: int | None) -> Images:
+    """Keep the pixels of an iterable of batches; it is read once and no further than needed."""
+    pixels: list[Tensor] = []
+    labels: list[int | None] = []
+    for batch, target in _unpacked(data):
+        if batch.ndim != 4:
+            raise DataError(f"a pixel batch has shape {tuple(batch.shape)}; (B, 3, H, W) is needed")
+        pixels += list(batch.unbind())
+        labels += [None] * len(batch) if target is None else [int(t) for t in target]
+        if num_images is not None and len(pixels) >= num_images:
+            break
+    if not pixels:
+        raise DataError("the given batches hold no image")
+    if num_images is not None and len(pixels) < num_images:
+        raise DataError(f"the given batches hold {len(pixels)} images, {num_images} were asked for")
+    pixels, labels = pixels[:num_images], labels[:num_images]
+    return Images(pixels.__getitem__, labels, None, "the given batches")
+
+
+def _unpacked(data: Iterable[Any]) -> Iterator[tuple[Tensor, Any]]:
+    for batch in itertools.chain(data):
+        if isinstance(batch, Tensor):
+            yield batch, None
+        elif isinstance(batch, dict) and "pixel_values" in batch:
+            yield batch["pixel_values"], batch.get("labels")
+        elif isinstance(batch, list | tuple) and batch and isinstance(batch[0], Tensor):
+            yield batch[0], batch[1] if len(batch) > 1 else None
+        else:
+            raise DataError(f"a batch of type {type(batch).__name__} is no (B, 3, H, W) tensor of pixels")

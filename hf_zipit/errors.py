@@ -1,0 +1,21 @@
+"""The errors users meet. Each names the object, the value, and the way out."""
+
+
+class ZipItError(ValueError):
+    """Base of every error that is the caller's to mend; the command line prints it in one line."""
+
+
+class SpecError(ZipItError):
+    """A spec file is malformed, or does not describe the model it is bound to."""
+
+
+class SourceError(ZipItError):
+    """A model cannot be loaded, or two models cannot be merged with each other."""
+
+
+class DataError(ZipItError):
+    """A data set cannot be read, or what it yields cannot be used."""
+
+
+class OptionError(ZipItError):
+    """An option is out of range or unknown."""

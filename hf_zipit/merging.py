@@ -1,0 +1,233 @@
+"""The merge as a straight line: load, bind, observe, match, transform, build, calibrate."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hf_zipit import __version__
+from hf_zipit import sources as source_models
+from hf_zipit.calibrate import CALIBRATIONS
+from hf_zipit.chain import resolve_cut, working_copy
+from hf_zipit.configuration_zipit import ZipItConfig
+from hf_zipit.data import Images, batches, make_accelerator, open_all
+from hf_zipit.errors import OptionError, SourceError
+from hf_zipit.matching import Match
+from hf_zipit.methods import Options, match_spaces
+from hf_zipit.modeling_zipit import ZipItForImageClassification
+from hf_zipit.progress import progress
+from hf_zipit.sources import Source
+from hf_zipit.spaces import Binding
+from hf_zipit.statistics import collect
+from hf_zipit.transform import merge_states, unmerge_reads
+
+
+def merge(
+    sources: Sequence[str | Path | nn.Module | Source],
+    data: Any,
+    *,
+    method: str = "zip",
+    cut: str | None = None,
+    alpha: float = 0.1,
+    beta: float = 0.8,
+    compat: bool = False,
+    num_images: int | None = None,
+    batch_size: int = 32,
+    calibrate: str = "batchnorm",
+    tasks: Sequence[str] | None = None,
+    seed: int = 0,
+    device: str | None = None,
+    spec: str | Path | None = None,
+) -> ZipItForImageClassification:
+    """Merge models of one architecture into one model with a head per task, without training.
+
+    Args:
+        sources: two or more Hub ids, folders or timm modules; none of them is changed.
+        data: images for the statistics, no labels needed: one data set for all, or a list with one for each model.
+            A Hub id, an image folder, parquet files, a `datasets.Dataset`, or batches of pixels (see `open_images`).
+        method: `zip`, `permute` or `average`.
+        cut: merge up to this step or stage (`layer2`); each task keeps its own layers after it. `None` merges
+            everything but the classifiers.
+        alpha: penalty on merging many units into one, in [0, 1] (`zip`).
+        beta: share of the merges that may happen within a model, in [0, 1] (`zip`).
+        compat: follow the authors' code where it differs from the repaired method.
+        num_images: images per data set, chosen by the seed; `None` uses all.
+        batch_size: images per forward pass.
+        calibrate: `batchnorm` re-estimates the norms' statistics on the data, `none` leaves them.
+        tasks: a name for each model's task; by default the models' names.
+        seed: chooses the images.
+        device: where to run; by default what accelerate finds. The result is on the CPU.
+        spec: a spec file to use instead of the shipped one for the model's class.
+
+    Returns:
+        The merged model in eval mode; `save_pretrained` writes it.
+
+    Raises:
+        OptionError: an option is unknown or out of range.
+        SourceError: a model cannot be loaded, or they are not alike.
+        SpecError: no spec describes the models.
+        DataError: the data cannot be read, is too small, or yields activations that are not finite.
+
+    >>> merged = merge(["user/pets", "user/birds"], ["user/pets-data", "user/birds-data"])  # doctest: +SKIP
+    """
+    options = Options(method, alpha, beta, compat)
+    if calibrate not in CALIBRATIONS:
+        raise OptionError(f"unknown calibration '{calibrate}'; calibrations: {', '.join(CALIBRATIONS)}")
+    loaded = [source_models.load(source) for source in sources]
+    names = _task_names(loaded, tasks)
+    binding = source_models.find_spec(loaded[0], spec)
+    source_models.check_alike(loaded, binding)
+    depth = resolve_cut(binding, cut)
+    images = open_all(data, len(loaded), loaded[0].transform, num_images=num_images, seed=seed)
+
+    pipeline = _Pass(images, batch_size, device)
+    matches = _match(loaded, binding, depth, options, pipeline)
+    config = _config(loaded, names, binding, depth, cut, matches)
+    config.zipit = _provenance(loaded, images, options, calibrate, seed, matches)
+    merged = _build(config, _merged_state(loaded, binding, depth, cut, matches))
+    merged.spec_text = binding.spec.text
+    merged.to(pipeline.device)
+    CALIBRATIONS[calibrate](merged, pipeline.batches("Calibrating"), pipeline.accelerator, pipeline.device)
+    merged.to("cpu").eval()
+    return merged
+
+
+class _Pass:
+    """One more pass over the images, on this process's device and share of the batches."""
+
+    def __init__(self, images: Sequence[Images], batch_size: int, device: str | None) -> None:
+        if batch_size < 1:
+            raise OptionError(f"batch_size is {batch_size}: it must be at least 1")
+        self.images, self.batch_size = images, batch_size
+        self.accelerator = make_accelerator()
+        self.device = torch.device(device) if device else self.accelerator.device
+
+    def batches(self, label: str) -> Any:
+        return progress(batches(self.images, self.batch_size, self.accelerator), label, self.accelerator)
+
+
+def _task_names(sources: Sequence[Source], tasks: Sequence[str] | None) -> list[str]:
+    if len(sources) < 2:
+        raise SourceError(f"{len(sources)} model given: a merge needs two or more")
+    if tasks is None:
+        names = [source.name for source in sources]
+        return [n if names.count(n) == 1 else f"{n}-{names[: i + 1].count(n)}" for i, n in enumerate(names)]
+    if len(tasks) != len(sources) or len(set(tasks)) != len(tasks):
+        raise OptionError(f"tasks {list(tasks)}: {len(sources)} different names are needed, one for each model")
+    return list(tasks)
+
+
+def _match(
+    sources: Sequence[Source], binding: Binding, depth: int, options: Options, pipeline: _Pass
+) -> dict[str, Match]:
+    """Match the spaces that the trunk touches."""
+    state = sources[0].model.state_dict()
+    touched = {row.space for rows in binding.rows(binding.under(binding.steps[:depth], state)).values() for row in rows}
+    spaces = [space for name, space in binding.spaces.items() if name in touched]
+    if not options.needs_statistics:
+        return match_spaces(spaces, {}, len(sources), options)
+    models = [working_copy(source.model, pipeline.device, channels_last=not options.compat) for source in sources]
+    statistics = collect(
+        models,
+        binding,
+        pipeline.batches("Reading activations"),
+        spaces=[space.name for space in spaces],
+        tasks=len(pipeline.images),
+        accelerator=pipeline.accelerator,
+        device=pipeline.device,
+        compat=options.compat,
+    )
+    return match_spaces(progress(spaces, "Matching", pipeline.accelerator), statistics, len(sources), options)
+
+
+def _config(
+    sources: Sequence[Source],
+    names: Sequence[str],
+    binding: Binding,
+    depth: int,
+    cut: str | None,
+    matches: Mapping[str, Match],
+) -> ZipItConfig:
+    space = binding.after[binding.steps[depth - 1]]
+    assert space is not None
+    heads = [
+        {"task": name, "id2label": dict(enumerate(source.labels)), "source": i}
+        for i, (name, source) in enumerate(zip(names, sources, strict=True))
+    ]
+    first = sources[0]
+    return ZipItConfig(
+        backbone=first.backbone,
+        trunk=list(binding.steps[:depth]),
+        head=list(binding.steps[depth:]),
+        cut=cut,
+        unmerge=None if cut is None else {"axis": 1, "size": binding.spaces[space].size},
+        heads=heads,
+        pretrained_cfg={**first.settings, "num_classes": sum(len(s.labels) for s in sources)},
+        image_processor_type="TimmWrapperImageProcessor",
+    )
+
+
+def _merged_state(
+    sources: Sequence[Source], binding: Binding, depth: int, cut: str | None, matches: Mapping[str, Match]
+) -> dict[str, Tensor]:
+    """The merged model's state dict: merged trunk, each task's own head, and how it reads the trunk."""
+    states = [source.model.state_dict() for source in sources]
+    trunk = merge_states(states, binding, matches, binding.under(binding.steps[:depth], states[0]))
+    out = {f"trunk.{name}": value for name, value in trunk.items()}
+    crossing = binding.after[binding.steps[depth - 1]]
+    assert crossing is not None
+    for model, state in enumerate(states):
+        names = binding.under(binding.steps[depth:], state)
+        if cut is None:
+            head = unmerge_reads(state, binding, matches, names, model)
+        else:
+            head = {name: state[name].clone() for name in names}
+            out[f"unmerge.{model}.index"] = matches[crossing].of(model).clone()
+        out.update({f"heads.{model}.{name}": value for name, value in head.items()})
+    return out
+
+
+def _build(config: ZipItConfig, state: Mapping[str, Tensor]) -> ZipItForImageClassification:
+    """The merged model, made the way `from_pretrained` will make it again."""
+    with torch.device("meta"):
+        planned = ZipItForImageClassification(config).state_dict()
+    if set(planned) != set(state):
+        odd = sorted(set(planned) ^ set(state))[0]
+        raise SourceError(
+            f"{config.backbone['architecture'] if config.backbone else ''} cannot be rebuilt by name: {odd} differs. "
+            "Pass the models as Hub-format folders, whose config.json holds their arguments"
+        )
+    config.shapes = {k: list(v.shape) for k, v in state.items() if v.shape != planned[k].shape}
+    with torch.device("meta"):
+        model = ZipItForImageClassification(config)
+    model.to_empty(device="cpu")
+    model.load_state_dict(state, assign=True)
+    model.apply(model._init_weights)
+    model.eval()
+    return model
+
+
+def _provenance(
+    sources: Sequence[Source],
+    images: Sequence[Images],
+    options: Options,
+    calibrate: str,
+    seed: int,
+    matches: Mapping[str, Match],
+) -> dict[str, Any]:
+    return {
+        "generator": f"hf-zipit {__version__}",
+        "sources": [source.origin for source in sources],
+        "recipe": {
+            "method": options.method,
+            "alpha": options.alpha,
+            "beta": options.beta,
+            "compat": options.compat,
+            "calibrate": calibrate,
+            "seed": seed,
+        },
+        "data": [{"name": part.name, "num_images": len(part)} for part in images],
+        "spaces": [{"name": name, "width": match.width, **match.composition()} for name, match in matches.items()],
+    }

@@ -1,0 +1,87 @@
+"""Methods by name: which similarity they read and how they match. A new method is one entry of `METHODS`."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from hf_zipit.errors import OptionError
+from hf_zipit.matching import Match, average_match, match_groups, permute_match, zip_match
+from hf_zipit.similarity import correlation, reference_correlation
+from hf_zipit.spaces import FeatureSpace
+from hf_zipit.statistics import SpaceStatistics
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the user chose about matching.
+
+    Raises:
+        OptionError: unknown method, or alpha or beta out of range.
+    """
+
+    method: str = "zip"
+    alpha: float = 0.1
+    beta: float = 0.8
+    compat: bool = False
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise OptionError(f"unknown method '{self.method}'; methods: {', '.join(METHODS)}")
+        for name in ("alpha", "beta"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise OptionError(f"{name} is {getattr(self, name):g}: it must lie between 0 and 1")
+
+    @property
+    def needs_statistics(self) -> bool:
+        """Whether the method reads activations."""
+        return METHODS[self.method] is not None
+
+
+UnitMatch = Callable[[Tensor, Sequence[int]], Match]
+
+
+def _zip(options: Options) -> UnitMatch:
+    def match(similarity: Tensor, sizes: Sequence[int]) -> Match:
+        return zip_match(similarity, sizes, alpha=options.alpha, beta=options.beta, compat=options.compat)
+
+    return match
+
+
+def _permute(options: Options) -> UnitMatch:
+    return permute_match
+
+
+METHODS: dict[str, Callable[[Options], UnitMatch] | None] = {
+    "zip": _zip,  # ZipIt!, section 4: greedy, across and within models
+    "permute": _permute,  # activation alignment, Li et al. (2015): one-to-one across models
+    "average": None,  # unit i with unit i; reads no statistics
+}
+
+
+def match_spaces(
+    spaces: Iterable[FeatureSpace], statistics: Mapping[str, SpaceStatistics], models: int, options: Options
+) -> dict[str, Match]:
+    """Match every space; spaces whose groups move together are matched together.
+
+    Args:
+        spaces: the spaces to match.
+        statistics: by space name; empty for a method that reads none.
+        models: how many models there are.
+    """
+    make = METHODS[options.method]
+    if make is None:
+        return {space.name: average_match([space.size] * models) for space in spaces}
+    match, similarity = make(options), reference_correlation if options.compat else correlation
+    out: dict[str, Match] = {}
+    groups: dict[str, list[FeatureSpace]] = {}
+    for space in spaces:
+        if space.group_axis is None:
+            out[space.name] = match(similarity(statistics[space.name].pooled), [space.size] * models)
+        else:
+            groups.setdefault(space.group_axis, []).append(space)
+    for together in groups.values():
+        matrices = [similarity(statistics[space.name].pooled) for space in together]
+        found = match_groups(matrices, [1] * models, together[0].groups, match)
+        out.update(zip((space.name for space in together), found, strict=True))
+    return out

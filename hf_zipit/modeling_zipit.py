@@ -1,0 +1,166 @@
+# Copyright the hf-zipit authors. Licensed under the Apache License, Version 2.0.
+"""A merged model: one trunk, a head per task. A leaf file: it is copied into every merged repository.
+
+It needs torch, transformers and the library of the backbone, and nothing else of hf-zipit but its configuration.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import ImageClassifierOutput
+
+from .configuration_zipit import ZipItConfig
+
+
+@dataclass
+class ZipItOutput(ImageClassifierOutput):
+    """`logits (B, classes)` over the joint classes, and `task_logits`, one `(B, classes of the task)` per task.
+
+    With several tasks `logits` holds each task's log-probabilities side by side, so its argmax is the joint
+    prediction of ZipIt!, section 5: softmax per task, argmax over all. With one task it holds that task's logits.
+    """
+
+    task_logits: dict[str, Tensor] | None = None
+
+
+class Unmerge(nn.Module):
+    """Merged units -> one model's units: a gather, no arithmetic."""
+
+    def __init__(self, size: int, axis: int) -> None:
+        super().__init__()
+        self.axis = axis
+        self.index: Tensor
+        self.register_buffer("index", torch.zeros(size, dtype=torch.long))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Gather this model's units along the channel axis."""
+        return x.index_select(self.axis, self.index)
+
+
+class ZipItForImageClassification(PreTrainedModel):
+    """The trunk runs once, then only the heads asked for.
+
+    >>> model = ZipItForImageClassification.from_pretrained("merged")  # doctest: +SKIP
+    >>> model(pixel_values=pixels, tasks=["birds"]).task_logits["birds"]  # doctest: +SKIP
+    """
+
+    config_class = ZipItConfig
+    config: ZipItConfig
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    base_model_prefix = "trunk"
+    model_tags = ["zipit", "merge"]  # noqa: RUF012  (transformers reads a list)
+    spec_text: str | None = None  # the spec it was merged with, where it is known
+
+    def __init__(self, config: ZipItConfig) -> None:
+        super().__init__(config)
+        heads, trunk, head = config.heads or [], config.trunk or [], config.head or []
+        self.trunk = _part(_build(config.backbone or {}, len(heads[0]["id2label"])), trunk)
+        self.heads = nn.ModuleList(_part(_build(config.backbone or {}, len(h["id2label"])), head) for h in heads)
+        unmerge = config.unmerge
+        self.unmerge = nn.ModuleList(
+            Unmerge(unmerge["size"], unmerge["axis"]) if unmerge else nn.Identity() for _ in heads
+        )
+        for name, shape in (config.shapes or {}).items():
+            _resize(self, name, shape)
+        self.post_init()
+
+    def forward(
+        self,
+        pixel_values: Tensor,
+        labels: Tensor | None = None,
+        tasks: Sequence[str] | str | None = None,
+        **_: Any,
+    ) -> ZipItOutput:
+        """Classify images.
+
+        Args:
+            pixel_values: `(B, 3, H, W)`.
+            labels: `(B,)` ids among the classes of `logits`; adds the cross-entropy as `loss`.
+            tasks: the tasks to run, all (or the active one) by default.
+
+        Raises:
+            ValueError: an unknown task.
+        """
+        features = _run(self.trunk, self.config.trunk or [], pixel_values)
+        task_logits = {}
+        for task in self._chosen(tasks):
+            index = self.config.tasks.index(task)
+            task_logits[task] = _run(self.heads[index], self.config.head or [], self.unmerge[index](features))
+        parts = list(task_logits.values())
+        logits = parts[0] if len(parts) == 1 else torch.cat([part.log_softmax(-1) for part in parts], -1)
+        loss = None if labels is None else nn.functional.cross_entropy(logits, labels)
+        return ZipItOutput(loss=loss, logits=logits, task_logits=task_logits)
+
+    def _chosen(self, tasks: Sequence[str] | str | None) -> list[str]:
+        known = self.config.tasks
+        if tasks is None:
+            return known if self.config.active_task is None else [self.config.active_task]
+        tasks = [tasks] if isinstance(tasks, str) else list(tasks)
+        unknown = [task for task in tasks if task not in known]
+        if unknown or not tasks:
+            raise ValueError(f"unknown task {unknown[0] if unknown else tasks!r}; tasks: {', '.join(known)}")
+        return tasks
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """All weights come from the checkpoint; only buffers that are never saved need values."""
+        for name in ("init_non_persistent_buffers", "_init_buffers"):
+            if hasattr(module, name):
+                getattr(module, name)()
+                return
+
+
+def _build(backbone: dict[str, Any], num_classes: int) -> nn.Module:
+    """The backbone with a classifier of its own, untrained."""
+    import timm
+
+    if backbone["architecture"] == "cifar_resnet20":
+        from .cifar_resnet import cifar_resnet20  # noqa: F401  (registers it)
+    model: nn.Module = timm.create_model(
+        backbone["architecture"], pretrained=False, num_classes=num_classes, **backbone.get("model_args", {})
+    )
+    return model.eval()
+
+
+def _part(net: nn.Module, steps: Sequence[str]) -> nn.Module:
+    """Keep only the modules of these steps, under their own names."""
+    for path, _ in reversed(list(net.named_modules())):
+        inside = any((path + ".").startswith(step + ".") for step in steps)
+        above = any(step.startswith(path + ".") for step in steps)
+        if path and not inside and not above:
+            parent, _, name = path.rpartition(".")
+            del net.get_submodule(parent)._modules[name]
+    return net
+
+
+def _run(net: nn.Module, steps: Sequence[str], value: Tensor) -> Tensor:
+    for step in steps:
+        value = net.get_submodule(step)(value)
+    return value
+
+
+def _resize(root: nn.Module, name: str, shape: Sequence[int]) -> None:
+    """Give one parameter or buffer another shape, and its module the widths that go with it."""
+    path, _, leaf = name.rpartition(".")
+    module = root.get_submodule(path)
+    old = getattr(module, leaf)
+    new = torch.zeros(math.prod(shape), dtype=old.dtype, device=old.device).view(*shape)
+    setattr(module, leaf, nn.Parameter(new) if isinstance(old, nn.Parameter) else new)
+    if leaf != "weight":
+        return
+    if isinstance(module, nn.Linear):
+        module.out_features, module.in_features = shape
+    elif isinstance(module, nn.Conv2d):
+        if module.groups == module.in_channels == module.out_channels:
+            module.groups = shape[0]
+        module.out_channels, module.in_channels = shape[0], shape[1] * module.groups
+    elif isinstance(module, nn.BatchNorm2d):
+        module.num_features = shape[0]
+    elif isinstance(module, nn.GroupNorm):
+        module.num_channels = shape[0]

@@ -1,0 +1,139 @@
+"""Results as text tables and as a picture."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from hf_zipit.chain import Cut
+from hf_zipit.errors import OptionError
+from hf_zipit.evaluation import Row
+from hf_zipit.spaces import Binding
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Aligned columns; the first is text, the others numbers.
+
+    >>> print(table(["a", "n"], [["x", "1"], ["yy", "10"]]))
+    a    n
+    x    1
+    yy  10
+    """
+    lines = [list(header), *(list(row) for row in rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in lines
+    )
+
+
+def result_table(rows: Sequence[Row], tasks: Sequence[str]) -> str:
+    """Accuracy in percent, GFLOPs and millions of parameters, one line per model."""
+    lines = []
+    for row in rows:
+        accuracies = [f"{100 * row.tasks[task]:.1f}" if task in row.tasks else "-" for task in tasks]
+        rest = [f"{100 * row.average:.1f}", f"{100 * row.joint:.1f}"]
+        lines.append([row.model, *accuracies, *rest, f"{row.flops / 1e9:.4g}", f"{row.parameters / 1e6:.4g}"])
+    return table(["model", *tasks, "average", "joint", "GFLOPs", "M params"], lines)
+
+
+def inspection(binding: Binding, cuts: Sequence[Cut]) -> dict[str, Any]:
+    """Spaces and cuts as plain values, for JSON."""
+    spaces = [{"name": s.name, "size": s.size, "groups": s.groups} for s in binding.spaces.values()]
+    return {"family": binding.spec.family, "spaces": spaces, "cuts": [asdict(cut) for cut in cuts]}
+
+
+def inspection_text(binding: Binding, cuts: Sequence[Cut]) -> str:
+    """Spaces and cuts as two tables."""
+    spaces = [
+        [
+            s.name,
+            str(s.size),
+            str(s.groups) if s.groups > 1 else "-",
+            ", ".join(f"{p.module}.{p.side}" for p in s.probes),
+        ]
+        for s in binding.spaces.values()
+    ]
+    lines = []
+    for cut in cuts:
+        share = f"{100 * cut.trunk_flops / cut.flops:.1f}"
+        two = f"{(2 * cut.flops - cut.trunk_flops) / cut.flops:.3f}x"
+        parameters = f"{(2 * cut.parameters - cut.trunk_parameters) / cut.parameters:.3f}x"
+        flops, weights = f"{cut.trunk_flops / 1e9:.4g}", f"{cut.trunk_parameters / 1e6:.4g}"
+        lines.append([cut.name, cut.space, flops, share, weights, two, parameters])
+    header = ["cut", "space", "trunk GFLOPs", "% of all", "trunk M params", "2 tasks: FLOPs", "params"]
+    return (
+        f"{binding.spec.family}: {len(binding.spaces)} spaces, {len(cuts)} cuts\n\n"
+        + table(["space", "units", "groups", "observed at"], spaces)
+        + "\n\n"
+        + table(header, lines)
+    )
+
+
+def plot(results: Mapping[str, Sequence[Row]], spaces: Sequence[Mapping[str, Any]], path: str | Path) -> Path:
+    """Accuracy against FLOPs for several merges of one pair, and what each merged space is made of.
+
+    Args:
+        results: name of the merge -> its rows with parents and ensemble.
+        spaces: composition of one merge's spaces, as in `config.zipit["spaces"]`.
+        path: the PNG to write.
+
+    Raises:
+        OptionError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise OptionError("plots need matplotlib: pip install 'hf-zipit[plot]'") from None
+    figure = Figure(figsize=(12, 4.8), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(1.1, 1))
+    _accuracy(left, results)
+    _composition(right, spaces)
+    figure.savefig(path, dpi=150)
+    return Path(path)
+
+
+def _accuracy(axes: Any, results: Mapping[str, Sequence[Row]]) -> None:
+    rows = next(iter(results.values()))
+    ensemble = next((row for row in rows if row.model == "ensemble"), None)
+    parents = [row for row in rows if row.model.startswith("parent:")]
+    unit = parents[0].flops if parents else rows[0].flops
+    colours = [f"C{i}" for i in range(len(results))]
+    for colour, (name, mine) in zip(colours, results.items(), strict=True):
+        merged = next(row for row in mine if row.model == "merged")
+        x = merged.flops / unit
+        axes.plot([x, x], [100 * merged.joint, 100 * merged.average], color=colour, lw=1, alpha=0.5)
+        axes.plot(x, 100 * merged.average, "o", ms=9, color=colour, label=name)
+        axes.plot(x, 100 * merged.joint, "s", ms=7, mfc="white", color=colour)
+    if ensemble:
+        x = ensemble.flops / unit
+        axes.plot([x, x], [100 * ensemble.joint, 100 * ensemble.average], color="black", lw=1, alpha=0.5)
+        axes.plot(x, 100 * ensemble.average, "*", ms=14, color="black", label="ensemble of the parents")
+        axes.plot(x, 100 * ensemble.joint, "s", ms=7, mfc="white", color="black")
+    if parents:
+        mean = 100 * sum(row.average for row in parents) / len(parents)
+        axes.axhline(mean, color="grey", ls="--", lw=1, label="parents, each on its own task")
+    axes.plot([], [], "o", color="grey", label="filled: task average")
+    axes.plot([], [], "s", mfc="white", color="grey", label="open: joint, all classes")
+    axes.set(
+        xlabel="FLOPs for all tasks, in forwards of one parent", ylabel="accuracy, %", title="Accuracy against cost"
+    )
+    axes.set_xlim(0.9, max(2.1, 1.05 * max(row.flops / unit for mine in results.values() for row in mine)))
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8, loc="best")
+
+
+def _composition(axes: Any, spaces: Sequence[Mapping[str, Any]]) -> None:
+    names = [space["name"] for space in spaces]
+    left = [0.0] * len(names)
+    kinds = {"shared": "shared by the tasks", "within": "merged within one model", "alone": "kept as it was"}
+    for colour, (kind, label) in zip(("C0", "C1", "lightgrey"), kinds.items(), strict=True):
+        share = [100 * space[kind] / space["width"] for space in spaces]
+        axes.barh(names, share, left=left, color=colour, label=label)
+        left = [a + b for a, b in zip(left, share, strict=True)]
+    axes.invert_yaxis()
+    axes.set(xlabel="merged units, %", xlim=(0, 100), title="What the merged units are made of")
+    axes.tick_params(axis="y", labelsize=8)
+    axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=3, frameon=False)

@@ -1,0 +1,153 @@
+"""Writing a merged model as a Hub-format folder: all of it, or nothing."""
+
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from hf_zipit import sources as source_models
+from hf_zipit.card import card
+from hf_zipit.configuration_zipit import ZipItConfig
+from hf_zipit.errors import OptionError, SourceError
+from hf_zipit.modeling_zipit import ZipItForImageClassification
+from hf_zipit.sources import Source
+
+_log = logging.getLogger("hf_zipit")
+SPEC, RECIPE = "zipit_spec.yaml", "zipit_config.yml"
+
+
+def check_output(folder: str | Path, overwrite: bool = False) -> Path:
+    """Refuse an output folder that exists, before any work is done.
+
+    Only an empty folder or an earlier merge is ever overwritten.
+
+    Raises:
+        OptionError: the folder exists and may not be replaced.
+    """
+    folder = Path(folder)
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return folder
+    if not overwrite:
+        raise OptionError(f"{folder} exists already: choose another folder, or pass --overwrite")
+    try:
+        kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+    except (OSError, ValueError, AttributeError):
+        kind = None
+    if kind != ZipItConfig.model_type:
+        raise OptionError(f"{folder} is not an earlier merge: it is not overwritten, remove it yourself")
+    return folder
+
+
+def save(
+    model: ZipItForImageClassification,
+    folder: str | Path,
+    *,
+    overwrite: bool = False,
+    source_folders: dict[int, Path] | None = None,
+) -> Path:
+    """Write a merged model: config, weights, code files, spec, recipe and card.
+
+    The folder appears at once when everything is written; an interruption leaves nothing behind but a hidden
+    temporary folder.
+
+    Args:
+        model: the merged model.
+        folder: where to; must not exist unless `overwrite`.
+        overwrite: replace an earlier merge.
+        source_folders: where the local source models are, by task number, so that `hf-zipit eval` finds them; kept
+            relative to `folder`.
+
+    Raises:
+        OptionError: the folder exists.
+
+    >>> save(merged, "merged")  # doctest: +SKIP
+    """
+    folder = check_output(folder, overwrite)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        model.config.register_for_auto_class()
+        model.register_for_auto_class("AutoModelForImageClassification")
+        about = model.config.zipit or {}
+        for index, path in (source_folders or {}).items():
+            about["sources"][index]["path"] = os.path.relpath(path.resolve(), folder.resolve())
+        model.save_pretrained(partial)
+        if model.spec_text:
+            (partial / SPEC).write_text(model.spec_text, encoding="utf-8")
+        (partial / RECIPE).write_text(yaml.safe_dump(recipe(model.config), sort_keys=False), encoding="utf-8")
+        (partial / "README.md").write_text(card(model.config), encoding="utf-8")
+        partial.chmod(0o755)
+        if folder.exists():
+            shutil.rmtree(folder)
+        partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return folder
+
+
+def recipe(config: ZipItConfig) -> dict[str, Any]:
+    """What was merged and how, as plain values."""
+    about = config.zipit or {}
+    return {
+        "sources": [
+            {"task": head["task"], **{k: v for k, v in source.items() if v is not None}}
+            for head, source in zip(config.heads or [], about.get("sources", []), strict=True)
+        ],
+        "data": about.get("data"),
+        "cut": config.cut,
+        **about.get("recipe", {}),
+        "generator": about.get("generator"),
+    }
+
+
+def load(folder: str | Path) -> ZipItForImageClassification:
+    """Load a merged model from a folder or the Hub.
+
+    Raises:
+        SourceError: it is no merged model, or its weights are incomplete or damaged.
+    """
+    if Path(folder).is_dir() and not (Path(folder) / "config.json").is_file():
+        raise SourceError(f"{folder} is no merged model: it has no config.json")
+    try:
+        model, info = ZipItForImageClassification.from_pretrained(folder, output_loading_info=True)
+    except Exception as error:  # OSError, SafetensorError, ValueError and others, depending on what is wrong
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise SourceError(f"cannot load the merged model {folder}: {first}") from error
+    wrong = sorted(str(key) for keys in info.values() for key in keys)
+    if wrong:
+        raise SourceError(f"{folder} does not hold a whole merged model: {', '.join(wrong[:3])}")
+    out: ZipItForImageClassification = model.eval()
+    return out
+
+
+def load_parents(config: ZipItConfig, folder: str | Path, given: Sequence[str] | None = None) -> list[Source]:
+    """The models a merge was made of: those given, else those it records; none, with a warning, if one is gone.
+
+    Raises:
+        SourceError: a model cannot be loaded, or is not the one that was merged.
+    """
+    recorded = (config.zipit or {}).get("sources", [])
+    places = list(given) if given else [_place(source, Path(folder)) for source in recorded]
+    if any(place is None for place in places):
+        gone = (config.tasks[i] for i, place in enumerate(places) if place is None)
+        _log.warning("the parents of %s are not where they were: name all with --parent to compare", ", ".join(gone))
+        return []
+    parents = [source_models.load(str(place)) for place in places]
+    for parent, source in zip(parents, recorded, strict=False):
+        known, found = source.get("sha256"), parent.origin.get("sha256")
+        if known and found != known:
+            raise SourceError(f"{parent.name} has changed since the merge: its weights have another sha256")
+    return parents
+
+
+def _place(source: dict[str, Any], folder: Path) -> str | None:
+    if source.get("id"):
+        return f"{source['id']}@{source['revision']}"
+    path = folder / source["path"] if source.get("path") else None
+    return str(path) if path and path.is_dir() else None

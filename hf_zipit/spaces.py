@@ -1,0 +1,92 @@
+"""Feature spaces and the flat table that says which slice of which parameter lives in which space.
+
+Statistics, transform and checks read the table and know no architecture.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from hf_zipit import spec as specs
+
+Role = Literal["write", "read", "carry"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One slice of one axis of one parameter, viewed as `(before, space size, after)`.
+
+    `write` and `carry` rows are averaged over a merged unit (M), `read` rows are summed (U). `local` marks the input
+    axis of a grouped convolution, whose index counts inside the group of the output row.
+    """
+
+    parameter: str
+    axis: int
+    offset: int
+    length: int
+    role: Role
+    space: str
+    before: int = 1
+    after: int = 1
+    local: bool = False
+
+
+@dataclass(frozen=True)
+class Probe:
+    """The input (`in`) or output (`out`) of a module, whose axis 1 runs over the units of a space."""
+
+    module: str
+    side: str
+
+
+@dataclass(frozen=True)
+class FeatureSpace:
+    """`size` units that must be matched as one wherever they appear.
+
+    With `groups > 1` (GroupNorm, grouped convolutions) units only mix inside their group; spaces that name the same
+    `group_axis` move their groups together.
+    """
+
+    name: str
+    size: int
+    probes: tuple[Probe, ...]
+    groups: int = 1
+    group_axis: str | None = None
+
+
+@dataclass(frozen=True)
+class Binding:
+    """A spec bound to a model: spaces, table, steps, and the space that lives after each step.
+
+    `classifier` names the parameters whose width is the number of classes; `unmatched` holds the spec's lines that
+    this model has no module for.
+    """
+
+    spec: specs.Spec
+    spaces: dict[str, FeatureSpace]
+    table: tuple[Row, ...]
+    steps: tuple[str, ...]
+    after: dict[str, str | None]
+    classifier: tuple[str, ...]
+    unmatched: tuple[specs.Line, ...]
+
+    @property
+    def cuts(self) -> tuple[str, ...]:
+        """Legal cuts: steps after which exactly one tensor, of one known space, is alive. `()` without a chain.
+
+        The step that writes the classes is no cut, nor is anything after it.
+        """
+        return tuple(s for s in self.steps if self.after[s] is not None)
+
+    def rows(self, parameters: Iterable[str]) -> dict[str, list[Row]]:
+        """The table's rows by parameter; a parameter without rows (all axes fixed) has an empty list."""
+        out: dict[str, list[Row]] = {name: [] for name in parameters}
+        for row in self.table:
+            if row.parameter in out:
+                out[row.parameter].append(row)
+        return out
+
+    def under(self, steps: Iterable[str], names: Iterable[str]) -> list[str]:
+        """Those of `names` (parameters or modules) that belong to the given steps."""
+        prefixes = tuple(s + "." for s in steps)
+        return [n for n in names if (n + ".").startswith(prefixes)]

@@ -1,0 +1,147 @@
+"""Statistics of the models' activations, per space and task, in one pass over the data.
+
+All models see the same batch. Nothing is gathered: each process sums its own batches and one reduction follows.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from hf_zipit.chain import ModelChain
+from hf_zipit.errors import DataError
+from hf_zipit.moments import AnyMoments, Moments, ReferenceMoments
+from hf_zipit.spaces import Binding, FeatureSpace, Probe
+
+POSITIONS = 256  # of a larger feature map an even lattice of at most this many positions per image is read
+
+
+@dataclass
+class SpaceStatistics:
+    """The moments of one space: one entry per task, in task order (one for all under `compat`)."""
+
+    space: FeatureSpace
+    sizes: tuple[int, ...]
+    tasks: list[AnyMoments]
+
+    @property
+    def pooled(self) -> AnyMoments:
+        """The moments over the data of all tasks."""
+        first, *rest = self.tasks
+        for moments in rest:
+            first = first + moments  # type: ignore[operator]
+        return first
+
+
+def collect(
+    models: Sequence[nn.Module],
+    binding: Binding,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    *,
+    spaces: Iterable[str],
+    tasks: int,
+    accelerator: Accelerator,
+    device: torch.device,
+    compat: bool = False,
+) -> dict[str, SpaceStatistics]:
+    """Run every batch through every model once and accumulate the moments of the named spaces.
+
+    Args:
+        models: in eval mode, on `device`; hooks are attached for the pass and removed again.
+        batches: `(pixels (B, 3, H, W), task (B,))`, this process's share.
+        tasks: number of tasks; `task` counts from 0.
+        compat: accumulate as the authors' code does, over all positions and tasks together.
+
+    Raises:
+        DataError: no image came, or a unit's activations are not finite.
+    """
+    wanted = {name: binding.spaces[name] for name in spaces}
+    stats = {}
+    for name, space in wanted.items():
+        sizes = (space.size,) * len(models)
+        if compat:
+            stats[name] = SpaceStatistics(space, sizes, [ReferenceMoments.empty(sum(sizes), device)])
+        else:
+            stats[name] = SpaceStatistics(space, sizes, [Moments.empty(sum(sizes), device) for _ in range(tasks)])
+    with ExitStack() as stack, torch.inference_mode():
+        readers = [stack.enter_context(_Reader(model, wanted, None if compat else POSITIONS)) for model in models]
+        probed = [probe.module for space in wanted.values() for probe in space.probes]
+        chains = [ModelChain(model, binding, until=probed) for model in models]
+        for pixels, task in batches:
+            pixels = pixels.to(device, memory_format=torch.contiguous_format if compat else torch.channels_last)
+            for chain in chains:
+                chain(pixels)
+            for name, entry in stats.items():
+                _accumulate(entry, [reader.pop(name) for reader in readers], task)
+    for entry in stats.values():
+        for moments in entry.tasks:
+            moments.reduce(accelerator)
+        _check(entry)
+    return stats
+
+
+def _accumulate(entry: SpaceStatistics, features: list[list[Tensor]], task: Tensor) -> None:
+    """Add one batch: `features[model][probe]` has shape (B, P, size)."""
+    for probe in range(len(features[0])):
+        values = torch.cat([f[probe] for f in features], dim=-1)  # (B, P, N * size)
+        for index, moments in enumerate(entry.tasks):
+            mine = values if len(entry.tasks) == 1 else values[task.to(values.device) == index]
+            if len(mine):
+                moments.update(mine)
+
+
+class _Reader:
+    """Reads the probes of one model during a pass; leaves no hook behind."""
+
+    def __init__(self, model: nn.Module, spaces: Mapping[str, FeatureSpace], positions: int | None) -> None:
+        self.model, self.spaces, self.positions = model, spaces, positions
+        self.features: dict[str, list[Tensor]] = {name: [] for name in spaces}
+
+    def __enter__(self) -> "_Reader":
+        self.handles = [self._attach(name, probe) for name, space in self.spaces.items() for probe in space.probes]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self.handles:
+            handle.remove()
+
+    def _attach(self, name: str, probe: Probe) -> torch.utils.hooks.RemovableHandle:
+        module = self.model.get_submodule(probe.module)
+        if probe.side == "in":
+            return module.register_forward_pre_hook(lambda _, args: self._keep(name, args[0]))
+        return module.register_forward_hook(lambda _, __, out: self._keep(name, out))
+
+    def _keep(self, name: str, value: Tensor) -> None:
+        self.features[name].append(samples(value, self.positions))
+
+    def pop(self, name: str) -> list[Tensor]:
+        out = self.features[name]
+        self.features[name] = []
+        return out
+
+
+def samples(value: Tensor, positions: int | None = None) -> Tensor:
+    """Activations with units on axis 1 -> (B, P, units), a copy; large maps are read on an even lattice."""
+    if value.ndim == 4 and positions is not None:
+        height, width = value.shape[2:]
+        stride = 1
+        while -(-height // stride) * -(-width // stride) > positions:
+            stride += 1
+        value = value[:, :, (stride - 1) // 2 :: stride, (stride - 1) // 2 :: stride]
+    return value.flatten(2).transpose(1, 2).clone() if value.ndim > 2 else value[:, None].clone()
+
+
+def _check(entry: SpaceStatistics) -> None:
+    total = entry.pooled
+    if not total.count:
+        raise DataError("the data holds no image")
+    bad = (~total.mean.isfinite()).nonzero().flatten()
+    if len(bad):
+        size = entry.sizes[0]
+        raise DataError(
+            f"model {int(bad[0]) // size}: {len(bad)} of {len(total.mean)} units of space '{entry.space.name}' are NaN "
+            "or infinite on this data; check the model's weights and its preprocessing"
+        )

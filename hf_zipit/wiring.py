@@ -1,0 +1,209 @@
+"""Expanding spec lines against the modules of a model: who reads, writes and carries which space.
+
+The module's type says the rest: biases follow the output, norms carry, grouped convolutions and GroupNorm group.
+"""
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from hf_zipit import spec as specs
+from hf_zipit.errors import SpecError
+from hf_zipit.spaces import Probe, Role, Row
+
+OPEN = -1  # a tile count that is known once the size of its space is
+
+
+class Names:
+    """Union-find over names; the representative is the lowest-ranked, then the earliest name."""
+
+    def __init__(self) -> None:
+        self.parent: dict[str, str] = {}
+        self.rank: dict[str, tuple[int, int]] = {}
+
+    def add(self, name: str, rank: int = 0) -> str:
+        """Make sure a name exists."""
+        if name not in self.parent:
+            self.parent[name] = name
+            self.rank[name] = (rank, len(self.rank))
+        return name
+
+    def find(self, name: str) -> str:
+        """The representative of a name."""
+        while self.parent[name] != name:
+            name = self.parent[name]
+        return name
+
+    def union(self, a: str, b: str) -> None:
+        """Make two names one."""
+        low, high = sorted((self.find(self.add(a)), self.find(self.add(b))), key=self.rank.__getitem__)
+        self.parent[high] = low
+
+
+@dataclass(frozen=True)
+class Scope:
+    """Resolves the names of one block: `in`, `out`, top-level names, and names private to the block."""
+
+    block: str
+    stream: str
+    shared: frozenset[str]
+
+    def __call__(self, name: str) -> str:
+        """The full name of a space."""
+        if not self.block or name in self.shared or name in specs.FIXED:
+            return name
+        return self.stream if name == "in" else f"{self.block}.{name}"
+
+    def path(self, target: str) -> str:
+        """The full path of a module or parameter; `.` is the block itself."""
+        if not self.block:
+            return target
+        return self.block if target == "." else f"{self.block}.{target}"
+
+
+class Wiring:
+    """The raw table of one model, filled line by line; names are resolved afterwards."""
+
+    def __init__(self, file: str, model: nn.Module) -> None:
+        self.file = file
+        self.modules = dict(model.named_modules())
+        self.tensors = {k: v for k, v in model.state_dict().items() if v.is_floating_point() and v.ndim}
+        self.names, self.axes = Names(), Names()
+        self.rows: list[Row] = []
+        self.claimed: dict[str, specs.Line] = {}
+        self.used: set[specs.Line] = set()
+        self.grouped: list[tuple[str, int, str]] = []  # (space, groups, group axis)
+        self.sizes: dict[str, int] = {}  # group axis -> number of groups, from `sizes:`
+        self.probes: list[tuple[str, Probe]] = []
+        self.written: dict[str, str | None] = {}  # module path -> space its output lives in
+        self.line = specs.Line("")
+
+    def error(self, message: str) -> SpecError:
+        """An error at the line being expanded."""
+        return SpecError(f"{self.file}:{self.line.number} ({self.line.target}): {message}")
+
+    def has_parameters(self, path: str) -> bool:
+        """Whether there is such a module, with parameters in it."""
+        return path in self.modules and bool(self.modules[path].state_dict())
+
+    def expand(self, lines: tuple[specs.Line, ...], scope: Scope, explicit: set[str]) -> None:
+        """Expand lines; one whose target the model lacks is skipped, the coverage check keeps that safe.
+
+        `explicit` holds the paths with lines of their own: they take precedence over a line for a module above them.
+        """
+        for line in lines:
+            self.line, path = line, scope.path(line.target)
+            if path in self.tensors:
+                self._bare(line, path, scope)
+            elif path in self.modules:
+                self._module(line, path, scope, explicit)
+
+    def observe(self, lines: tuple[specs.ProbeLine, ...], scope: Scope) -> None:
+        """Note the probes whose module the model has."""
+        for line in lines:
+            path = scope.block if line.module == "block" else scope.path(line.module)
+            if path in self.modules and (self.has_parameters(path) or not scope.block):
+                self.probes.append((self.names.add(scope(line.space)), Probe(path, line.side)))
+
+    def _bare(self, line: specs.Line, name: str, scope: Scope) -> None:
+        """A parameter named by itself: one expression per axis."""
+        axes = line.axes or (line.reads,)
+        if len(axes) != self.tensors[name].ndim:
+            raise self.error(f"{name} has {self.tensors[name].ndim} axes, the line describes {len(axes)}")
+        self._claim(name)
+        for axis, expression in enumerate(axes):
+            self._rows(name, axis, "carry", expression, scope)
+
+    def _module(self, line: specs.Line, path: str, scope: Scope, explicit: set[str]) -> None:
+        module = self.modules[path]
+        own = self._own(path)
+        if not own:
+            if not any(target.startswith(path + ".") and target in self.modules for target in explicit):
+                self._container(line, path, scope)
+        elif line.writes and isinstance(module, nn.Linear | nn.modules.conv._ConvNd):
+            self._weight(line, path, module, scope)
+            self.written[path] = self._single(line.writes, scope)
+        elif line.writes:
+            raise self.error(f"{path} is a {type(module).__name__}: '->' is for linear layers and convolutions")
+        else:
+            self._carrier(line, path, module, own, scope)
+
+    def _own(self, path: str) -> list[str]:
+        module = self.modules[path]
+        names = (f"{path}.{n}" for n in (*module._parameters, *module._buffers))
+        return [name for name in names if name in self.tensors]
+
+    def _carrier(self, line: specs.Line, path: str, module: nn.Module, own: list[str], scope: Scope) -> None:
+        """Norms, layer scales, depthwise convolutions: element-wise along their first axis."""
+        for name in own:
+            self._claim(name)
+            self._rows(name, 0, "carry", line.reads, scope)
+        space = self.written[path] = self._single(line.reads, scope)
+        if isinstance(module, nn.GroupNorm) and module.num_groups > 1 and space:
+            self.grouped.append((space, module.num_groups, self.axes.add(f"{space}#groups")))
+
+    def _container(self, line: specs.Line, path: str, scope: Scope) -> None:
+        """A module without parameters of its own: run through its leaves, norms carry the side they are on."""
+        side = line.reads
+        for name, child in self.modules[path].named_modules():
+            leaf = f"{path}.{name}" if name else path
+            if not self._own(leaf):
+                continue
+            writes = line.writes if isinstance(child, nn.Linear | nn.modules.conv._ConvNd) else ()
+            self._module(specs.Line(line.target, side, writes, number=line.number), leaf, scope, set())
+            self.used.add(line)
+            side = writes or side
+        self.written[path] = self._single(side, scope)
+
+    def _weight(self, line: specs.Line, path: str, module: nn.Module, scope: Scope) -> None:
+        """Linear and convolution: the output axis and the bias write, the input axis reads."""
+        name = f"{path}.weight"
+        transposed, groups = bool(getattr(module, "transposed", False)), int(getattr(module, "groups", 1))
+        if transposed and groups > 1:
+            raise self.error(f"{path}: grouped transposed convolutions are not supported")
+        self._claim(name)
+        self._rows(name, 1 if transposed else 0, "write", line.writes, scope)
+        if groups > 1:
+            axis = self.axes.add(f"{path}#groups")
+            for expression in (line.reads, line.writes):
+                if space := self._single(expression, scope):
+                    self.grouped.append((space, groups, axis))
+        self._rows(name, 0 if transposed else 1, "read", line.reads, scope, local=groups > 1)
+        if f"{path}.bias" in self.tensors:
+            self._claim(f"{path}.bias")
+            self._rows(f"{path}.bias", 0, "write", line.writes, scope)
+
+    def _claim(self, name: str) -> None:
+        if name in self.claimed:
+            raise self.error(f"{name} is already wired by line {self.claimed[name].number}")
+        self.claimed[name] = self.line
+        self.used.add(self.line)
+
+    def _single(self, expression: specs.Expression, scope: Scope) -> str | None:
+        """The one space an expression names; `None` if it is fixed or a concatenation."""
+        units = [name for name in expression[0] if name != "."] if len(expression) == 1 else []
+        return None if not units or units[-1] in specs.FIXED else scope(units[-1])
+
+    def _rows(
+        self, name: str, axis: int, role: Role, expression: specs.Expression, scope: Scope, local: bool = False
+    ) -> None:
+        """Cut an axis into the equal parts of the expression, one row for each part that is not fixed."""
+        width = self.tensors[name].shape[axis]
+        length, rest = divmod(width, len(expression))
+        if rest:
+            raise self.error(f"{name}: axis {axis} is {width} wide, not {len(expression)} equal parts")
+        for index, term in enumerate(expression):
+            unit = self._single((term,), scope)
+            if unit is None:
+                continue
+            space = self.names.add(unit, rank=1 if scope.block else 0)
+            tiled = len(term) == 2 and "." in term
+            if len(term) == 2 and not tiled:
+                self._group(name, space, term[0], scope)
+            before, after = (OPEN if tiled and term[0] == "." else 1), (OPEN if tiled and term[1] == "." else 1)
+            self.rows.append(Row(name, axis, index * length, length, role, space, before, after, local))
+
+    def _group(self, name: str, space: str, group: str, scope: Scope) -> None:
+        if scope(group) not in self.sizes:
+            raise self.error(f"{name}: the number of '{group}' groups is not given under sizes:")
+        self.grouped.append((space, self.sizes[scope(group)], self.axes.add(scope(group))))

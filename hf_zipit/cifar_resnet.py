@@ -19,6 +19,7 @@ class CifarResNet(ResNet):
             raise ValueError(f"depth is {depth}: a CIFAR ResNet has 6 n + 2 layers (8, 14, 20, ...)")
         blocks, channels = (depth - 2) // 6, tuple(c * width for c in (16, 32, 64))
         super().__init__(BasicBlock, (blocks,) * 3, channels=channels, stem_type="deep", stem_width=8 * width, **kwargs)
+        self.model_args = {"width": width, "depth": depth}
         self.conv1 = nn.Conv2d(kwargs.get("in_chans", 3), channels[0], 3, padding=1, bias=False)
         nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
         self.maxpool = nn.Identity()

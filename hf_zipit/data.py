@@ -80,6 +80,8 @@ def open_all(data: Any, count: int, transform: Callable[[Any], Tensor] | None, *
     Raises:
         DataError: a list with another number of data sets.
     """
+    if data is None:
+        raise DataError("no data: merging needs images, without labels; give them with --data")
     if not isinstance(data, list | tuple) or (len(data) and _is_batch(data[0], alone=len(data) != count)):
         return [open_images(data, transform, **options)]
     if len(data) not in (1, count):

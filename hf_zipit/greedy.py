@@ -94,11 +94,16 @@ class _Pairs:
 
 
 class _Repaired:
-    """The default rules: budgets count every merge that brings two units of a model together, in any cluster."""
+    """The default rules.
+
+    Budgets count every merge that brings two units of a model together, in any cluster. A cluster pays `alpha` for
+    each merge from the size on that one unit of every model gives it; for two models that is every merge.
+    """
 
     def __init__(self, pairs: _Pairs, sizes: tuple[int, ...], alpha: float, beta: float, keep: int) -> None:
         self.pairs, self.alpha = pairs, np.float32(alpha)
         self.holds = np.repeat(np.eye(len(sizes), dtype=bool), sizes, axis=1)  # (N, n): model k has a unit in cluster
+        self.members = np.ones(sum(sizes), dtype=np.int64)
         share = int(beta * (sum(sizes) - keep) / len(sizes) + 1e-4)
         self.budget = [max(share, size - keep) for size in sizes]
         for model, budget in enumerate(self.budget):
@@ -107,7 +112,9 @@ class _Repaired:
 
     def merge(self, i: int, j: int) -> None:
         values = np.minimum(self.pairs.values[i], self.pairs.values[j])
-        np.multiply(values, self.alpha, out=values, where=values > 0)  # a penalty must not raise a negative value
+        self.members[i] += self.members[j]
+        if self.members[i] >= len(self.holds):
+            np.multiply(values, self.alpha, out=values, where=values > 0)  # a penalty must not raise a negative value
         both = np.flatnonzero(self.holds[:, i] & self.holds[:, j])
         self.holds[:, i] |= self.holds[:, j]
         self.holds[:, j] = False

@@ -78,9 +78,10 @@ def zip_match(
     """Greedy matching across and within models (ZipIt!, section 4.3 and appendix B), in O(n^2) time and memory.
 
     Merges the most similar pair of clusters until `keep` are left. A merged cluster is as similar to another as the
-    least similar of its members, times `alpha` for each merge. At most `beta * (n - keep) / N` merges may bring two
-    units of model k together, for each k. With `beta=0` no cluster holds two units of a model (unless `keep` is below
-    a model's size, which forces it); no unit is ever dropped; the result does not depend on the order of the models.
+    least similar of its members, times `alpha` for each merge that gave it N or more units. At most
+    `beta * (n - keep) / N` merges may bring two units of model k together, for each k. With `beta=0` no cluster holds
+    two units of a model (unless `keep` is below a model's size, which forces it); no unit is ever dropped; the result
+    does not depend on the order of the models.
 
     Args:
         similarity: `(n, n)`, units of model 0 first; larger is more alike. The diagonal is ignored.

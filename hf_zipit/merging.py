@@ -1,6 +1,7 @@
 """The merge as a straight line: load, bind, observe, match, transform, build, calibrate."""
 
-from collections.abc import Mapping, Sequence
+import copy
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +20,14 @@ from hf_zipit.methods import Options, match_spaces
 from hf_zipit.modeling_zipit import ZipItForImageClassification
 from hf_zipit.progress import progress
 from hf_zipit.sources import Source
-from hf_zipit.spaces import Binding
+from hf_zipit.spaces import Binding, FeatureSpace
 from hf_zipit.statistics import collect
 from hf_zipit.transform import merge_states, unmerge_reads
 
 
 def merge(
     sources: Sequence[str | Path | nn.Module | Source],
-    data: Any,
+    data: Any = None,
     *,
     method: str = "zip",
     cut: str | None = None,
@@ -47,6 +48,7 @@ def merge(
         sources: two or more Hub ids, folders or timm modules; none of them is changed.
         data: images for the statistics, no labels needed: one data set for all, or a list with one for each model.
             A Hub id, an image folder, parquet files, a `datasets.Dataset`, or batches of pixels (see `open_images`).
+            Not read where neither the method nor the calibration needs images.
         method: `zip`, `permute` or `average`.
         cut: merge up to this step or stage (`layer2`); each task keeps its own layers after it. `None` merges
             everything but the classifiers.
@@ -80,13 +82,14 @@ def merge(
     binding = source_models.find_spec(loaded[0], spec)
     source_models.check_alike(loaded, binding)
     depth = resolve_cut(binding, cut)
-    images = open_all(data, len(loaded), loaded[0].transform, num_images=num_images, seed=seed)
+    needed = options.needs_statistics or calibrate != "none"
+    images = open_all(data, len(loaded), loaded[0].transform, num_images=num_images, seed=seed) if needed else []
 
     pipeline = _Pass(images, batch_size, device)
     matches = _match(loaded, binding, depth, options, pipeline)
     config = _config(loaded, names, binding, depth, cut, matches)
     config.zipit = _provenance(loaded, images, options, calibrate, seed, matches)
-    merged = _build(config, _merged_state(loaded, binding, depth, cut, matches))
+    merged = _build(config, loaded, _merged_state(loaded, binding, depth, cut, matches))
     merged.spec_text = binding.spec.text
     merged.to(pipeline.device)
     CALIBRATIONS[calibrate](merged, pipeline.batches("Calibrating"), pipeline.accelerator, pipeline.device)
@@ -123,23 +126,25 @@ def _match(
     sources: Sequence[Source], binding: Binding, depth: int, options: Options, pipeline: _Pass
 ) -> dict[str, Match]:
     """Match the spaces that the trunk touches."""
-    state = sources[0].model.state_dict()
-    touched = {row.space for rows in binding.rows(binding.under(binding.steps[:depth], state)).values() for row in rows}
-    spaces = [space for name, space in binding.spaces.items() if name in touched]
+    states = [source.model.state_dict() for source in sources]
+    rows = binding.rows(binding.under(binding.steps[:depth], states[0])).values()
+    touched = {row.space for mine in rows for row in mine}
+    spaces: Iterable[FeatureSpace] = [space for name, space in binding.spaces.items() if name in touched]
     if not options.needs_statistics:
-        return match_spaces(spaces, {}, len(sources), options)
+        return match_spaces(spaces, {}, states, binding, options)
     models = [working_copy(source.model, pipeline.device, channels_last=not options.compat) for source in sources]
     statistics = collect(
         models,
         binding,
         pipeline.batches("Reading activations"),
-        spaces=[space.name for space in spaces],
+        spaces=touched,
         tasks=len(pipeline.images),
         accelerator=pipeline.accelerator,
         device=pipeline.device,
         compat=options.compat,
     )
-    return match_spaces(progress(spaces, "Matching", pipeline.accelerator), statistics, len(sources), options)
+    spaces = progress(spaces, "Matching", pipeline.accelerator)
+    return match_spaces(spaces, statistics, states, binding, options)
 
 
 def _config(
@@ -189,22 +194,14 @@ def _merged_state(
     return out
 
 
-def _build(config: ZipItConfig, state: Mapping[str, Tensor]) -> ZipItForImageClassification:
-    """The merged model, made the way `from_pretrained` will make it again."""
+def _build(config: ZipItConfig, sources: Sequence[Source], state: Mapping[str, Tensor]) -> ZipItForImageClassification:
+    """The merged model on the sources' own architecture, with the config that builds it again."""
     with torch.device("meta"):
         planned = ZipItForImageClassification(config).state_dict()
-    if set(planned) != set(state):
-        odd = sorted(set(planned) ^ set(state))[0]
-        raise SourceError(
-            f"{config.backbone['architecture'] if config.backbone else ''} cannot be rebuilt by name: {odd} differs. "
-            "Pass the models as Hub-format folders, whose config.json holds their arguments"
-        )
-    config.shapes = {k: list(v.shape) for k, v in state.items() if v.shape != planned[k].shape}
-    with torch.device("meta"):
-        model = ZipItForImageClassification(config)
-    model.to_empty(device="cpu")
+    config.shapes = {k: list(v.shape) for k, v in state.items() if k in planned and v.shape != planned[k].shape}
+    model = ZipItForImageClassification(config, [copy.deepcopy(source.model).eval() for source in sources])
     model.load_state_dict(state, assign=True)
-    model.apply(model._init_weights)
+    model.requires_grad_(True)
     model.eval()
     return model
 

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from hf_zipit.errors import OptionError
+from hf_zipit.fingerprint import fingerprints, likeness
 from hf_zipit.matching import Match, average_match, match_groups, permute_match, zip_match
 from hf_zipit.similarity import correlation, reference_correlation
-from hf_zipit.spaces import FeatureSpace
+from hf_zipit.spaces import Binding, FeatureSpace
 from hf_zipit.statistics import SpaceStatistics
 
 
@@ -60,28 +61,39 @@ METHODS: dict[str, Callable[[Options], UnitMatch] | None] = {
 
 
 def match_spaces(
-    spaces: Iterable[FeatureSpace], statistics: Mapping[str, SpaceStatistics], models: int, options: Options
+    spaces: Iterable[FeatureSpace],
+    statistics: Mapping[str, SpaceStatistics],
+    states: Sequence[Mapping[str, Tensor]],
+    binding: Binding,
+    options: Options,
 ) -> dict[str, Match]:
     """Match every space; spaces whose groups move together are matched together.
 
     Args:
         spaces: the spaces to match.
         statistics: by space name; empty for a method that reads none.
-        models: how many models there are.
+        states: the models' state dicts, whose weights tell units apart that the data does not.
+        binding: where the spaces are in them.
+        options: the method and its parameters.
     """
+    models = len(states)
     make = METHODS[options.method]
     if make is None:
         return {space.name: average_match([space.size] * models) for space in spaces}
-    match, similarity = make(options), reference_correlation if options.compat else correlation
+    match, measure = make(options), reference_correlation if options.compat else correlation
+
+    def similarity(space: FeatureSpace) -> Tensor:
+        return measure(statistics[space.name].pooled, likeness(fingerprints(states, binding, space)))
+
     out: dict[str, Match] = {}
     groups: dict[str, list[FeatureSpace]] = {}
     for space in spaces:
         if space.group_axis is None:
-            out[space.name] = match(similarity(statistics[space.name].pooled), [space.size] * models)
+            out[space.name] = match(similarity(space), [space.size] * models)
         else:
             groups.setdefault(space.group_axis, []).append(space)
     for together in groups.values():
-        matrices = [similarity(statistics[space.name].pooled) for space in together]
+        matrices = [similarity(space) for space in together]
         found = match_groups(matrices, [1] * models, together[0].groups, match)
         out.update(zip((space.name for space in together), found, strict=True))
     return out

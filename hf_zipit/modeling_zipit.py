@@ -4,6 +4,7 @@
 It needs torch, transformers and the library of the backbone, and nothing else of hf-zipit but its configuration.
 """
 
+import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -57,11 +58,14 @@ class ZipItForImageClassification(PreTrainedModel):
     model_tags = ["zipit", "merge"]  # noqa: RUF012  (transformers reads a list)
     spec_text: str | None = None  # the spec it was merged with, where it is known
 
-    def __init__(self, config: ZipItConfig) -> None:
+    def __init__(self, config: ZipItConfig, backbones: Sequence[nn.Module] | None = None) -> None:
+        """Build from the config alone, or from one backbone per task, which are then taken apart."""
         super().__init__(config)
         heads, trunk, head = config.heads or [], config.trunk or [], config.head or []
-        self.trunk = _part(_build(config.backbone or {}, len(heads[0]["id2label"])), trunk)
-        self.heads = nn.ModuleList(_part(_build(config.backbone or {}, len(h["id2label"])), head) for h in heads)
+        if backbones is None:
+            backbones = [_build(config.backbone or {}, len(h["id2label"])) for h in heads]
+        self.trunk = _part(copy.deepcopy(backbones[0]), trunk)
+        self.heads = nn.ModuleList(_part(backbone, head) for backbone in backbones)
         unmerge = config.unmerge
         self.unmerge = nn.ModuleList(
             Unmerge(unmerge["size"], unmerge["axis"]) if unmerge else nn.Identity() for _ in heads
@@ -106,6 +110,24 @@ class ZipItForImageClassification(PreTrainedModel):
         if unknown or not tasks:
             raise ValueError(f"unknown task {unknown[0] if unknown else tasks!r}; tasks: {', '.join(known)}")
         return tasks
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
+        """Write the model, after making sure that its config describes it.
+
+        Raises:
+            ValueError: a backbone that was given in memory is not what its name and arguments build.
+        """
+        with torch.device("meta"):
+            planned = {k: v.shape for k, v in type(self)(self.config).state_dict().items()}
+        mine = {k: v.shape for k, v in self.state_dict().items()}
+        odd = sorted(k for k in planned.keys() | mine.keys() if planned.get(k) != mine.get(k))
+        if odd:
+            raise ValueError(
+                f"{(self.config.backbone or {}).get('architecture')} cannot be rebuilt by name: {odd[0]} differs. "
+                "Merge Hub-format folders, whose config.json holds the models' arguments, or "
+                "hf_zipit.load_source(module, model_args={...})"
+            )
+        return super().save_pretrained(save_directory, *args, **kwargs)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

@@ -49,12 +49,14 @@ class Source:
         return int(channels), int(height), int(width)
 
 
-def load(source: str | Path | nn.Module | Source) -> Source:
+def load(source: str | Path | nn.Module | Source, model_args: dict[str, Any] | None = None) -> Source:
     """Load one model.
 
     Args:
         source: a Hub id (`user/name`, `user/name@revision`), a folder with `config.json` and `model.safetensors`, or
             a timm module made by `timm.create_model`. A `Source` is returned as it is.
+        model_args: the keyword arguments a module was created with, apart from the number of classes; timm does not
+            keep them, and a saved merge needs them.
 
     Raises:
         SourceError: it is no model, its weights are missing, damaged, pickled or do not fit, or its kind is unknown.
@@ -62,7 +64,7 @@ def load(source: str | Path | nn.Module | Source) -> Source:
     if isinstance(source, Source):
         return source
     if isinstance(source, nn.Module):
-        return _from_module(source)
+        return _from_module(source, model_args)
     path = Path(source)
     if path.is_dir():
         return _from_folder(path, {"id": None, "folder": path.resolve().name, "revision": None})
@@ -81,7 +83,7 @@ def untrained(architecture: str) -> Source:
     """
     if not timm.is_model(architecture):
         raise SourceError(f"'{architecture}' is neither a folder, a Hub id (user/name), nor a timm architecture")
-    return _from_module(timm.create_model(architecture, pretrained=False))
+    return _from_module(timm.create_model(architecture, pretrained=False), None)
 
 
 def find_spec(source: Source, spec: str | Path | None = None) -> Binding:
@@ -143,14 +145,15 @@ def _same_modules(first: Source, other: Source, binding: Binding, pair: str) -> 
             raise SourceError(f"{pair}: the module {path or 'itself'} is {shown[0]} and {shown[1]}")
 
 
-def _from_module(model: nn.Module) -> Source:
+def _from_module(model: nn.Module, model_args: dict[str, Any] | None) -> Source:
     config = getattr(model, "pretrained_cfg", None)
     if not config or not config.get("architecture"):
         raise SourceError(
             f"a {type(model).__name__} that was not made by timm.create_model cannot be rebuilt later: "
             "save it as a Hub-format folder and pass that"
         )
-    backbone = {"library": "timm", "architecture": config["architecture"], "model_args": {}}
+    known = model_args if model_args is not None else getattr(model, "model_args", {})
+    backbone = {"library": "timm", "architecture": config["architecture"], "model_args": known}
     origin = {"id": None, "folder": None, "revision": None, "sha256": None}
     return _timm_source(config["architecture"], model, backbone, config.get("label_names"), origin)
 

@@ -28,17 +28,22 @@ SpecFile = Annotated[Path | None, typer.Option("--spec", help="Use this spec fil
 Device = Annotated[str | None, typer.Option(help="Where to run, e.g. cpu or cuda:0.")]
 
 
-@app.callback()
-def main(
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
-    version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
-) -> None:
-    """Options of every command."""
-    if version:
+def _version(wanted: bool) -> None:
+    if wanted:
         from hf_zipit import __version__
 
         typer.echo(__version__)
         raise typer.Exit
+
+
+@app.callback()
+def main(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", is_eager=True, callback=_version)
+    ] = False,
+) -> None:
+    """Options of every command."""
     if debug:
         os.environ["HF_DEBUG"] = "1"
     _quieten()

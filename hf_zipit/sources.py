@@ -208,7 +208,8 @@ def _timm_source(
     folder: Path | None = None,
 ) -> Source:
     known: Any = model  # timm's attributes are not typed
-    preprocessing = timm.data.resolve_model_data_config(model)
+    settings = timm.data.resolve_model_data_config(model)
+    preprocessing = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
     names = list(labels.values()) if isinstance(labels, dict) else list(labels or [])
     names = names or [f"LABEL_{i}" for i in range(known.num_classes)]
     transform = timm.data.create_transform(**preprocessing, is_training=False)

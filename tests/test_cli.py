@@ -1,0 +1,130 @@
+"""The command line as users run it."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from hf_zipit import cli
+
+
+@pytest.fixture
+def run(capsys, monkeypatch):
+    """Run the entry point; returns (exit code, stdout, stderr)."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["hf-zipit", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            cli.run()
+        printed = capsys.readouterr()
+        return end.value.code or 0, printed.out, printed.err
+
+    return call
+
+
+def test_merge_and_eval(run, digits, digits_data, tmp_path):
+    out = tmp_path / "merged"
+    options = ["--cut", "layer2", "--method", "zip", "--alpha", 0.1, "--beta", 0.8, "--num-images", 128]
+    code, printed, _ = run("merge", *digits, "--data", digits_data, "--data", digits_data, *options, "-o", out)
+    assert (code, printed.strip()) == (0, str(out))
+    code, printed, _ = run("eval", out, "--data", digits_data, "--data", digits_data, "--json")
+    rows = json.loads(printed)["rows"]
+    assert [row["model"] for row in rows] == ["merged", "parent:digits-0-4", "parent:digits-5-9", "ensemble"]
+    assert set(rows[0]) == {"model", "tasks", "average", "joint", "flops", "parameters"}
+    assert rows[1]["flops"] < rows[0]["flops"] < rows[3]["flops"]
+    code, printed, _ = run("eval", out, "--data", digits_data)
+    assert code == 0
+    assert "ensemble" in printed
+    assert "GFLOPs" in printed
+
+
+def test_parents_that_moved_can_be_named_and_must_be_the_same(run, digits, digits_data, tmp_path):
+    moved = [shutil.copytree(d, tmp_path / d.name) for d in digits]
+    out = tmp_path / "merged"
+    assert run("merge", *moved, "--data", digits_data, "--num-images", 64, "-o", out)[0] == 0
+    for folder in moved:
+        shutil.rmtree(folder)
+    code, printed, _ = run("eval", out, "--data", digits_data, "--json")
+    assert [row["model"] for row in json.loads(printed)["rows"]] == ["merged"]
+    given = ["--parent", digits[0], "--parent", digits[1]]
+    assert len(json.loads(run("eval", out, "--data", digits_data, *given, "--json")[1])["rows"]) == 4
+    code, _, err = run("eval", out, "--data", digits_data, "--parent", digits[1], "--parent", digits[0])
+    assert code == 1
+    assert "has changed since the merge" in err
+
+
+def test_inspect_and_check_spec(run, digits):
+    code, printed, _ = run("inspect", "resnet18", "--json")
+    found = json.loads(printed)
+    assert code == 0
+    assert len(found["spaces"]) == 12
+    cut = next(c for c in found["cuts"] if c["name"] == "layer2.1")
+    assert cut["trunk_flops"] / cut["flops"] == pytest.approx(0.547, abs=1e-3)
+    assert "layer2.1" in run("inspect", "resnet18")[1]
+    code, printed, _ = run("check-spec", digits[0])
+    assert code == 0
+    assert "6 spaces" in printed
+    assert json.loads(run("check-spec", digits[0], "--json")[1])["cuts"] == 8
+
+
+def test_a_users_own_spec_file(run, digits, tmp_path):
+    from hf_zipit.spec import folder
+
+    text = (folder() / "timm_resnet.yaml").read_text()
+    mine = tmp_path / "mine.yaml"
+    mine.write_text(text)
+    assert run("check-spec", digits[0], "--spec", mine)[0] == 0
+    mine.write_text(text.replace("    bn1: mid1\n", ""))
+    code, _, err = run("check-spec", digits[0], "--spec", mine)
+    assert code == 1
+    assert "mine.yaml does not cover layer1.0.bn1.bias" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["A", "A/nope"], 1, "neither a folder nor a Hub id"),
+        (["A", "B", "--cut", "layer7"], 2, "unknown cut 'layer7'; legal cuts: conv1, bn1"),
+        (["A", "B", "--alpha", "3"], 2, "alpha is 3"),
+        (["A", "B", "--beta", "-1"], 2, "beta is -1"),
+        (["A", "B", "--method", "magic"], 2, "unknown method 'magic'"),
+        (["A", "B", "--num-images", "100000"], 1, "1347 images, 100000 were asked for"),
+        (["A", "B", "--no-such-flag"], 2, "No such option"),
+        (["A"], 1, "needs two or more"),
+    ],
+)
+def test_bad_input_is_one_message_and_no_folder(run, digits, digits_data, tmp_path, arguments, code, message):
+    places = {"A": digits[0], "B": digits[1], "A/nope": tmp_path / "nope"}
+    arguments = [places.get(a, a) for a in arguments]
+    found, printed, err = run("merge", *arguments, "--data", digits_data, "-o", tmp_path / "out")
+    assert found == code
+    assert message in err
+    assert "Traceback" not in err
+    assert printed == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_existing_output_folder_is_refused_before_any_work(run, digits, digits_data, tmp_path):
+    (tmp_path / "mine.txt").write_text("mine")
+    code, _, err = run("merge", *digits, "--data", "nowhere", "-o", tmp_path)
+    assert code == 2
+    assert "exists already" in err
+    code, _, err = run("merge", *digits, "--data", "nowhere", "-o", tmp_path, "--overwrite")
+    assert code == 2
+    assert "is not an earlier merge" in err
+
+
+def test_debug_shows_the_traceback(digits, tmp_path):
+    command = [sys.executable, "-m", "hf_zipit", "--debug", "merge", str(digits[0]), "--data", "x", "-o", str(tmp_path)]
+    done = subprocess.run([*command, "--overwrite"], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+
+
+def test_version_and_help(run):
+    import hf_zipit
+
+    assert run("--version")[1].strip() == hf_zipit.__version__
+    assert "merge" in run("--help")[1]

@@ -1,0 +1,95 @@
+"""The shape of the package: imports go downwards, importing it is light, files stay small."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "hf_zipit"
+LAYERS = [
+    ["__main__"],
+    ["cli"],
+    ["report"],
+    ["evaluation", "merging", "saving"],
+    ["card", "calibrate", "checks", "methods", "sources"],
+    ["statistics", "fingerprint", "data"],
+    ["chain", "similarity", "transform", "binding"],
+    ["matching", "moments", "wiring", "progress"],
+    ["spaces", "greedy", "modeling_zipit"],
+    ["spec", "configuration_zipit", "cifar_resnet"],
+    ["errors", "_register", "__init__"],
+]
+LEVEL = {name: -i for i, names in enumerate(LAYERS) for name in names}
+ALLOWED = {
+    "timm": {"sources", "modeling_zipit", "cifar_resnet"},
+    "transformers": {"modeling_zipit", "configuration_zipit", "_register", "cli"},
+    "datasets": {"data"},
+}
+
+
+def imported(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level:
+            found.add(f"hf_zipit.{node.module}")
+        elif isinstance(node, ast.ImportFrom):
+            found |= {f"{node.module}.{a.name}" for a in node.names} if node.module == "hf_zipit" else {node.module}
+    return found
+
+
+FILES = sorted(PACKAGE.glob("*.py"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
+def test_imports_go_downwards(path):
+    assert path.stem in LEVEL, "give the new module a layer"
+    for name in imported(path):
+        parts = name.split(".")
+        if (
+            parts[0] == "hf_zipit"
+            and len(parts) > 1
+            and parts[1] in LEVEL
+            and path.stem not in ("_register", "__init__")
+        ):
+            assert LEVEL[parts[1]] < LEVEL[path.stem], f"{path.stem} imports {parts[1]}"
+        if parts[0] in ALLOWED:
+            assert path.stem in ALLOWED[parts[0]], f"{path.stem} imports {parts[0]}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
+def test_files_and_functions_stay_small(path):
+    text = path.read_text()
+    assert len(text.splitlines()) <= 260
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef):
+            body = node.body[1:] if ast.get_docstring(node) else node.body
+            length = (node.end_lineno - body[0].lineno + 1) if body else 0
+            assert length <= 45, f"{node.name} has {length} lines"
+
+
+def test_no_family_is_named_outside_specs_and_sources():
+    for path in FILES:
+        if path.stem not in ("sources", "cifar_resnet", "modeling_zipit"):
+            code = ast.parse(path.read_text())
+            strings = [n.value for n in ast.walk(code) if isinstance(n, ast.Constant) and isinstance(n.value, str)]
+            assert not [s for s in strings if "timm.models" in s], path
+
+
+def test_importing_the_package_loads_no_library():
+    code = "import hf_zipit, sys; print([m for m in ('torch', 'timm', 'transformers', 'datasets') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_every_public_name_exists_and_is_documented():
+    import hf_zipit
+
+    for name in hf_zipit.__all__:
+        if name != "__version__":
+            assert getattr(hf_zipit, name).__doc__, name
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = hf_zipit.nothing

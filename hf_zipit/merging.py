@@ -139,6 +139,7 @@ def _match(
         pipeline.batches("Reading activations"),
         spaces=touched,
         tasks=len(pipeline.images),
+        names=[source.name for source in sources],
         accelerator=pipeline.accelerator,
         device=pipeline.device,
         compat=options.compat,

@@ -43,6 +43,7 @@ def collect(
     *,
     spaces: Iterable[str],
     tasks: int,
+    names: Sequence[str],
     accelerator: Accelerator,
     device: torch.device,
     compat: bool = False,
@@ -53,12 +54,14 @@ def collect(
         models: in eval mode, on `device`; hooks are attached for the pass and removed again.
         batches: `(pixels (B, 3, H, W), task (B,))`, this process's share.
         tasks: number of tasks; `task` counts from 0.
+        names: the models' names, for messages.
         compat: accumulate as the authors' code does, over all positions and tasks together.
 
     Raises:
         DataError: no image came, or a unit's activations are not finite.
     """
-    wanted = {name: binding.spaces[name] for name in spaces}
+    chosen = set(spaces)  # in the binding's order: every process must reduce in the same one
+    wanted = {name: space for name, space in binding.spaces.items() if name in chosen}
     stats = {}
     for name, space in wanted.items():
         sizes = (space.size,) * len(models)
@@ -79,7 +82,7 @@ def collect(
     for entry in stats.values():
         for moments in entry.tasks:
             moments.reduce(accelerator)
-        _check(entry)
+        _check(entry, names)
     return stats
 
 
@@ -134,7 +137,7 @@ def samples(value: Tensor, positions: int | None = None) -> Tensor:
     return value.flatten(2).transpose(1, 2).clone() if value.ndim > 2 else value[:, None].clone()
 
 
-def _check(entry: SpaceStatistics) -> None:
+def _check(entry: SpaceStatistics, names: Sequence[str]) -> None:
     total = entry.pooled
     if not total.count:
         raise DataError("the data holds no image")
@@ -142,6 +145,6 @@ def _check(entry: SpaceStatistics) -> None:
     if len(bad):
         size = entry.sizes[0]
         raise DataError(
-            f"model {int(bad[0]) // size}: {len(bad)} of {len(total.mean)} units of space '{entry.space.name}' are NaN "
-            "or infinite on this data; check the model's weights and its preprocessing"
+            f"{names[int(bad[0]) // size]}: {len(bad)} of {size} units of space '{entry.space.name}' are NaN or "
+            "infinite on this data; check the model's weights and its preprocessing"
         )

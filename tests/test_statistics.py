@@ -36,6 +36,7 @@ def gathered(compat=False, models=None):
         batches(parts, 8, accelerator),
         spaces=binding.spaces,
         tasks=2,
+        names=["a", "b"],
         accelerator=accelerator,
         device=torch.device("cpu"),
         compat=compat,
@@ -108,5 +109,5 @@ def test_large_maps_are_read_on_an_even_lattice():
 def test_activations_that_are_not_finite_are_refused_naming_model_and_space():
     models = [tiny("resnet18", seed) for seed in (0, 1)]
     models[1].layer2[0].conv1.weight.data.fill_(float("nan"))
-    with pytest.raises(DataError, match=r"model 1: 16 of 32 units of space 'layer2\.0\.mid1' are NaN"):
+    with pytest.raises(DataError, match=r"b: 16 of 16 units of space 'layer2\.0\.mid1' are NaN"):
         gathered(models=models)

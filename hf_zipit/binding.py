@@ -4,13 +4,14 @@ from dataclasses import replace
 
 from torch import nn
 
-from hf_zipit import spec as specs
 from hf_zipit.errors import SpecError
+from hf_zipit.grammar import Block, Spec
 from hf_zipit.spaces import Binding, FeatureSpace, Probe, Row
+from hf_zipit.spec import pattern
 from hf_zipit.wiring import OPEN, Scope, Wiring
 
 
-def bind(spec: specs.Spec, model: nn.Module) -> Binding:
+def bind(spec: Spec, model: nn.Module) -> Binding:
     """Expand a spec against a model; every floating tensor of its state dict ends up in exactly one line.
 
     Raises:
@@ -39,14 +40,15 @@ def bind(spec: specs.Spec, model: nn.Module) -> Binding:
     for name, space in spaces.items():  # group axes may have been united after the space was made
         if space.group_axis:
             spaces[name] = replace(space, group_axis=wiring.axes.find(space.group_axis))
-    steps, after = _chain(spec, wiring, spaces)
+    owns = _steps(spec, wiring)
+    after = _after(owns, wiring, spaces)
     classifier = tuple(name for name, line in wiring.claimed.items() if "classes" in line.names())
     lines = [*spec.wire, *(line for block in spec.blocks for line in block.wire)]
     unmatched = tuple(line for line in lines if line not in wiring.used)
-    return Binding(spec, spaces, table, steps, after, classifier, unmatched)
+    return Binding(spec, spaces, table, owns, after, classifier, unmatched)
 
 
-def _wire(spec: specs.Spec, wiring: Wiring) -> None:
+def _wire(spec: Spec, wiring: Wiring) -> None:
     """Expand the top-level lines, then every block in registration order along the stream."""
     shared = frozenset(name for line in spec.wire for name in line.names())
     wiring.names.add(spec.stream)
@@ -54,7 +56,8 @@ def _wire(spec: specs.Spec, wiring: Wiring) -> None:
         (entry, path)
         for path in wiring.modules
         for entry in spec.blocks
-        if any(specs.pattern(p).fullmatch(path) for p in entry.each) and wiring.has_parameters(path)
+        if any(pattern(p).fullmatch(path) for p in entry.each) and wiring.has_parameters(path)
+        if entry.when is None or entry.when in {c.__name__ for c in type(wiring.modules[path]).__mro__}
     ]
     top = Scope("", "", shared)
     wiring.sizes.update({name: _attribute(wiring, "", sources) for name, sources in spec.sizes.items()})
@@ -68,7 +71,7 @@ def _wire(spec: specs.Spec, wiring: Wiring) -> None:
         wiring.names.union(stream, "last")
 
 
-def _block(entry: specs.Block, scope: Scope, wiring: Wiring) -> str:
+def _block(entry: Block, scope: Scope, wiring: Wiring) -> str:
     """Expand one block; returns the stream that leaves it."""
     leaves = any("out" in line.names() for line in entry.wire)
     if leaves:
@@ -125,7 +128,7 @@ def _resolved(row: Row, sizes: dict[str, int], wiring: Wiring) -> Row:
     return replace(row, space=space, before=before, after=after)
 
 
-def _one_write(table: tuple[Row, ...], spec: specs.Spec) -> None:
+def _one_write(table: tuple[Row, ...], spec: Spec) -> None:
     """Averaging is defined along one axis of a parameter; two would need counts of pairs of units."""
     axes: dict[str, int] = {}
     for row in table:
@@ -145,7 +148,11 @@ def _space(name: str, size: int, wiring: Wiring, table: tuple[Row, ...]) -> Feat
     probes = tuple(dict.fromkeys(part for probe in shown for part in _parts(probe, name, table)))
     if not probes and not (mine and mine[0][0] == size):
         raise SpecError(f"{wiring.file}: space '{name}' has no probe: add it under probe:")
-    return FeatureSpace(name, size, probes, *mine[0]) if mine else FeatureSpace(name, size, probes)
+    read = any(row.space == name and row.role == "read" for row in table)
+    single = not read or any(find(wiring.names.add(space)) == name for space in wiring.normed)
+    if mine:
+        return FeatureSpace(name, size, probes, *mine[0], one_to_one=single)
+    return FeatureSpace(name, size, probes, one_to_one=single)
 
 
 def _parts(probe: Probe, space: str, table: tuple[Row, ...]) -> list[Probe]:
@@ -155,18 +162,27 @@ def _parts(probe: Probe, space: str, table: tuple[Row, ...]) -> list[Probe]:
     return [replace(probe, start=row.offset) for row in mine if row.space == space and not row.local] or [probe]
 
 
-def _chain(
-    spec: specs.Spec, wiring: Wiring, spaces: dict[str, FeatureSpace]
-) -> tuple[tuple[str, ...], dict[str, str | None]]:
-    """The steps of the model in order, and the space that is alive after each of them."""
-    paths = [path for path in wiring.modules if path]
-    steps = tuple(path for entry in spec.chain for path in paths if specs.pattern(entry).fullmatch(path))
+def _steps(spec: Spec, wiring: Wiring) -> dict[str, tuple[str, ...]]:
+    """The steps of the model in order, each with the modules and parameters it runs; absent ones are left out."""
+    owns: dict[str, tuple[str, ...]] = {}
+    for step in spec.chain:
+        if ":" in step.name:
+            owns[step.name] = tuple(n for n in step.owns if n in wiring.modules or n in wiring.tensors)
+        else:
+            paths = (path for path in wiring.modules if path and pattern(step.name).fullmatch(path))
+            owns.update({path: (path,) for path in paths})
+    return owns
+
+
+def _after(owns: dict[str, tuple[str, ...]], wiring: Wiring, spaces: dict[str, FeatureSpace]) -> dict[str, str | None]:
+    """The space that is alive after each step."""
     after: dict[str, str | None] = {}
     current: str | None = None
-    for step in steps:
-        inside = [path for path in paths if path in wiring.written and (path + ".").startswith(step + ".")]
+    for step, mine in owns.items():
+        prefixes = tuple(f"{name}." for name in mine)
+        inside = [path for path in wiring.modules if path in wiring.written and f"{path}.".startswith(prefixes)]
         if inside:
             space = wiring.written[step if step in wiring.written else inside[-1]]
             current = wiring.names.find(wiring.names.add(space)) if space else None
         after[step] = current if current in spaces else None
-    return steps, after
+    return after

@@ -3,12 +3,14 @@
 import copy
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from hf_zipit.errors import OptionError
+from hf_zipit.modeling_zipit import run_steps
 from hf_zipit.spaces import Binding
 
 
@@ -26,8 +28,7 @@ class ModelChain:
         """Run a batch `(B, 3, H, W)`."""
         if not self.steps:
             self.model(pixels)
-        for step in self.steps:
-            pixels = self.model.get_submodule(step)(pixels)
+        run_steps(self.model, self.steps, pixels)
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ def cut_names(binding: Binding) -> list[str]:
     names = []
     for i, step in enumerate(binding.cuts):
         names.append(step)
-        stage = step.rpartition(".")[0]
+        stage = "" if ":" in step else step.rpartition(".")[0]
         if stage and not any(s.startswith(stage + ".") for s in binding.cuts[i + 1 :]):
             names.append(stage)
     return names
@@ -80,17 +81,31 @@ def cut_costs(model: nn.Module, binding: Binding, input_size: tuple[int, int, in
     """FLOPs and parameters of the trunk and of the whole model for every legal cut, counted on the meta device."""
     net = copy.deepcopy(model).to("meta").eval()
     value = torch.empty(1, *input_size, device="meta")
+    sizes = {name: parameter.numel() for name, parameter in net.named_parameters()}
     flops, parameters, cuts = 0, 0, []
     for step in binding.steps:
-        module = net.get_submodule(step)
         with FlopCounterMode(display=False) as counter:
-            value = module(value)
+            value = run_steps(net, [step], value)
         flops += counter.get_total_flops()
-        parameters += sum(p.numel() for p in module.parameters())
+        parameters += sum(sizes[name] for name in binding.under([step], sizes))
         space = binding.after[step]
         if space is not None:
             cuts.append((step, space, flops, parameters))
     return [Cut(s, space, f, flops, p, parameters) for s, space, f, p in cuts]
+
+
+@torch.no_grad()
+def channel_axis(model: nn.Module, binding: Binding, depth: int, input_size: tuple[int, int, int]) -> int:
+    """The axis of the tensor after `depth` steps along which its space runs: 1, or -1 for tokens."""
+    net = copy.deepcopy(model).to("meta").eval()
+    value = run_steps(net, binding.steps[:depth], torch.empty(1, *input_size, device="meta"))
+    return -1 if value.ndim == 3 else 1
+
+
+def logits_of(output: Any) -> Tensor:
+    """The logits in what a classifier returns: a tensor, or an output object of transformers."""
+    out: Tensor = output if isinstance(output, Tensor) else output.logits
+    return out
 
 
 def count_flops(model: nn.Module, input_size: tuple[int, int, int]) -> int:

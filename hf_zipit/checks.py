@@ -12,8 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from hf_zipit.chain import logits_of
 from hf_zipit.errors import SpecError
 from hf_zipit.matching import Match
+from hf_zipit.modeling_zipit import run_steps
 from hf_zipit.spaces import Binding, Probe
 from hf_zipit.statistics import samples, units
 from hf_zipit.transform import merge_states
@@ -48,8 +50,8 @@ def check_spec(model: nn.Module, binding: Binding, input_size: tuple[int, int, i
     pixels = torch.randn(2, *input_size, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
     labels = random_labels(binding, seed)
     moved = permuted(net, binding, labels)
-    logits = net(pixels)
-    difference = float((moved(pixels) - logits).abs().max())
+    logits = logits_of(net(pixels))
+    difference = float((logits_of(moved(pixels)) - logits).abs().max())
     if not difference <= TOLERANCE * max(1.0, float(logits.abs().max())):
         wrong = [name for name in labels if _changes(net, binding, {name: labels[name]}, pixels, logits)]
         raise SpecError(
@@ -110,7 +112,7 @@ def randomise(model: nn.Module, seed: int) -> nn.Module:
 
 
 def _changes(net: nn.Module, binding: Binding, labels: Mapping[str, Tensor], pixels: Tensor, logits: Tensor) -> bool:
-    return not _close(permuted(net, binding, labels)(pixels), logits)
+    return not _close(logits_of(permuted(net, binding, labels)(pixels)), logits)
 
 
 def _check_probes(
@@ -150,13 +152,16 @@ def _check_steps(
         return
     a = b = pixels
     for step in binding.steps:
-        a, b = net.get_submodule(step)(a), moved.get_submodule(step)(b)
+        try:
+            a, b = run_steps(net, [step], a), run_steps(moved, [step], b)
+        except (RuntimeError, TypeError, AttributeError, KeyError) as error:
+            raise SpecError(f"{binding.spec.file}: step {step} cannot run where it stands: {error}") from None
         space = binding.after[step]
-        back = b
+        back, axis = b, -1 if b.ndim == 3 else 1
         if space is not None:
-            if b.shape[1] != binding.spaces[space].size:
+            if b.shape[axis] != binding.spaces[space].size:
                 raise SpecError(f"{binding.spec.file}: after step {step} there is no tensor of space '{space}'")
-            back = b.index_select(1, labels[space])
+            back = b.index_select(axis, labels[space])
         if not _close(back, a):
             raise SpecError(f"{binding.spec.file}: after step {step} another space than '{space}' is alive")
     if a.shape != logits.shape or not _close(a, logits):

@@ -161,7 +161,8 @@ def check_spec(
 
 
 def _bound(model: str, spec: Path | None) -> tuple[Any, Any]:
-    from hf_zipit.sources import find_spec, load, untrained
+    from hf_zipit.libraries import untrained
+    from hf_zipit.sources import find_spec, load
 
     source = load(model) if Path(model).exists() or "/" in model else untrained(model)
     return source, find_spec(source, spec)

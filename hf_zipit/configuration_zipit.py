@@ -10,9 +10,11 @@ class ZipItConfig(PreTrainedConfig):
     """What is needed to rebuild a merged model: the backbone, which steps are trunk and head, and the tasks.
 
     Attributes:
-        backbone: `{"library": "timm", "architecture": name, "model_args": {...}}`.
-        trunk: the merged steps, module paths of the backbone in running order.
+        backbone: `{"library": "timm", "architecture": name, "model_args": {...}}` or
+            `{"library": "transformers", "config": {...}}`.
+        trunk: the merged steps in running order: module paths of the backbone, `call:method`, or `op:name`.
         head: the steps after the cut; every task has its own copy.
+        owns: for steps that are methods, the modules and parameters they use.
         cut: the name the user gave the cut, `None` for a full merge.
         unmerge: `{"axis": 1, "size": n}`: each head reads its own n units of the trunk's output; `None` for a full
             merge, where the classifiers read merged units.
@@ -26,6 +28,7 @@ class ZipItConfig(PreTrainedConfig):
     backbone: dict[str, Any] | None = None
     trunk: list[str] | None = None
     head: list[str] | None = None
+    owns: dict[str, list[str]] | None = None
     cut: str | None = None
     unmerge: dict[str, int] | None = None
     heads: list[dict[str, Any]] | None = None

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from hf_zipit.chain import count_flops, working_copy
+from hf_zipit.chain import count_flops, logits_of, working_copy
 from hf_zipit.data import TEST, Images, open_all
 from hf_zipit.errors import DataError, OptionError
+from hf_zipit.libraries import Source, preprocessing_of
 from hf_zipit.modeling_zipit import ZipItForImageClassification
 from hf_zipit.progress import progress
-from hf_zipit.sources import Source, preprocessing_of
 
 Outputs = list[dict[str, Tensor]]  # one entry per data set: task -> logits (images, classes of the task)
 
@@ -80,7 +80,7 @@ def evaluate(
     if parents and len(parents) != len(tasks):
         raise OptionError(f"{len(parents)} parents for {len(tasks)} tasks: one for each task is needed")
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    size, transform = preprocessing_of(merged.config.pretrained_cfg)
+    size, transform = preprocessing_of(merged)
     images = open_all(data, len(tasks), transform, splits=TEST, num_images=num_images, seed=seed)
     heads = merged.config.heads or []
     targets = [_target(images, min(k, len(images) - 1), head) for k, head in enumerate(heads)]
@@ -136,7 +136,7 @@ def _run(
             pixels = pixels.to(device, memory_format=torch.channels_last)
             pieces[0].append({task: value.cpu() for task, value in models[0](pixels).task_logits.items()})
             for task, model, piece in zip(tasks, models[1:], pieces[1:], strict=False):
-                piece.append({task: model(pixels).cpu()})
+                piece.append({task: logits_of(model(pixels)).cpu()})
         for output, piece in zip(outputs, pieces, strict=True):
             output.append({task: torch.cat([p[task] for p in piece]) for task in piece[0]})
     return outputs

@@ -14,6 +14,8 @@ from torch import Tensor
 from hf_zipit.errors import OptionError
 from hf_zipit.greedy import greedy_zip
 
+UnitMatch = Callable[[Tensor, Sequence[int]], "Match"]
+
 
 @dataclass(frozen=True, eq=False)
 class Match:
@@ -137,32 +139,50 @@ def average_match(sizes: Sequence[int]) -> Match:
 
 
 def match_groups(
-    similarities: Sequence[Tensor], sizes: Sequence[int], groups: int, match: Callable[[Tensor, Sequence[int]], Match]
+    similarities: Sequence[Tensor | None], models: int, groups: int, methods: Sequence[UnitMatch]
 ) -> list[Match]:
     """Match spaces whose units move in whole groups (grouped convolutions, GroupNorm), one order for all of them.
 
     Each model's groups are assigned one-to-one to the first model's by the best inner match of the units of a pair,
-    summed over the spaces; then `match` runs inside every group of groups.
+    summed over the spaces; then each space's method runs inside every group of groups.
 
     Args:
-        similarities: one `(N * n_i, N * n_i)` matrix per space.
-        sizes: one entry per model; only the number of models is used.
+        similarities: one `(N * n_i, N * n_i)` matrix per space, `None` for a space with one unit per group that only
+            follows the others.
+        models: number of models N.
         groups: how many groups each space has.
-        match: the method for the units of one group.
+        methods: for each space, the method for the units of one group.
     """
-    models = len(sizes)
     orders = [np.arange(groups)]  # orders[k][g]: the group of model k that joins group g
-    blocks = [_by_group(s, models, groups) for s in similarities]
+    blocks = [None if s is None else _by_group(s, models, groups) for s in similarities]
     for model in range(1, models):
         scores = np.zeros((groups, groups))
         for block in blocks:
-            for a in range(groups):
-                for b in range(groups):
-                    pair = block[0, a, :, model, b]
-                    rows, columns = linear_sum_assignment(pair, maximize=True)
-                    scores[a, b] += pair[rows, columns].sum()
+            if block is not None:
+                scores += _group_scores(block, model)
         orders.append(linear_sum_assignment(scores, maximize=True)[1])
-    return [_inside(block, orders, match) for block in blocks]
+    return [
+        _follow(orders) if block is None else _inside(block, orders, method)
+        for block, method in zip(blocks, methods, strict=True)
+    ]
+
+
+def _group_scores(block: np.ndarray, model: int) -> np.ndarray:
+    """Best summed similarity of the units of each group of the first model with each group of another."""
+    groups = block.shape[1]
+    scores = np.empty((groups, groups))
+    for a in range(groups):
+        for b in range(groups):
+            pair = block[0, a, :, model, b]
+            rows, columns = linear_sum_assignment(pair, maximize=True)
+            scores[a, b] = pair[rows, columns].sum()
+    return scores
+
+
+def _follow(orders: list[np.ndarray]) -> Match:
+    """The match of a space that has one unit per group."""
+    labels = np.concatenate([np.argsort(order) for order in orders])
+    return Match(torch.from_numpy(labels), (len(orders[0]),) * len(orders), len(orders[0]))
 
 
 def _by_group(similarity: Tensor, models: int, groups: int) -> np.ndarray:
@@ -172,7 +192,7 @@ def _by_group(similarity: Tensor, models: int, groups: int) -> np.ndarray:
     return similarity.detach().cpu().double().numpy().reshape(*shape, *shape)
 
 
-def _inside(block: np.ndarray, orders: list[np.ndarray], match: Callable[[Tensor, Sequence[int]], Match]) -> Match:
+def _inside(block: np.ndarray, orders: list[np.ndarray], match: UnitMatch) -> Match:
     models, groups, units = block.shape[:3]
     labels = np.empty((models, groups, units), dtype=np.int64)
     width = units

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from hf_zipit.errors import OptionError
 from hf_zipit.fingerprint import fingerprints, likeness
-from hf_zipit.matching import Match, average_match, match_groups, permute_match, zip_match
+from hf_zipit.matching import Match, UnitMatch, average_match, match_groups, permute_match, zip_match
 from hf_zipit.similarity import correlation, reference_correlation
 from hf_zipit.spaces import Binding, FeatureSpace
 from hf_zipit.statistics import SpaceStatistics
@@ -37,9 +37,6 @@ class Options:
     def needs_statistics(self) -> bool:
         """Whether the method reads activations."""
         return METHODS[self.method] is not None
-
-
-UnitMatch = Callable[[Tensor, Sequence[int]], Match]
 
 
 def _zip(options: Options) -> UnitMatch:
@@ -80,20 +77,27 @@ def match_spaces(
     make = METHODS[options.method]
     if make is None:
         return {space.name: average_match([space.size] * models) for space in spaces}
-    match, measure = make(options), reference_correlation if options.compat else correlation
+    method, measure = make(options), reference_correlation if options.compat else correlation
 
-    def similarity(space: FeatureSpace) -> Tensor:
+    def match_of(space: FeatureSpace) -> UnitMatch:
+        return permute_match if space.one_to_one and not options.compat else method
+
+    def similarity(space: FeatureSpace) -> Tensor | None:
+        if not space.probes:
+            return None
         return measure(statistics[space.name].pooled, likeness(fingerprints(states, binding, space)))
 
     out: dict[str, Match] = {}
     groups: dict[str, list[FeatureSpace]] = {}
     for space in spaces:
         if space.group_axis is None:
-            out[space.name] = match(similarity(space), [space.size] * models)
+            found = similarity(space)
+            assert found is not None
+            out[space.name] = match_of(space)(found, [space.size] * models)
         else:
             groups.setdefault(space.group_axis, []).append(space)
     for together in groups.values():
         matrices = [similarity(space) for space in together]
-        found = match_groups(matrices, [1] * models, together[0].groups, match)
-        out.update(zip((space.name for space in together), found, strict=True))
+        matched = match_groups(matrices, models, together[0].groups, [match_of(space) for space in together])
+        out.update(zip((space.name for space in together), matched, strict=True))
     return out

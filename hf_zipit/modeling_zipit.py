@@ -57,6 +57,7 @@ class ZipItForImageClassification(PreTrainedModel):
     base_model_prefix = "trunk"
     model_tags = ["zipit", "merge"]  # noqa: RUF012  (transformers reads a list)
     spec_text: str | None = None  # the spec it was merged with, where it is known
+    image_processor: Any = None  # transformers sources: what is saved beside the model
 
     def __init__(self, config: ZipItConfig, backbones: Sequence[nn.Module] | None = None) -> None:
         """Build from the config alone, or from one backbone per task, which are then taken apart."""
@@ -64,8 +65,9 @@ class ZipItForImageClassification(PreTrainedModel):
         heads, trunk, head = config.heads or [], config.trunk or [], config.head or []
         if backbones is None:
             backbones = [_build(config.backbone or {}, len(h["id2label"])) for h in heads]
-        self.trunk = _part(copy.deepcopy(backbones[0]), trunk)
-        self.heads = nn.ModuleList(_part(backbone, head) for backbone in backbones)
+        owns = config.owns or {}
+        self.trunk = _part(copy.deepcopy(backbones[0]), [n for s in trunk for n in owns.get(s, [s])])
+        self.heads = nn.ModuleList(_part(b, [n for s in head for n in owns.get(s, [s])]) for b in backbones)
         unmerge = config.unmerge
         self.unmerge = nn.ModuleList(
             Unmerge(unmerge["size"], unmerge["axis"]) if unmerge else nn.Identity() for _ in heads
@@ -91,11 +93,11 @@ class ZipItForImageClassification(PreTrainedModel):
         Raises:
             ValueError: an unknown task.
         """
-        features = _run(self.trunk, self.config.trunk or [], pixel_values)
+        features = run_steps(self.trunk, self.config.trunk or [], pixel_values)
         task_logits = {}
         for task in self._chosen(tasks):
             index = self.config.tasks.index(task)
-            task_logits[task] = _run(self.heads[index], self.config.head or [], self.unmerge[index](features))
+            task_logits[task] = run_steps(self.heads[index], self.config.head or [], self.unmerge[index](features))
         parts = list(task_logits.values())
         logits = parts[0] if len(parts) == 1 else torch.cat([part.log_softmax(-1) for part in parts], -1)
         loss = None if labels is None else nn.functional.cross_entropy(logits, labels)
@@ -140,6 +142,12 @@ class ZipItForImageClassification(PreTrainedModel):
 
 def _build(backbone: dict[str, Any], num_classes: int) -> nn.Module:
     """The backbone with a classifier of its own, untrained."""
+    if backbone["library"] == "transformers":
+        from transformers import AutoConfig, AutoModelForImageClassification
+
+        config = AutoConfig.for_model(**{**backbone["config"], "num_labels": num_classes})
+        classifier: nn.Module = AutoModelForImageClassification.from_config(config)
+        return classifier.eval()
     import timm
 
     if backbone["architecture"] == "cifar_resnet20":
@@ -150,20 +158,34 @@ def _build(backbone: dict[str, Any], num_classes: int) -> nn.Module:
     return model.eval()
 
 
-def _part(net: nn.Module, steps: Sequence[str]) -> nn.Module:
-    """Keep only the modules of these steps, under their own names."""
-    for path, _ in reversed(list(net.named_modules())):
-        inside = any((path + ".").startswith(step + ".") for step in steps)
-        above = any(step.startswith(path + ".") for step in steps)
-        if path and not inside and not above:
+def _part(net: nn.Module, owned: Sequence[str]) -> nn.Module:
+    """Keep only these modules and parameters, under their own names."""
+    for path, module in reversed(list(net.named_modules())):
+        inside = any(f"{path}.".startswith(f"{name}.") for name in owned)
+        above = not path or any(name.startswith(f"{path}.") for name in owned)
+        if not inside and not above:
             parent, _, name = path.rpartition(".")
             del net.get_submodule(parent)._modules[name]
+        elif not inside:
+            for name in list(module._parameters):
+                if (f"{path}.{name}" if path else name) not in owned:
+                    module._parameters[name] = None
     return net
 
 
-def _run(net: nn.Module, steps: Sequence[str], value: Tensor) -> Tensor:
+OPS = {
+    "first_token": lambda x: x[:, 0],
+}
+
+
+def run_steps(net: nn.Module, steps: Sequence[str], value: Tensor) -> Tensor:
+    """Run a part: module paths, methods of the backbone (`call:`), and small functions without weights (`op:`)."""
     for step in steps:
-        value = net.get_submodule(step)(value)
+        kind, _, name = step.rpartition(":")
+        if kind == "op":
+            value = OPS[name](value)
+        else:
+            value = getattr(net, name)(value) if kind == "call" else net.get_submodule(name)(value)
     return value
 
 

@@ -15,8 +15,8 @@ from hf_zipit import sources as source_models
 from hf_zipit.card import card
 from hf_zipit.configuration_zipit import ZipItConfig
 from hf_zipit.errors import OptionError, SourceError
+from hf_zipit.libraries import Source
 from hf_zipit.modeling_zipit import ZipItForImageClassification
-from hf_zipit.sources import Source
 
 _log = logging.getLogger("hf_zipit")
 SPEC, RECIPE = "zipit_spec.yaml", "zipit_config.yml"
@@ -78,6 +78,8 @@ def save(
         for index, path in (source_folders or {}).items():
             about["sources"][index]["path"] = os.path.relpath(path.resolve(), folder.resolve())
         model.save_pretrained(partial)
+        if model.image_processor is not None:
+            model.image_processor.save_pretrained(partial)
         if model.spec_text:
             (partial / SPEC).write_text(model.spec_text, encoding="utf-8")
         (partial / RECIPE).write_text(yaml.safe_dump(recipe(model.config), sort_keys=False), encoding="utf-8")

@@ -1,52 +1,20 @@
-"""Source models: Hub ids, local folders or loaded modules -> `Source`. The one module that knows model libraries."""
+"""Source models: Hub ids, local folders or loaded modules -> `Source`, and whether they can be merged."""
 
-import hashlib
 import json
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import timm
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
 
-from hf_zipit import cifar_resnet as _cifar_resnet  # noqa: F401  (registers cifar_resnet20 with timm)
 from hf_zipit import spec as specs
 from hf_zipit.binding import bind
 from hf_zipit.errors import SourceError, SpecError
+from hf_zipit.libraries import Source, from_module, timm_folder, transformers_folder
 from hf_zipit.spaces import Binding
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
-_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pth.tar")
-
-
-@dataclass(frozen=True)
-class Source:
-    """A model to merge; the module is never changed.
-
-    `backbone` rebuilds the architecture, `labels` are the class names in id order, `preprocessing` the settings behind
-    `transform` (PIL image -> pixels) and `settings` their library's form; `origin` says where the model came from
-    without naming a place on this machine.
-    """
-
-    name: str
-    model: nn.Module
-    backbone: dict[str, Any]
-    labels: list[str]
-    preprocessing: dict[str, Any]
-    transform: Callable[[Any], Tensor] | None
-    origin: dict[str, Any]
-    settings: dict[str, Any]
-    folder: Path | None = None
-
-    @property
-    def input_size(self) -> tuple[int, int, int]:
-        """(channels, height, width) of an input image."""
-        channels, height, width = self.preprocessing["input_size"]
-        return int(channels), int(height), int(width)
 
 
 def load(source: str | Path | nn.Module | Source, model_args: dict[str, Any] | None = None) -> Source:
@@ -64,7 +32,7 @@ def load(source: str | Path | nn.Module | Source, model_args: dict[str, Any] | N
     if isinstance(source, Source):
         return source
     if isinstance(source, nn.Module):
-        return _from_module(source, model_args)
+        return from_module(source, model_args)
     path = Path(source)
     if path.is_dir():
         return _from_folder(path, {"id": None, "folder": path.resolve().name, "revision": None})
@@ -73,17 +41,6 @@ def load(source: str | Path | nn.Module | Source, model_args: dict[str, Any] | N
     if _HUB_ID.fullmatch(str(source)):
         return _from_hub(str(source))
     raise SourceError(f"no model at '{source}': it is neither a folder nor a Hub id (user/name)")
-
-
-def untrained(architecture: str) -> Source:
-    """A timm architecture by name with random weights, to inspect it or to check a spec with it.
-
-    Raises:
-        SourceError: timm has no such architecture.
-    """
-    if not timm.is_model(architecture):
-        raise SourceError(f"'{architecture}' is neither a folder, a Hub id (user/name), nor a timm architecture")
-    return _from_module(timm.create_model(architecture, pretrained=False), None)
 
 
 def find_spec(source: Source, spec: str | Path | None = None) -> Binding:
@@ -103,12 +60,6 @@ def find_spec(source: Source, spec: str | Path | None = None) -> Binding:
     raise SpecError(f"{source.name}: no spec for {classes[0]}; families: {families}. Write one and pass it with --spec")
 
 
-def preprocessing_of(pretrained_cfg: dict[str, Any]) -> tuple[tuple[int, int, int], Callable[[Any], Tensor]]:
-    """The input size and the transform (PIL image -> pixels) that timm settings describe."""
-    settings = timm.data.resolve_data_config(pretrained_cfg=pretrained_cfg)
-    return tuple(settings["input_size"]), timm.data.create_transform(**settings, is_training=False)
-
-
 def check_alike(sources: Sequence[Source], binding: Binding) -> None:
     """Refuse models that differ in anything but their classes, naming the first difference.
 
@@ -118,12 +69,20 @@ def check_alike(sources: Sequence[Source], binding: Binding) -> None:
     first = sources[0]
     for other in sources[1:]:
         pair = f"{first.name} and {other.name} cannot be merged"
+        _same_settings(first.backbone.get("config", {}), other.backbone.get("config", {}), pair, "configuration")
         _same_parameters(first, other, binding, pair)
         _same_modules(first, other, binding, pair)
-        for key in {**first.preprocessing, **other.preprocessing}:
-            a, b = first.preprocessing.get(key), other.preprocessing.get(key)
-            if a != b:
-                raise SourceError(f"{pair}: their preprocessing differs in {key}: {a} and {b}")
+        spaces = bind(binding.spec, other.model).spaces
+        for name, space in binding.spaces.items():
+            if spaces.get(name) != space:
+                raise SourceError(f"{pair}: the feature space {name} is {space} and {spaces.get(name)}")
+        _same_settings(first.preprocessing, other.preprocessing, pair, "preprocessing")
+
+
+def _same_settings(a: dict[str, Any], b: dict[str, Any], pair: str, kind: str) -> None:
+    for key in {**a, **b}:
+        if a.get(key) != b.get(key):
+            raise SourceError(f"{pair}: their {kind} differs in {key}: {a.get(key)} and {b.get(key)}")
 
 
 def _same_parameters(first: Source, other: Source, binding: Binding, pair: str) -> None:
@@ -143,19 +102,6 @@ def _same_modules(first: Source, other: Source, binding: Binding, pair: str) -> 
         shown = [f"{type(m[path]).__name__}({m[path].extra_repr()})" if path in m else "absent" for m in (a, b)]
         if shown[0] != shown[1] and path not in classifiers:
             raise SourceError(f"{pair}: the module {path or 'itself'} is {shown[0]} and {shown[1]}")
-
-
-def _from_module(model: nn.Module, model_args: dict[str, Any] | None) -> Source:
-    config = getattr(model, "pretrained_cfg", None)
-    if not config or not config.get("architecture"):
-        raise SourceError(
-            f"a {type(model).__name__} that was not made by timm.create_model cannot be rebuilt later: "
-            "save it as a Hub-format folder and pass that"
-        )
-    known = model_args if model_args is not None else getattr(model, "model_args", {})
-    backbone = {"library": "timm", "architecture": config["architecture"], "model_args": known}
-    origin = {"id": None, "folder": None, "revision": None, "sha256": None}
-    return _timm_source(config["architecture"], model, backbone, config.get("label_names"), origin)
 
 
 def _from_hub(ref: str) -> Source:
@@ -179,65 +125,11 @@ def _from_folder(folder: Path, origin: dict[str, Any], name: str | None = None) 
         raise SourceError(f"{folder} is no model: it has no config.json") from None
     except ValueError as error:
         raise SourceError(f"{folder}/config.json is not valid JSON: {error}") from None
-    if not isinstance(config, dict) or not isinstance(config.get("architecture"), str):
-        kind = config.get("model_type") if isinstance(config, dict) else None
-        raise SourceError(f"{folder}/config.json names no timm architecture (model_type: {kind})")
-    args = {k: v for k, v in config.get("model_args", {}).items() if k != "num_classes"}
-    settings = {**config.get("pretrained_cfg", {}), "architecture": config["architecture"]}
-    classes = config.get("num_classes", settings.get("num_classes", 1000))
-    try:
-        model = timm.create_model(
-            config["architecture"], pretrained=False, num_classes=classes, pretrained_cfg=settings, **args
-        )
-    except (RuntimeError, TypeError, ValueError) as error:
-        raise SourceError(f"{folder}: timm cannot build {config['architecture']}: {error}") from None
-    weights = folder / "model.safetensors"
-    _fill(model, _read_weights(weights), weights)
-    backbone = {"library": "timm", "architecture": config["architecture"], "model_args": args}
-    labels = config.get("label_names", settings.get("label_names"))
-    origin = {**origin, "sha256": hashlib.sha256(weights.read_bytes()).hexdigest()}
-    return _timm_source(name, model, backbone, labels, origin, folder)
-
-
-def _timm_source(
-    name: str,
-    model: nn.Module,
-    backbone: dict[str, Any],
-    labels: Any,
-    origin: dict[str, Any],
-    folder: Path | None = None,
-) -> Source:
-    known: Any = model  # timm's attributes are not typed
-    settings = timm.data.resolve_model_data_config(model)
-    preprocessing = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
-    names = list(labels.values()) if isinstance(labels, dict) else list(labels or [])
-    names = names or [f"LABEL_{i}" for i in range(known.num_classes)]
-    transform = timm.data.create_transform(**preprocessing, is_training=False)
-    return Source(name, model, backbone, names, preprocessing, transform, origin, dict(known.pretrained_cfg), folder)
-
-
-def _read_weights(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        pickles = sorted(p.name for pattern in _PICKLES for p in path.parent.glob(pattern))
-        if pickles:
-            raise SourceError(f"{path.parent} has only pickled weights ({pickles[0]}): save it as model.safetensors")
-        raise SourceError(f"{path.parent} has no model.safetensors")
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise SourceError(f"{path} is damaged: {error}") from None
-
-
-def _fill(model: nn.Module, state: dict[str, Tensor], path: Path) -> None:
-    own = model.state_dict()
-    problems = [f"{k} is missing" for k in own if k not in state]
-    problems += [f"{k} is unexpected" for k in state if k not in own]
-    problems += [
-        f"{k} has shape {list(state[k].shape)}, not {list(own[k].shape)}"
-        for k in own
-        if k in state and state[k].shape != own[k].shape
-    ]
-    if problems:
-        more = f", and {len(problems) - 3} more" if len(problems) > 3 else ""
-        raise SourceError(f"{path} does not fit its config.json: {'; '.join(problems[:3])}{more}")
-    model.load_state_dict(state)
+    config = config if isinstance(config, dict) else {}
+    if config.get("model_type") == "zipit":
+        raise SourceError(f"{folder} is itself a merge of several models: merge its sources instead")
+    if isinstance(config.get("architecture"), str):
+        return timm_folder(folder, config, name, origin)
+    if config.get("model_type"):
+        return transformers_folder(folder, name, origin)
+    raise SourceError(f"{folder}/config.json names neither a timm architecture nor a transformers model_type")

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from hf_zipit import spec as specs
+from hf_zipit.grammar import Line, Spec
 
 Role = Literal["write", "read", "carry"]
 
@@ -52,6 +52,9 @@ class FeatureSpace:
     With `groups > 1` (GroupNorm, grouped convolutions, heads) units only mix inside their group; spaces that name the
     same `group_axis` move their groups together. A space with groups of one unit and no probe is a group axis itself
     (a table with one entry per head): it moves as the other spaces of its axis do.
+
+    `one_to_one` spaces are never zipped within a model: those under a layer norm, whose mean and variance count every
+    unit once, and those that nothing reads (queries and keys), whose units are only multiplied with each other.
     """
 
     name: str
@@ -59,23 +62,29 @@ class FeatureSpace:
     probes: tuple[Probe, ...]
     groups: int = 1
     group_axis: str | None = None
+    one_to_one: bool = False
 
 
 @dataclass(frozen=True)
 class Binding:
     """A spec bound to a model: spaces, table, steps, and the space that lives after each step.
 
-    `classifier` names the parameters whose width is the number of classes; `unmatched` holds the spec's lines that
-    this model has no module for.
+    `owns` maps each step, in order, to the modules and parameters it runs. `classifier` names the parameters whose
+    width is the number of classes; `unmatched` holds the spec's lines that this model has no module for.
     """
 
-    spec: specs.Spec
+    spec: Spec
     spaces: dict[str, FeatureSpace]
     table: tuple[Row, ...]
-    steps: tuple[str, ...]
+    owns: dict[str, tuple[str, ...]]
     after: dict[str, str | None]
     classifier: tuple[str, ...]
-    unmatched: tuple[specs.Line, ...]
+    unmatched: tuple[Line, ...]
+
+    @property
+    def steps(self) -> tuple[str, ...]:
+        """The steps whose composition is the model: module paths, `call:method` or `op:name`."""
+        return tuple(self.owns)
 
     @property
     def cuts(self) -> tuple[str, ...]:
@@ -95,5 +104,5 @@ class Binding:
 
     def under(self, steps: Iterable[str], names: Iterable[str]) -> list[str]:
         """Those of `names` (parameters or modules) that belong to the given steps."""
-        prefixes = tuple(s + "." for s in steps)
+        prefixes = tuple(f"{name}." for step in steps for name in self.owns[step])
         return [n for n in names if (n + ".").startswith(prefixes)]

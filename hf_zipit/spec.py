@@ -5,7 +5,6 @@ duplicate lines are refused with file and line, and nothing in it is ever execut
 """
 
 import re
-from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -13,81 +12,14 @@ from typing import Any
 import yaml
 
 from hf_zipit.errors import SpecError
+from hf_zipit.grammar import Block, Expression, Line, ProbeLine, Same, Spec, Step
 
-FIXED = {".", "image", "classes"}  # axes that are never permuted
 _NAME = re.compile(r"\.|[A-Za-z_][\w.]*")
 _SAME = re.compile(r"(?P<left>[\w.]+) = (?P<right>[\w.]+)(?: unless (?P<unless>[\w.]+))?")
+_STEP = re.compile(r"(?P<name>(call:|op:)?[\w.{}]+)(\((?P<owns>[\w., ]*)\))?")
 _PROBE = re.compile(r"(?P<module>[\w.]+)\.(?P<side>in|out)")
 _TOP = {"family", "match", "chain", "stream", "sizes", "wire", "blocks", "probe", "check"}
-_BLOCK = {"each", "sizes", "wire", "same", "probe"}
-
-Term = tuple[str, ...]  # ("a",), ("head", "a"), (".", "a") or ("a", ".")
-Expression = tuple[Term, ...]  # terms joined by "+"
-
-
-@dataclass(frozen=True)
-class Line:
-    """One wiring line: what a module or a parameter reads and writes.
-
-    `axes` holds one expression per axis for a bare parameter and is empty for a module.
-    """
-
-    target: str
-    reads: Expression = ()
-    writes: Expression = ()
-    axes: tuple[Expression, ...] = ()
-    number: int = 0
-
-    def names(self) -> set[str]:
-        """Every space name the line mentions."""
-        return {n for e in (self.reads, self.writes, *self.axes) for term in e for n in term} - {"."}
-
-
-@dataclass(frozen=True)
-class Same:
-    """`left = right unless module`: two names for one space where the block has no such module."""
-
-    left: str
-    right: str
-    unless: str | None
-
-
-@dataclass(frozen=True)
-class ProbeLine:
-    """`space: module.in` or `space: module.out`: the tensor in which a space is observed."""
-
-    space: str
-    module: str
-    side: str
-    number: int = 0
-
-
-@dataclass(frozen=True)
-class Block:
-    """Lines that repeat for every module whose path matches one of the patterns in `each`."""
-
-    each: tuple[str, ...]
-    sizes: dict[str, tuple[str, ...]]
-    wire: tuple[Line, ...]
-    same: tuple[Same, ...]
-    probe: tuple[ProbeLine, ...]
-
-
-@dataclass(frozen=True)
-class Spec:
-    """A parsed spec file, not yet bound to a model."""
-
-    family: str
-    match: tuple[str, ...]
-    chain: tuple[str, ...]
-    stream: str
-    sizes: dict[str, tuple[str, ...]]
-    wire: tuple[Line, ...]
-    blocks: tuple[Block, ...]
-    probe: tuple[ProbeLine, ...]
-    check: dict[str, int]
-    text: str
-    file: str
+_BLOCK = {"each", "when", "sizes", "wire", "same", "probe"}
 
 
 def folder() -> Path:
@@ -146,7 +78,7 @@ class _Parser:
         return Spec(
             family=str(top["family"]),
             match=tuple(self.listed(top["match"])),
-            chain=tuple(self.listed(top.get("chain", []))),
+            chain=tuple(self.step(entry) for entry in self.listed(top.get("chain", []))),
             stream=str(top.get("stream", "image")),
             sizes=self.sizes(top),
             wire=self.wire(top["wire"], ("wire",)),
@@ -195,11 +127,18 @@ class _Parser:
             same.append(Same(**found.groupdict()))
         return Block(
             each=tuple(self.listed(block["each"])),
+            when=block.get("when"),
             sizes=self.sizes(block),
             wire=self.wire(block["wire"], (*where, "wire")),
             same=tuple(same),
             probe=self.probes(block.get("probe", {}), (*where, "probe")),
         )
+
+    def step(self, text: str) -> Step:
+        found = _STEP.fullmatch(text)
+        if not found:
+            raise self.error(("chain",), f"'{text}' is no step: expected a module, call:method(names) or op:name")
+        return Step(found["name"], tuple(name.strip() for name in (found["owns"] or "").split(",") if name.strip()))
 
     def sizes(self, mapping: dict[str, Any]) -> dict[str, tuple[str, ...]]:
         return {name: tuple(self.listed(sources)) for name, sources in (mapping.get("sizes") or {}).items()}

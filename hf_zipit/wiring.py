@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from hf_zipit import spec as specs
 from hf_zipit.errors import SpecError
+from hf_zipit.grammar import FIXED, Expression, Line, ProbeLine, Term
 from hf_zipit.spaces import Probe, Role, Row
 
 OPEN = -1  # a tile count that is known once the size of its space is
@@ -50,7 +50,7 @@ class Scope:
 
     def __call__(self, name: str) -> str:
         """The full name of a space."""
-        if not self.block or name in self.shared or name in specs.FIXED:
+        if not self.block or name in self.shared or name in FIXED:
             return name
         return self.stream if name == "in" else f"{self.block}.{name}"
 
@@ -70,14 +70,15 @@ class Wiring:
         self.tensors = {k: v for k, v in model.state_dict().items() if v.is_floating_point() and v.ndim}
         self.names, self.axes = Names(), Names()
         self.rows: list[Row] = []
-        self.claimed: dict[str, specs.Line] = {}
-        self.used: set[specs.Line] = set()
+        self.claimed: dict[str, Line] = {}
+        self.used: set[Line] = set()
         self.grouped: list[tuple[str, int, str]] = []  # (space, groups, group axis)
         self.sizes: dict[str, int] = {}  # group axis -> number of groups, from `sizes:`
-        self.joined: list[tuple[specs.Line, str, int, Role, specs.Expression, Scope]] = []  # `a + b`, not yet cut
+        self.normed: set[str] = set()  # spaces under a layer norm
+        self.joined: list[tuple[Line, str, int, Role, Expression, Scope]] = []  # `a + b`, not yet cut
         self.probes: list[tuple[str, Probe]] = []
         self.written: dict[str, str | None] = {}  # module path -> space its output lives in
-        self.line = specs.Line("")
+        self.line = Line("")
 
     def error(self, message: str) -> SpecError:
         """An error at the line being expanded."""
@@ -87,7 +88,7 @@ class Wiring:
         """Whether there is such a module, with parameters in it."""
         return path in self.modules and bool(self.modules[path].state_dict())
 
-    def expand(self, lines: tuple[specs.Line, ...], scope: Scope, explicit: set[str]) -> None:
+    def expand(self, lines: tuple[Line, ...], scope: Scope, explicit: set[str]) -> None:
         """Expand lines; one whose target the model lacks is skipped, the coverage check keeps that safe.
 
         `explicit` holds the paths with lines of their own: they take precedence over a line for a module above them.
@@ -99,15 +100,16 @@ class Wiring:
             elif path in self.modules:
                 self._module(line, path, scope, explicit)
 
-    def observe(self, lines: tuple[specs.ProbeLine, ...], scope: Scope) -> None:
+    def observe(self, lines: tuple[ProbeLine, ...], scope: Scope) -> None:
         """Note the probes whose module the model has."""
         for line in lines:
             path = scope.block if line.module == "block" else scope.path(line.module)
-            if path in self.modules and (self.has_parameters(path) or not scope.block):
+            known = path in self.modules and (self.has_parameters(path) or not scope.block)
+            if known and scope(line.space) not in FIXED:
                 last = isinstance(self.modules[path], nn.Linear)
                 self.probes.append((self.names.add(scope(line.space)), Probe(path, line.side, last)))
 
-    def _bare(self, line: specs.Line, name: str, scope: Scope) -> None:
+    def _bare(self, line: Line, name: str, scope: Scope) -> None:
         """A parameter named by itself: one expression per axis."""
         axes = line.axes or (line.reads,)
         if len(axes) != self.tensors[name].ndim:
@@ -116,7 +118,7 @@ class Wiring:
         for axis, expression in enumerate(axes):
             self._rows(name, axis, "carry", expression, scope)
 
-    def _module(self, line: specs.Line, path: str, scope: Scope, explicit: set[str]) -> None:
+    def _module(self, line: Line, path: str, scope: Scope, explicit: set[str]) -> None:
         module = self.modules[path]
         own = self._own(path)
         if not own:
@@ -135,16 +137,19 @@ class Wiring:
         names = (f"{path}.{n}" for n in (*module._parameters, *module._buffers))
         return [name for name in names if name in self.tensors]
 
-    def _carrier(self, line: specs.Line, path: str, module: nn.Module, own: list[str], scope: Scope) -> None:
+    def _carrier(self, line: Line, path: str, module: nn.Module, own: list[str], scope: Scope) -> None:
         """Norms, layer scales, depthwise convolutions: element-wise along their first axis."""
         for name in own:
             self._claim(name)
             self._rows(name, 0, "carry", line.reads, scope)
         space = self.written[path] = self._single(line.reads, scope)
+        alone = isinstance(module, nn.GroupNorm) and module.num_groups == 1
+        if space and (alone or isinstance(module, nn.LayerNorm) or "RMSNorm" in type(module).__name__):
+            self.normed.add(space)
         if isinstance(module, nn.GroupNorm) and module.num_groups > 1 and space:
             self.grouped.append((space, module.num_groups, self.axes.add(f"{space}#groups")))
 
-    def _container(self, line: specs.Line, path: str, scope: Scope) -> None:
+    def _container(self, line: Line, path: str, scope: Scope) -> None:
         """A module without parameters of its own: run through its leaves, norms carry the side they are on."""
         side = line.reads
         for name, child in self.modules[path].named_modules():
@@ -152,12 +157,12 @@ class Wiring:
             if not self._own(leaf):
                 continue
             writes = line.writes if isinstance(child, nn.Linear | nn.modules.conv._ConvNd) else ()
-            self._module(specs.Line(line.target, side, writes, number=line.number), leaf, scope, set())
+            self._module(Line(line.target, side, writes, number=line.number), leaf, scope, set())
             self.used.add(line)
             side = writes or side
         self.written[path] = self._single(side, scope)
 
-    def _weight(self, line: specs.Line, path: str, module: nn.Module, scope: Scope) -> None:
+    def _weight(self, line: Line, path: str, module: nn.Module, scope: Scope) -> None:
         """Linear and convolution: the output axis and the bias write, the input axis reads."""
         name = f"{path}.weight"
         transposed, groups = bool(getattr(module, "transposed", False)), int(getattr(module, "groups", 1))
@@ -181,13 +186,14 @@ class Wiring:
         self.claimed[name] = self.line
         self.used.add(self.line)
 
-    def _single(self, expression: specs.Expression, scope: Scope) -> str | None:
+    def _single(self, expression: Expression, scope: Scope) -> str | None:
         """The one space an expression names; `None` if it is fixed or a concatenation."""
         units = [name for name in expression[0] if name != "."] if len(expression) == 1 else []
-        return None if not units or units[-1] in specs.FIXED else scope(units[-1])
+        name = scope(units[-1]) if units else "."  # `in` may be the image
+        return None if name in FIXED else name
 
     def _rows(
-        self, name: str, axis: int, role: Role, expression: specs.Expression, scope: Scope, local: bool = False
+        self, name: str, axis: int, role: Role, expression: Expression, scope: Scope, local: bool = False
     ) -> None:
         """A row for an axis; the parts of a concatenation are cut when the sizes of their spaces are known."""
         for term in expression:
@@ -207,7 +213,7 @@ class Wiring:
             sizes = [0 if unit is None else known.get(self.names.find(unit), 0) for unit in units]
             width, open_parts = self.tensors[name].shape[axis], sizes.count(0)
             length, rest = divmod(width - sum(sizes), max(open_parts, 1))
-            if rest or (length <= 0) == bool(open_parts):
+            if rest or (length <= 0 if open_parts else length != 0):
                 parts = ", ".join(f"{unit or '.'} {size or '?'}" for unit, size in zip(units, sizes, strict=True))
                 raise self.error(f"{name}: axis {axis} is {width} wide, which does not fit its parts: {parts}")
             offset = 0
@@ -220,7 +226,7 @@ class Wiring:
         name: str,
         axis: int,
         role: Role,
-        term: specs.Term,
+        term: Term,
         scope: Scope,
         part: tuple[int, int],
         local: bool = False,

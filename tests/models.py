@@ -1,13 +1,15 @@
 """Tiny models of the real classes, with random parameters and norm statistics."""
 
+import functools
+
 import timm
 import torch
+import transformers
 from torch import nn
 
 import hf_zipit.cifar_resnet  # noqa: F401  (registers cifar_resnet20)
 from hf_zipit.binding import bind
 from hf_zipit.checks import permuted, random_labels, randomise
-from hf_zipit.sources import load
 from hf_zipit.spaces import Binding
 from hf_zipit.spec import list_specs
 
@@ -30,6 +32,49 @@ def tiny(name: str, seed: int = 0, **kwargs: object) -> nn.Module:
     return randomise(model, seed)
 
 
+def hf_vit(seed: int = 0, **changes: object) -> nn.Module:
+    """A tiny transformers ViT."""
+    config = {"hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 48}
+    config |= {"image_size": 32, "patch_size": 8, "num_labels": 5, **changes}
+    return randomise(transformers.ViTForImageClassification(transformers.ViTConfig(**config)).eval(), seed)
+
+
+def timm_vit(seed: int = 0, name: str = "vit_tiny_patch16_224", **changes: object) -> nn.Module:
+    """A tiny timm ViT."""
+    args = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "num_heads": 4, "depth": 3, "num_classes": 5, **changes}
+    return randomise(timm.create_model(name, **args).eval(), seed)
+
+
+def vgg(seed: int = 0, norm: bool = False) -> nn.Module:
+    """A tiny timm VGG; its classifier keeps timm's 4096 units."""
+    norm_layer = nn.BatchNorm2d if norm else None
+    model = timm.models.vgg.VGG([6, "M", 8, 10, "M"], num_classes=5, norm_layer=norm_layer)
+    model.pretrained_cfg = {"architecture": "vgg11", "input_size": (3, 32, 32)}
+    return randomise(model.eval(), seed)
+
+
+def described(name: str) -> nn.Module:
+    """A model that a spec's `check:` names, without weights."""
+    with torch.device("meta"):
+        if not name.startswith("transformers."):
+            return timm.create_model(name)
+        cls = getattr(transformers, name.partition(".")[2])
+        return cls(cls.config_class(hidden_size=48, intermediate_size=64))
+
+
+FAMILIES = {
+    "timm-resnet": {name: functools.partial(tiny, name) for name in TINY},
+    "timm-vit": {
+        "plain": timm_vit,
+        "layer scale, registers": functools.partial(timm_vit, name="vit_small_patch14_reg4_dinov2"),
+        "mean pooling": functools.partial(timm_vit, class_token=False, global_pool="avg"),
+        "norm before": functools.partial(timm_vit, name="vit_base_patch16_clip_224"),
+    },
+    "hf-vit": {"plain": hf_vit},
+    "timm-vgg": {"plain": vgg, "batch norm": functools.partial(vgg, norm=True)},
+}
+
+
 def resnet_spec_binding(model: nn.Module) -> Binding:
     spec = next(s for s in list_specs() if s.family == "timm-resnet")
     return bind(spec, model)
@@ -44,6 +89,3 @@ def shuffled(model: nn.Module, seed: int = 1) -> nn.Module:
 def images(count: int = 64, size: int = 32, seed: int = 0, batch: int = 16) -> list[torch.Tensor]:
     """Batches of random pixels."""
     return list(torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(seed)).split(batch))
-
-
-__all__ = ["TINY", "images", "load", "resnet_spec_binding", "shuffled", "tiny"]

@@ -96,7 +96,7 @@ def test_concatenation_products_tiles_and_bare_parameters():
         (("sizes: {heads: [heads]}", "sizes: {heads: [width]}"), "none of the integer attributes width"),
         (("sizes: {heads: [heads]}\n", "sizes: {other: [heads]}\n"), "the number of 'heads' groups is not given"),
         (("    vo: proj.in\n", ""), "space 'block.vo' has no probe"),
-        (("image -> x", "image -> x + x + x"), "axis 0 is 8 wide, not 3 equal parts"),
+        (("image -> x", "image -> x + x + x"), "axis 0 is 8 wide, which does not fit its parts: x 8, x 8, x 8"),
         (("norm: x", "norm: x\n    norm.weight: x"), "block.norm.weight is already wired by line 14"),
     ],
 )

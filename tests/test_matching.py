@@ -207,10 +207,11 @@ def test_groups_move_as_a_whole():
         units = (order[:, None] * 4 + inner).flatten()
         matrices.append(torch.corrcoef(torch.cat([x, x[units]])))
         expected.append(units)
-    found = match_groups(matrices, [1, 1], 3, permute_match)
+    found = match_groups([*matrices, None], 2, 3, [permute_match] * 3)
+    assert found.pop().of(1).tolist() == order.tolist()
     for match, units in zip(found, expected, strict=True):
         assert torch.equal(match.of(1), units)
-    zipped = match_groups(matrices, [1, 1], 3, lambda s, n: zip_match(s, n, alpha=0.1, beta=1))
+    zipped = match_groups(matrices, 2, 3, [lambda s, n: zip_match(s, n, alpha=0.1, beta=1)] * 2)
     for match in zipped:
         assert torch.equal(match.of(0) // 4, torch.arange(3).repeat_interleave(4))
 

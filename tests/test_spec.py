@@ -2,6 +2,7 @@ import pytest
 
 from hf_zipit import spec as specs
 from hf_zipit.errors import SpecError
+from hf_zipit.grammar import ProbeLine, Step
 
 GOOD = """\
 family: toy
@@ -25,7 +26,7 @@ def test_a_line_is_parsed_into_what_it_reads_and_writes():
     assert qkv.reads == (("x",),)
     assert qkv.writes == (("h", "q"), ("h", "q"), ("h", "v"))
     assert bare.axes == (((".",),), ((".",),), (("x",),))
-    assert spec.probe[0] == specs.ProbeLine("x", "b", "in", 8)
+    assert spec.probe[0] == ProbeLine("x", "b", "in", 8)
 
 
 @pytest.mark.parametrize(
@@ -50,8 +51,8 @@ def test_a_malformed_spec_is_refused_with_file_and_line(change, message):
 def test_bad_block_entries_are_refused():
     with pytest.raises(SpecError, match="'a is b' is not of the form"):
         specs.parse(GOOD + "blocks:\n- each: l\n  wire: {a: x}\n  same: [a is b]\n")
-    with pytest.raises(SpecError, match="unknown key 'when'"):
-        specs.parse(GOOD + "blocks:\n- each: l\n  wire: {a: x}\n  when: Conv2d\n")
+    with pytest.raises(SpecError, match="unknown key 'if'"):
+        specs.parse(GOOD + "blocks:\n- each: l\n  wire: {a: x}\n  if: Conv2d\n")
 
 
 def test_a_missing_file_is_named(tmp_path):
@@ -63,3 +64,10 @@ def test_patterns_take_integers_only():
     assert specs.pattern("layer{s}.{b}").fullmatch("layer1.10")
     assert not specs.pattern("layer{s}.{b}").fullmatch("layer1.x")
     assert not specs.pattern("layer{s}.{b}").fullmatch("layer1.1.conv1")
+
+
+def test_steps_are_modules_methods_and_small_functions():
+    text = GOOD.replace("chain: [a, b]", 'chain: ["l{i}", "call:embed(t, p)", "op:first_token"]')
+    assert specs.parse(text).chain == (Step("l{i}"), Step("call:embed", ("t", "p")), Step("op:first_token"))
+    with pytest.raises(SpecError, match="'call embed' is no step"):
+        specs.parse(GOOD.replace("chain: [a, b]", "chain: [call embed]"))

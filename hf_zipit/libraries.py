@@ -1,0 +1,214 @@
+"""Models of timm and transformers as `Source`: the one module that knows model libraries."""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from hf_zipit import cifar_resnet as _cifar_resnet  # noqa: F401  (registers cifar_resnet20 with timm)
+from hf_zipit.errors import SourceError
+
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pth.tar")
+_NOT_ARCHITECTURE = {"id2label", "label2id", "num_labels", "_name_or_path", "architectures", "transformers_version"}
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model to merge; the module is never changed.
+
+    `backbone` rebuilds the architecture, `labels` are the class names in id order, `preprocessing` the settings behind
+    `transform` (PIL image -> pixels) and `settings` their library's form; `origin` says where the model came from
+    without naming a place on this machine.
+    """
+
+    name: str
+    model: nn.Module
+    backbone: dict[str, Any]
+    labels: list[str]
+    preprocessing: dict[str, Any]
+    transform: Callable[[Any], Tensor] | None
+    origin: dict[str, Any]
+    settings: dict[str, Any]
+    folder: Path | None = None
+    processor: Any = None
+
+    @property
+    def input_size(self) -> tuple[int, int, int]:
+        """(channels, height, width) of an input image."""
+        channels, height, width = self.preprocessing["input_size"]
+        return int(channels), int(height), int(width)
+
+
+def untrained(architecture: str) -> Source:
+    """A timm architecture by name with random weights, to inspect it or to check a spec with it.
+
+    Raises:
+        SourceError: timm has no such architecture.
+    """
+    if not timm.is_model(architecture):
+        raise SourceError(f"'{architecture}' is neither a folder, a Hub id (user/name), nor a timm architecture")
+    return timm_module(timm.create_model(architecture, pretrained=False), None)
+
+
+def from_module(model: nn.Module, model_args: dict[str, Any] | None) -> Source:
+    """A loaded module of either library.
+
+    Raises:
+        SourceError: it was not made by `timm.create_model` or a transformers class, so it cannot be rebuilt later.
+    """
+    config: Any = getattr(model, "pretrained_cfg", None)
+    if config and config.get("architecture"):
+        return timm_module(model, model_args)
+    if hasattr(getattr(model, "config", None), "model_type"):
+        return _transformers_source(model, None, None, {"id": None, "folder": None, "revision": None, "sha256": None})
+    raise SourceError(
+        f"a {type(model).__name__} that was not made by timm.create_model cannot be rebuilt later: "
+        "save it as a Hub-format folder and pass that"
+    )
+
+
+def timm_module(model: Any, model_args: dict[str, Any] | None) -> Source:
+    """A module made by `timm.create_model`, with the keyword arguments that timm does not keep."""
+    config = model.pretrained_cfg
+    known = model_args if model_args is not None else getattr(model, "model_args", {})
+    backbone = {"library": "timm", "architecture": config["architecture"], "model_args": known}
+    origin = {"id": None, "folder": None, "revision": None, "sha256": None}
+    return _timm_source(config["architecture"], model, backbone, config.get("label_names"), origin)
+
+
+def timm_folder(folder: Path, config: dict[str, Any], name: str, origin: dict[str, Any]) -> Source:
+    """A folder in timm's Hub format."""
+    args = {k: v for k, v in config.get("model_args", {}).items() if k != "num_classes"}
+    settings = {**config.get("pretrained_cfg", {}), "architecture": config["architecture"]}
+    classes = config.get("num_classes", settings.get("num_classes", 1000))
+    try:
+        model = timm.create_model(
+            config["architecture"], pretrained=False, num_classes=classes, pretrained_cfg=settings, **args
+        )
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise SourceError(f"{folder}: timm cannot build {config['architecture']}: {error}") from None
+    weights = folder / "model.safetensors"
+    _fill(model, read_weights(weights), weights)
+    backbone = {"library": "timm", "architecture": config["architecture"], "model_args": args}
+    labels = config.get("label_names", settings.get("label_names"))
+    origin = {**origin, "sha256": hashlib.sha256(weights.read_bytes()).hexdigest()}
+    return _timm_source(name, model, backbone, labels, origin, folder)
+
+
+def _timm_source(
+    name: str,
+    model: nn.Module,
+    backbone: dict[str, Any],
+    labels: Any,
+    origin: dict[str, Any],
+    folder: Path | None = None,
+) -> Source:
+    known: Any = model  # timm's attributes are not typed
+    described = dict(known.pretrained_cfg)
+    fixed = getattr(getattr(model, "patch_embed", None), "img_size", None)
+    if fixed is not None:  # a model made for another size than its family's still says the family's
+        described["input_size"] = (3, *fixed)
+    settings = timm.data.resolve_data_config(pretrained_cfg=described)
+    preprocessing = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
+    names = list(labels.values()) if isinstance(labels, dict) else list(labels or [])
+    names = names or [f"LABEL_{i}" for i in range(known.num_classes)]
+    transform = timm.data.create_transform(**preprocessing, is_training=False)
+    return Source(name, model, backbone, names, preprocessing, transform, origin, described, folder)
+
+
+def transformers_folder(folder: Path, name: str, origin: dict[str, Any]) -> Source:
+    """A folder in transformers' format, with an image classifier in it."""
+    from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+    weights = folder / "model.safetensors"
+    read_weights(weights)
+    try:
+        model, info = AutoModelForImageClassification.from_pretrained(folder, output_loading_info=True)
+        processor = AutoImageProcessor.from_pretrained(folder)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise SourceError(f"{folder}: transformers cannot load an image classifier: {first}") from error
+    wrong = sorted(str(key) for keys in info.values() for key in keys)
+    if wrong:
+        raise SourceError(f"{weights} does not fit its config.json: {', '.join(wrong[:3])}")
+    origin = {**origin, "sha256": hashlib.sha256(weights.read_bytes()).hexdigest()}
+    return _transformers_source(model, name, processor, origin, folder)
+
+
+def _transformers_source(
+    model: Any, name: str | None, processor: Any, origin: dict[str, Any], folder: Path | None = None
+) -> Source:
+    config = model.config.to_dict()
+    labels = [model.config.id2label[i] for i in range(model.config.num_labels)]
+    config = {k: v for k, v in config.items() if k not in _NOT_ARCHITECTURE}
+    backbone = {"library": "transformers", "config": config}
+    preprocessing: dict[str, Any] = {"input_size": _image_size(config)}
+    if processor is not None:
+        noise = {"_processor_class", "image_processor_type"}
+        preprocessing |= {k: v for k, v in processor.to_dict().items() if k not in noise}
+    name = name or model.config.model_type
+    return Source(
+        *(name, model.eval() if folder else model, backbone, labels, preprocessing, _transform(processor), origin, {}),
+        folder=folder,
+        processor=processor,
+    )
+
+
+def _image_size(config: dict[str, Any]) -> tuple[int, int, int]:
+    size = config.get("image_size", 224)
+    height, width = size if isinstance(size, list | tuple) else (size, size)
+    return int(config.get("num_channels", 3)), int(height), int(width)
+
+
+def _transform(processor: Any) -> Callable[[Any], Tensor] | None:
+    if processor is None:
+        return None
+    return lambda image: processor(image, return_tensors="pt")["pixel_values"][0]
+
+
+def preprocessing_of(merged: Any) -> tuple[tuple[int, int, int], Callable[[Any], Tensor] | None]:
+    """The input size and the transform (PIL image -> pixels) of a merged model."""
+    config = merged.config
+    if config.backbone["library"] == "timm":
+        settings = timm.data.resolve_data_config(pretrained_cfg=config.pretrained_cfg)
+        return tuple(settings["input_size"]), timm.data.create_transform(**settings, is_training=False)
+    processor = merged.image_processor
+    if processor is None and merged.name_or_path:
+        from transformers import AutoImageProcessor
+
+        processor = AutoImageProcessor.from_pretrained(merged.name_or_path)
+    return _image_size(config.backbone["config"]), _transform(processor)
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file."""
+    if not path.is_file():
+        pickles = sorted(p.name for pattern in _PICKLES for p in path.parent.glob(pattern))
+        if pickles:
+            raise SourceError(f"{path.parent} has only pickled weights ({pickles[0]}): save it as model.safetensors")
+        raise SourceError(f"{path.parent} has no model.safetensors")
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise SourceError(f"{path} is damaged: {error}") from None
+
+
+def _fill(model: nn.Module, state: dict[str, Tensor], path: Path) -> None:
+    own = model.state_dict()
+    problems = [f"{k} is missing" for k in own if k not in state]
+    problems += [f"{k} is unexpected" for k in state if k not in own]
+    problems += [
+        f"{k} has shape {list(state[k].shape)}, not {list(own[k].shape)}"
+        for k in own
+        if k in state and state[k].shape != own[k].shape
+    ]
+    if problems:
+        more = f", and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise SourceError(f"{path} does not fit its config.json: {'; '.join(problems[:3])}{more}")
+    model.load_state_dict(state)

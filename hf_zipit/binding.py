@@ -6,7 +6,7 @@ from torch import nn
 
 from hf_zipit import spec as specs
 from hf_zipit.errors import SpecError
-from hf_zipit.spaces import Binding, FeatureSpace, Row
+from hf_zipit.spaces import Binding, FeatureSpace, Probe, Row
 from hf_zipit.wiring import OPEN, Scope, Wiring
 
 
@@ -29,12 +29,13 @@ def bind(spec: specs.Spec, model: nn.Module) -> Binding:
             f"{spec.file} does not cover {', '.join(missing[:5])}{more} of {type(model).__name__}: "
             "add a line for each, or use a spec for this variant"
         )
-    sizes = _sizes(wiring)
+    wiring.settle()
+    sizes = {**{wiring.names.find(n): k for n, k in wiring.sizes.items() if n in wiring.names.parent}, **_sizes(wiring)}
     table = tuple(_resolved(row, sizes, wiring) for row in wiring.rows)
     _one_write(table, spec)
     place = {name: i for i, name in enumerate(wiring.tensors)}
     written = sorted((row for row in table if row.role != "read"), key=lambda row: place[row.parameter])
-    spaces = {name: _space(name, sizes[name], wiring) for name in dict.fromkeys(row.space for row in written)}
+    spaces = {name: _space(name, sizes[name], wiring, table) for name in dict.fromkeys(row.space for row in written)}
     for name, space in spaces.items():  # group axes may have been united after the space was made
         if space.group_axis:
             spaces[name] = replace(space, group_axis=wiring.axes.find(space.group_axis))
@@ -56,6 +57,7 @@ def _wire(spec: specs.Spec, wiring: Wiring) -> None:
         if any(specs.pattern(p).fullmatch(path) for p in entry.each) and wiring.has_parameters(path)
     ]
     top = Scope("", "", shared)
+    wiring.sizes.update({name: _attribute(wiring, "", sources) for name, sources in spec.sizes.items()})
     wiring.expand(spec.wire, top, {line.target for line in spec.wire} | {path for _, path in blocks})
     wiring.observe(spec.probe, top)
     stream = spec.stream
@@ -85,6 +87,8 @@ def _block(entry: specs.Block, scope: Scope, wiring: Wiring) -> str:
 
 def _attribute(wiring: Wiring, path: str, sources: tuple[str, ...]) -> int:
     for source in sources:
+        if source.isdigit():
+            return int(source)
         value: object = wiring.modules[path]
         for part in source.split("."):
             value = getattr(value, part, None)
@@ -129,7 +133,7 @@ def _one_write(table: tuple[Row, ...], spec: specs.Spec) -> None:
             raise SpecError(f"{spec.file}: {row.parameter} carries spaces on two axes")
 
 
-def _space(name: str, size: int, wiring: Wiring) -> FeatureSpace:
+def _space(name: str, size: int, wiring: Wiring, table: tuple[Row, ...]) -> FeatureSpace:
     find = wiring.names.find
     mine = [(groups, axis) for space, groups, axis in wiring.grouped if find(wiring.names.add(space)) == name]
     if len({groups for groups, _ in mine}) > 1:
@@ -137,10 +141,18 @@ def _space(name: str, size: int, wiring: Wiring) -> FeatureSpace:
         raise SpecError(f"{wiring.file}: space '{name}' has two group structures: {found}")
     for _, axis in mine[1:]:
         wiring.axes.union(mine[0][1], axis)
-    probes = tuple(dict.fromkeys(probe for space, probe in wiring.probes if find(space) == name))
-    if not probes:
+    shown = [probe for space, probe in wiring.probes if find(space) == name]
+    probes = tuple(dict.fromkeys(part for probe in shown for part in _parts(probe, name, table)))
+    if not probes and not (mine and mine[0][0] == size):
         raise SpecError(f"{wiring.file}: space '{name}' has no probe: add it under probe:")
     return FeatureSpace(name, size, probes, *mine[0]) if mine else FeatureSpace(name, size, probes)
+
+
+def _parts(probe: Probe, space: str, table: tuple[Row, ...]) -> list[Probe]:
+    """Where the space lies in what a probe shows: once, or several times beside others (a fused projection)."""
+    role = "read" if probe.side == "in" else "write"
+    mine = [row for row in table if row.parameter == f"{probe.module}.weight" and row.role in (role, "carry")]
+    return [replace(probe, start=row.offset) for row in mine if row.space == space and not row.local] or [probe]
 
 
 def _chain(

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from hf_zipit.errors import SpecError
 from hf_zipit.matching import Match
-from hf_zipit.spaces import Binding
-from hf_zipit.statistics import samples
+from hf_zipit.spaces import Binding, Probe
+from hf_zipit.statistics import samples, units
 from hf_zipit.transform import merge_states
 
 TOLERANCE = 1e-9
@@ -116,28 +116,27 @@ def _changes(net: nn.Module, binding: Binding, labels: Mapping[str, Tensor], pix
 def _check_probes(
     net: nn.Module, moved: nn.Module, binding: Binding, labels: Mapping[str, Tensor], pixels: Tensor
 ) -> None:
-    points = {(p.module, p.side) for space in binding.spaces.values() for p in space.probes}
+    points = {(p, space.size) for space in binding.spaces.values() for p in space.probes}
     before, after = _observe(net, points, pixels), _observe(moved, points, pixels)
     for name, space in binding.spaces.items():
         for probe in space.probes:
-            a, b = before.get((probe.module, probe.side)), after.get((probe.module, probe.side))
+            a, b = before.get(probe), after.get(probe)
             if a is None or b is None:
                 raise SpecError(f"{binding.spec.file}: probe {probe.module}.{probe.side} of '{name}' never runs")
             if a.shape[-1] != space.size or not _close(b.index_select(-1, labels[name]), a):
                 raise SpecError(f"{binding.spec.file}: probe {probe.module}.{probe.side} does not show space '{name}'")
 
 
-def _observe(net: nn.Module, points: Iterable[tuple[str, str]], pixels: Tensor) -> dict[tuple[str, str], Tensor]:
-    seen: dict[tuple[str, str], Tensor] = {}
+def _observe(net: nn.Module, points: Iterable[tuple[Probe, int]], pixels: Tensor) -> dict[Probe, Tensor]:
+    seen: dict[Probe, Tensor] = {}
     handles = []
-    for module, side in points:
-        target = net.get_submodule(module)
-        if side == "in":
-            keep_in = lambda _, args, key=(module, side): seen.update({key: samples(args[0])})  # noqa: E731
-            handles.append(target.register_forward_pre_hook(keep_in))
+    for point, width in points:
+        target = net.get_submodule(point.module)
+        keep = lambda value, probe=point, size=width: seen.update({probe: samples(units(value, probe, size))})  # noqa: E731
+        if point.side == "in":
+            handles.append(target.register_forward_pre_hook(lambda _, args, keep=keep: keep(args[0])))
         else:
-            keep_out = lambda _, __, out, key=(module, side): seen.update({key: samples(out)})  # noqa: E731
-            handles.append(target.register_forward_hook(keep_out))
+            handles.append(target.register_forward_hook(lambda _, __, out, keep=keep: keep(out)))
     net(pixels)
     for handle in handles:
         handle.remove()

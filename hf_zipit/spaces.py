@@ -33,18 +33,25 @@ class Row:
 
 @dataclass(frozen=True)
 class Probe:
-    """The input (`in`) or output (`out`) of a module, whose axis 1 runs over the units of a space."""
+    """The input (`in`) or output (`out`) of a module, one axis of which runs over the units of a space.
+
+    That axis is the last of tokens (3 axes) and behind linear layers (`last`), otherwise axis 1. `start` is where the
+    space begins on it: a fused q, k, v projection shows several spaces side by side.
+    """
 
     module: str
     side: str
+    last: bool = False
+    start: int = 0
 
 
 @dataclass(frozen=True)
 class FeatureSpace:
     """`size` units that must be matched as one wherever they appear.
 
-    With `groups > 1` (GroupNorm, grouped convolutions) units only mix inside their group; spaces that name the same
-    `group_axis` move their groups together.
+    With `groups > 1` (GroupNorm, grouped convolutions, heads) units only mix inside their group; spaces that name the
+    same `group_axis` move their groups together. A space with groups of one unit and no probe is a group axis itself
+    (a table with one entry per head): it moves as the other spaces of its axis do.
     """
 
     name: str

@@ -18,7 +18,7 @@ FIXED = {".", "image", "classes"}  # axes that are never permuted
 _NAME = re.compile(r"\.|[A-Za-z_][\w.]*")
 _SAME = re.compile(r"(?P<left>[\w.]+) = (?P<right>[\w.]+)(?: unless (?P<unless>[\w.]+))?")
 _PROBE = re.compile(r"(?P<module>[\w.]+)\.(?P<side>in|out)")
-_TOP = {"family", "match", "chain", "stream", "wire", "blocks", "probe", "check"}
+_TOP = {"family", "match", "chain", "stream", "sizes", "wire", "blocks", "probe", "check"}
 _BLOCK = {"each", "sizes", "wire", "same", "probe"}
 
 Term = tuple[str, ...]  # ("a",), ("head", "a"), (".", "a") or ("a", ".")
@@ -81,6 +81,7 @@ class Spec:
     match: tuple[str, ...]
     chain: tuple[str, ...]
     stream: str
+    sizes: dict[str, tuple[str, ...]]
     wire: tuple[Line, ...]
     blocks: tuple[Block, ...]
     probe: tuple[ProbeLine, ...]
@@ -147,6 +148,7 @@ class _Parser:
             match=tuple(self.listed(top["match"])),
             chain=tuple(self.listed(top.get("chain", []))),
             stream=str(top.get("stream", "image")),
+            sizes=self.sizes(top),
             wire=self.wire(top["wire"], ("wire",)),
             blocks=tuple(self.block(b, ("blocks", str(i))) for i, b in enumerate(top.get("blocks", []))),
             probe=self.probes(top.get("probe", {}), ("probe",)),
@@ -191,14 +193,16 @@ class _Parser:
             if not found:
                 raise self.error((*where, "same"), f"'{text}' is not of the form 'a = b' or 'a = b unless module'")
             same.append(Same(**found.groupdict()))
-        sizes = {name: tuple(self.listed(paths)) for name, paths in block.get("sizes", {}).items()}
         return Block(
             each=tuple(self.listed(block["each"])),
-            sizes=sizes,
+            sizes=self.sizes(block),
             wire=self.wire(block["wire"], (*where, "wire")),
             same=tuple(same),
             probe=self.probes(block.get("probe", {}), (*where, "probe")),
         )
+
+    def sizes(self, mapping: dict[str, Any]) -> dict[str, tuple[str, ...]]:
+        return {name: tuple(self.listed(sources)) for name, sources in (mapping.get("sizes") or {}).items()}
 
     def wire(self, lines: Any, where: tuple[str, ...]) -> tuple[Line, ...]:
         if not isinstance(lines, dict):

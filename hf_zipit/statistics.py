@@ -111,16 +111,23 @@ class _Reader:
     def _attach(self, name: str, probe: Probe) -> torch.utils.hooks.RemovableHandle:
         module = self.model.get_submodule(probe.module)
         if probe.side == "in":
-            return module.register_forward_pre_hook(lambda _, args: self._keep(name, args[0]))
-        return module.register_forward_hook(lambda _, __, out: self._keep(name, out))
+            return module.register_forward_pre_hook(lambda _, args: self._keep(name, probe, args[0]))
+        return module.register_forward_hook(lambda _, __, out: self._keep(name, probe, out))
 
-    def _keep(self, name: str, value: Tensor) -> None:
-        self.features[name].append(samples(value, self.positions))
+    def _keep(self, name: str, probe: Probe, value: Tensor) -> None:
+        self.features[name].append(samples(units(value, probe, self.spaces[name].size), self.positions))
 
     def pop(self, name: str) -> list[Tensor]:
         out = self.features[name]
         self.features[name] = []
         return out
+
+
+def units(value: Tensor, probe: Probe, size: int) -> Tensor:
+    """A probed tensor with the units of the probed space on axis 1."""
+    if probe.last or value.ndim == 3:
+        value = value.movedim(-1, 1)
+    return value.narrow(1, probe.start, size) if probe.start or value.shape[1] > size else value
 
 
 def samples(value: Tensor, positions: int | None = None) -> Tensor:

@@ -74,6 +74,7 @@ class Wiring:
         self.used: set[specs.Line] = set()
         self.grouped: list[tuple[str, int, str]] = []  # (space, groups, group axis)
         self.sizes: dict[str, int] = {}  # group axis -> number of groups, from `sizes:`
+        self.joined: list[tuple[specs.Line, str, int, Role, specs.Expression, Scope]] = []  # `a + b`, not yet cut
         self.probes: list[tuple[str, Probe]] = []
         self.written: dict[str, str | None] = {}  # module path -> space its output lives in
         self.line = specs.Line("")
@@ -103,7 +104,8 @@ class Wiring:
         for line in lines:
             path = scope.block if line.module == "block" else scope.path(line.module)
             if path in self.modules and (self.has_parameters(path) or not scope.block):
-                self.probes.append((self.names.add(scope(line.space)), Probe(path, line.side)))
+                last = isinstance(self.modules[path], nn.Linear)
+                self.probes.append((self.names.add(scope(line.space)), Probe(path, line.side, last)))
 
     def _bare(self, line: specs.Line, name: str, scope: Scope) -> None:
         """A parameter named by itself: one expression per axis."""
@@ -187,21 +189,54 @@ class Wiring:
     def _rows(
         self, name: str, axis: int, role: Role, expression: specs.Expression, scope: Scope, local: bool = False
     ) -> None:
-        """Cut an axis into the equal parts of the expression, one row for each part that is not fixed."""
-        width = self.tensors[name].shape[axis]
-        length, rest = divmod(width, len(expression))
-        if rest:
-            raise self.error(f"{name}: axis {axis} is {width} wide, not {len(expression)} equal parts")
-        for index, term in enumerate(expression):
-            unit = self._single((term,), scope)
-            if unit is None:
-                continue
-            space = self.names.add(unit, rank=1 if scope.block else 0)
-            tiled = len(term) == 2 and "." in term
-            if len(term) == 2 and not tiled:
-                self._group(name, space, term[0], scope)
-            before, after = (OPEN if tiled and term[0] == "." else 1), (OPEN if tiled and term[1] == "." else 1)
-            self.rows.append(Row(name, axis, index * length, length, role, space, before, after, local))
+        """A row for an axis; the parts of a concatenation are cut when the sizes of their spaces are known."""
+        for term in expression:
+            if unit := self._single((term,), scope):
+                self.names.add(unit, rank=1 if scope.block else 0)
+        if len(expression) > 1:
+            self.joined.append((self.line, name, axis, role, expression, scope))
+        else:
+            self._row(name, axis, role, expression[0], scope, (0, self.tensors[name].shape[axis]), local)
+
+    def settle(self) -> None:
+        """Cut the concatenations: spaces that other lines give a size take it, the rest is shared equally."""
+        known = {self.names.find(r.space): r.length for r in self.rows if r.before == r.after == 1 and not r.local}
+        for line, name, axis, role, expression, scope in self.joined:
+            self.line = line
+            units = [self._single((term,), scope) for term in expression]
+            sizes = [0 if unit is None else known.get(self.names.find(unit), 0) for unit in units]
+            width, open_parts = self.tensors[name].shape[axis], sizes.count(0)
+            length, rest = divmod(width - sum(sizes), max(open_parts, 1))
+            if rest or (length <= 0) == bool(open_parts):
+                parts = ", ".join(f"{unit or '.'} {size or '?'}" for unit, size in zip(units, sizes, strict=True))
+                raise self.error(f"{name}: axis {axis} is {width} wide, which does not fit its parts: {parts}")
+            offset = 0
+            for term, size in zip(expression, sizes, strict=True):
+                self._row(name, axis, role, term, scope, (offset, size or length))
+                offset += size or length
+
+    def _row(
+        self,
+        name: str,
+        axis: int,
+        role: Role,
+        term: specs.Term,
+        scope: Scope,
+        part: tuple[int, int],
+        local: bool = False,
+    ) -> None:
+        """One row for a part (offset, length) of an axis, unless it is fixed."""
+        unit = self._single((term,), scope)
+        if unit is None:
+            return
+        space = self.names.add(unit)
+        tiled = len(term) == 2 and "." in term
+        if len(term) == 2 and not tiled:
+            self._group(name, space, term[0], scope)
+        elif unit in self.sizes:  # the group axis itself: one unit per group
+            self.grouped.append((space, self.sizes[unit], self.axes.add(unit)))
+        before, after = (OPEN if tiled and term[0] == "." else 1), (OPEN if tiled and term[1] == "." else 1)
+        self.rows.append(Row(name, axis, *part, role, space, before, after, local))
 
     def _group(self, name: str, space: str, group: str, scope: Scope) -> None:
         if scope(group) not in self.sizes:

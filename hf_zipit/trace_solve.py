@@ -31,13 +31,13 @@ class Trace:
     """What a forward pass tells about a model.
 
     `axes` holds the unit at every index of every parameter axis, `FIXED` where nothing may move; `points` the units
-    in the inputs and outputs of modules, by channel axis; `frozen` why an axis (or a part of it) cannot move.
+    in the inputs and outputs of modules (the axis, the number of axes, the units); `frozen` why an axis (or a part of it) cannot move.
     """
 
     axes: dict[Axis, Tensor]
     local: dict[str, Local]
     spaces: tuple[TracedSpace, ...]
-    points: dict[Point, tuple[int, Tensor]]
+    points: dict[Point, tuple[int, int, Tensor]]
     frozen: dict[Axis, str]
     unused: tuple[str, ...]
 
@@ -92,13 +92,13 @@ def _moved(units: Tensor, kind: np.ndarray, free: np.ndarray) -> Tensor:
 
 def _channel(
     noted: tuple[tuple[int, ...], list[Label]] | None, kind: np.ndarray, free: np.ndarray
-) -> tuple[int, Tensor] | None:
+) -> tuple[int, int, Tensor] | None:
     """The one axis of a tensor along which units lie, and the units."""
     if noted is None or len(noted[1]) != 1:
         return None
     label = noted[1][0]
     dims = [d for d, size in enumerate(label.shape) if size > 1]
-    return (dims[0], _moved(label.flatten(), kind, free)) if len(dims) == 1 else None
+    return (dims[0], label.ndim, _moved(label.flatten(), kind, free)) if len(dims) == 1 else None
 
 
 def _classes(facts: Facts) -> tuple[np.ndarray, dict[int, frozenset[int]]]:

@@ -94,7 +94,9 @@ class Wiring:
         """
         for line in lines:
             self.line, path = line, scope.path(line.target)
-            if path in self.tensors:
+            if path in self.tensors and line.writes:
+                self._matrix(line, path, scope)
+            elif path in self.tensors:
                 self._bare(line, path, scope)
             elif path in self.modules:
                 self._module(line, path, scope, explicit)
@@ -115,6 +117,14 @@ class Wiring:
         self._claim(name)
         for axis, expression in enumerate(axes):
             self._rows(name, axis, "carry", expression, scope)
+
+    def _matrix(self, line: specs.Line, name: str, scope: Scope) -> None:
+        """A parameter used as the weight of a linear layer: axis 0 writes, axis 1 reads."""
+        if self.tensors[name].ndim != 2:
+            raise self.error(f"{name} has {self.tensors[name].ndim} axes: '->' is for matrices, use a list")
+        self._claim(name)
+        self._rows(name, 0, "write", line.writes, scope)
+        self._rows(name, 1, "read", line.reads, scope)
 
     def _module(self, line: specs.Line, path: str, scope: Scope, explicit: set[str]) -> None:
         module = self.modules[path]
@@ -204,7 +214,10 @@ class Wiring:
         for line, name, axis, role, expression, scope in self.joined:
             self.line = line
             units = [self._single((term,), scope) for term in expression]
-            sizes = [0 if unit is None else known.get(self.names.find(unit), 0) for unit in units]
+            sizes = [
+                0 if unit is None or "." in term else known.get(self.names.find(unit), 0)
+                for unit, term in zip(units, expression, strict=True)
+            ]
             width, open_parts = self.tensors[name].shape[axis], sizes.count(0)
             length, rest = divmod(width - sum(sizes), max(open_parts, 1))
             if rest or (length <= 0) == bool(open_parts):

@@ -21,7 +21,7 @@ from hf_zipit.trace_facts import Facts, Label, varying
 from hf_zipit.trace_groups import Axis
 from hf_zipit.trace_moves import NoRule, Op, Outputs
 from hf_zipit.trace_rules import SILENT, rule_for
-from hf_zipit.trace_solve import Local, Trace, solve
+from hf_zipit.trace_solve import Local, Noted, Point, Trace, solve
 
 _STATISTICS = ("running_mean", "running_var")
 
@@ -93,7 +93,8 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.net, self.facts = net, Facts()
         self.axes: dict[Axis, Tensor] = {}
         self.local: dict[str, Local] = {}
-        self.points: dict[tuple[str, str], tuple[tuple[int, ...], list[Label]] | None] = {}
+        self.points: dict[Point, Noted | None] = {}
+        self.numbers: MutableMapping[Tensor, int] = WeakTensorKeyDictionary()
         self.names: MutableMapping[Tensor, str] = WeakTensorKeyDictionary()
         self.seen: MutableMapping[Tensor, bool] = WeakTensorKeyDictionary()
         self.inside = [""]  # paths of the modules that are running
@@ -137,8 +138,10 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _note(self, path: str, side: str, value: Any) -> None:
         again = (path, side) in self.points  # a module that runs twice shows two tensors
-        known = isinstance(value, Tensor) and not again
-        self.points[path, side] = (tuple(value.shape), self.facts.of(value)) if known else None
+        self.points[path, side] = None
+        if isinstance(value, Tensor) and not again:
+            number = self.numbers.setdefault(value, len(self.points))
+            self.points[path, side] = (number, value.ndim, self.facts.of(value))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

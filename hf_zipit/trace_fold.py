@@ -42,11 +42,13 @@ class Plan:
 
 def fold(entries: Sequence[Entry], modules: dict[str, nn.Module]) -> Plan:
     """Choose the blocks, and the reading of the stream that leaves the fewest different lines."""
-    blocks = _blocks(entries, modules)
-    inside = {f"{b.path}.{e.target}" for b in blocks for e in b.entries}
-    outer = {s for entry in entries if entry.target not in inside for s in entry.spaces()}
-    last = [s for s in blocks[-1].spaces() if s in outer] if blocks else []
-    plans = [plan for choice in (None, *last) if (plan := _plan(entries, blocks, choice)) is not None]
+    plans = []
+    for least in (2, 1):
+        blocks = _blocks(entries, modules, least)
+        inside = {f"{b.path}.{e.target}" for b in blocks for e in b.entries}
+        outer = {s for entry in entries if entry.target not in inside for s in entry.spaces()}
+        last = [s for s in blocks[-1].spaces() if s in outer] if blocks else []
+        plans += [plan for choice in (None, *last) if (plan := _plan(entries, blocks, choice)) is not None]
     return min(plans, key=_cost)
 
 
@@ -58,11 +60,14 @@ def _cost(plan: Plan) -> int:
         for space in block.spaces():
             names[space] = roles.get(space, str(len(names))) or f"top {space}"
         bodies.add(tuple((e.target, tuple(names[s] for s in e.spaces())) for e in block.entries))
-    return len(plan.top) + sum(map(len, bodies))
+    return len(plan.top) + sum(len(body) + 3 for body in bodies)
 
 
-def _blocks(entries: Sequence[Entry], modules: dict[str, nn.Module]) -> list[Block]:
-    """Greedily: the kind of module (path up to integers) whose repetition saves most lines, and so on."""
+def _blocks(entries: Sequence[Entry], modules: dict[str, nn.Module], least: int) -> list[Block]:
+    """Greedily: the kind of module (path up to integers) whose repetition saves most lines, and so on.
+
+    A block has at least `least` lines; one line is worth a block where it passes the stream on (downsampling).
+    """
     mine: dict[str, list[Entry]] = defaultdict(list)
     for entry in entries:
         parts = entry.target.split(".")
@@ -72,7 +77,7 @@ def _blocks(entries: Sequence[Entry], modules: dict[str, nn.Module]) -> list[Blo
                 mine[path].append(replace(entry, target=".".join(parts[end:])))
     kinds: dict[str, list[str]] = defaultdict(list)
     for path, found in mine.items():
-        if len(found) > 1:
+        if len(found) >= least:
             kinds[re.sub(r"\d+", "{}", path)].append(path)
 
     def saving(paths: list[str]) -> int:

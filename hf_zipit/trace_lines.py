@@ -1,6 +1,7 @@
 """From a trace to wiring lines: each parameter axis as an expression over spaces, each module as one line."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -102,7 +103,8 @@ class _Writer:
         """Whether the outputs are written by layers and by nothing else: then they are classes, not features."""
         ends = [key for key, why in self.trace.frozen.items() if why == "output"]
         owners = [self.modules[name.rpartition(".")[0]] for name, _ in ends]
-        return all(isinstance(m, nn.Linear | nn.modules.conv._ConvNd) for m in owners) and all(a == 0 for _, a in ends)
+        layers = all(isinstance(m, nn.Linear | nn.modules.conv._ConvNd) for m in owners)
+        return layers and all(axis == 0 for _, axis in ends)
 
     def lines(self) -> Lines:
         entries = tuple(entry for path, module in self.modules.items() for entry in self._module(path, module))
@@ -110,6 +112,10 @@ class _Writer:
         self._check_sums(entries)
         lines = Lines(entries, self.trace.spaces, implied, {}, self.dropped)
         used = {space for entry in entries for space in entry.spaces()}
+        alone = {s for s in used if lines.is_axis(s)}
+        told = {lines.spaces[s].axis for s in used - alone}
+        if lost := [s for s in sorted(alone) if lines.spaces[s].axis not in told]:
+            raise Unwritable(lost)  # nothing could tell which group is which
         lines.probes.update({s: self._probes(s, entries) for s in sorted(used) if not lines.is_axis(s)})
         return lines
 
@@ -123,23 +129,23 @@ class _Writer:
             elif own:
                 yield Entry(path, reads=self._alike(own))
                 return
-        if path and own and all(self.tensors[name].ndim == 1 for name in own) and len(own) > 1:
-            try:
+        if isinstance(module, nn.MultiheadAttention) and f"{path}.in_proj_weight" in own:
+            own.remove(f"{path}.in_proj_weight")
+            yield self._raw_weight(f"{path}.in_proj_weight")
+        if path and len(own) > 1 and all(self.tensors[name].ndim == 1 for name in own):
+            with suppress(Unwritable):
                 yield Entry(path, reads=self._alike(own))
                 return
-            except Unwritable:
-                pass
         yield from (Entry(name, axes=self._bare(name)) for name in own)
 
     def _weight(self, path: str, module: nn.Linear | nn.modules.conv._ConvNd) -> Entry:
         name = f"{path}.weight"
         transposed, groups = bool(getattr(module, "transposed", False)), int(getattr(module, "groups", 1))
-        reads = self._axis((name, 0 if transposed else 1), "image" if not self.place else ".")
+        reads = self._axis((name, 0 if transposed else 1))
         if groups > 1:
             local = self.trace.local.get(name)
-            reads = (
-                (Term(".", NO_SPACE, 0),) if local is None or local.units is None else self._terms(local.units.tolist())
-            )
+            inner = None if local is None else local.units
+            reads = (Term(".", NO_SPACE, 0),) if inner is None else self._terms(inner.tolist())
         out: Axis = (name, 1 if transposed else 0)
         final = self.classes and self.trace.frozen.get(out) == "output"
         writes = self._axis(out, "classes" if final else ".")
@@ -154,9 +160,14 @@ class _Writer:
             raise Unwritable(entry.spaces())
         return entry
 
+    def _raw_weight(self, name: str) -> Entry:
+        return Entry(name, reads=self._axis((name, 1)), writes=self._axis((name, 0)))
+
     def _first(self, path: str) -> bool:
-        layers = (p for p, m in self.modules.items() if isinstance(m, nn.Linear | nn.modules.conv._ConvNd))
-        return path == next(layers)
+        layers: Iterator[str] = (
+            p for p, m in self.modules.items() if isinstance(m, nn.Linear | nn.modules.conv._ConvNd)
+        )
+        return next(layers) == path  # the first that there is
 
     def _alike(self, names: Sequence[str]) -> Expression:
         """The expression that all these vectors (or depthwise kernels) share along their first axis."""
@@ -194,17 +205,13 @@ class _Writer:
 
     def _run(self, units: list[int], space: int, whole: bool) -> list[Term]:
         size = self.trace.spaces[space].size
-        index = torch.tensor([self.place[u][1] for u in units])
+        index, order = torch.tensor([self.place[u][1] for u in units]), torch.arange(size)
         copies, rest = divmod(len(units), size)
-        order = torch.arange(size)
-        if rest or not copies:
-            raise Unwritable([space])
-        if torch.equal(index, order.repeat(copies)):
-            if copies > 4 and whole:
-                return [Term("tile", space, len(units))]
-            return [Term("plain", space, size)] * copies
-        if whole and torch.equal(index, order.repeat_interleave(copies)):
-            return [Term("repeat", space, len(units))]
+        for parts in (p for p in range(copies, 0, -1) if copies % p == 0 and not rest):
+            if torch.equal(index, order.repeat_interleave(copies // parts).repeat(parts)):
+                if parts == copies > 4 and whole:
+                    return [Term("tile", space, len(units))]
+                return [Term("plain" if parts == copies else "repeat", space, len(units) // parts)] * parts
         raise Unwritable([space])
 
     def _implied(self, entries: Sequence[Entry]) -> frozenset[str]:
@@ -212,9 +219,7 @@ class _Writer:
         stated = set()
         for entry in entries:
             module = self.modules.get(entry.target)
-            groups = (
-                getattr(module, "num_groups", 1) if isinstance(module, nn.GroupNorm) else getattr(module, "groups", 1)
-            )
+            groups = getattr(module, "num_groups" if isinstance(module, nn.GroupNorm) else "groups", 1)
             for e in (entry.reads, entry.writes):
                 if len(e) == 1 and e[0].form == "plain" and len(self.trace.spaces[e[0].space].cells) == groups > 1:
                     stated.add(e[0].space)
@@ -228,14 +233,15 @@ class _Writer:
         sides = [e for entry in entries for e in (entry.reads, entry.writes, *entry.axes)]
         known = {e[0].space for e in sides if len(e) == 1 and e[0].form == "plain"}
         for e in sides:
-            open_parts = {t.length for t in e if t.space not in known}
+            open_parts = {t.length for t in e if t.space not in known or t.form != "plain"}
             if len(e) > 1 and len(open_parts) > 1:
                 raise Unwritable([t.space for t in e if t.space != NO_SPACE])
 
     def _probes(self, space: int, entries: Sequence[Entry]) -> tuple[tuple[str, str], ...]:
         """Inputs of the layers that read a space: the last one, or all along a stream that layer norms read."""
         layers = [e for e in entries if e.writes]
-        readers = [(e.target, "in") for e in layers if _holds(e.reads, space) and self._shows(e.target, "in", space)]
+        inputs = [(e.target, "in") for e in layers if _holds(e.reads, space) and self._shows(e.target, "in", space)]
+        readers = list({self.trace.points[point].tensor: point for point in inputs[::-1]}.values())[::-1]
         if readers:
             normed = any(_holds(e.reads, space) and self._token_norm(e.target) for e in entries if not e.writes)
             return tuple(readers) if normed and len(readers) > 2 else (readers[-1],)
@@ -254,13 +260,13 @@ class _Writer:
     def _shows(self, path: str, side: str, space: int) -> bool:
         """Whether a module's input or output holds the units in order, on the axis where statistics look."""
         found = self.trace.points.get((path, side))
-        if found is None:
+        if found is None:  # it did not run, or not as a module, or twice
             return False
-        axis, ndim, units = found
-        wanted = torch.tensor(self.trace.spaces[space].units)
-        parts = units.unfold(0, len(wanted), 1) if len(units) >= len(wanted) else units[:0, None]
-        last = isinstance(self.modules[path], nn.Linear) or ndim == 3
-        return axis == (ndim - 1 if last else 1) and bool((parts == wanted).all(1).any())
+        last = isinstance(self.modules[path], nn.Linear) or found.ndim == 3
+        units, wanted = found.axes.get(found.ndim - 1 if last else 1), torch.tensor(self.trace.spaces[space].units)
+        if units is None or len(units) < len(wanted) or found.mixed(units):
+            return False
+        return any(torch.equal(part, wanted) for part in units.unfold(0, len(wanted), 1))
 
 
 def _holds(expression: Expression, space: int) -> bool:
@@ -268,5 +274,5 @@ def _holds(expression: Expression, space: int) -> bool:
 
 
 def _depthwise(module: nn.Module) -> bool:
-    groups = int(getattr(module, "groups", 1))
-    return groups > 1 and groups == getattr(module, "in_channels", 0) == getattr(module, "out_channels", 0)
+    groups, channels = (int(getattr(module, name, 1)) for name in ("groups", "in_channels"))
+    return 1 < groups == channels == int(getattr(module, "out_channels", 0))

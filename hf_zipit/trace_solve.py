@@ -10,12 +10,30 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
-from hf_zipit.trace_facts import NOBODY, Facts, Label
+from hf_zipit.trace_facts import NOBODY, Facts, Label, varying
 from hf_zipit.trace_groups import Axis, Solver, TracedSpace, spaces_of
 
 Point = tuple[str, str]  # module, "in" or "out"
 
 FIXED = -1
+
+
+Noted = tuple[int, int, list[Label]]  # number of the tensor, number of its axes, labels
+
+
+@dataclass(frozen=True, eq=False)
+class Shown:
+    """The input or output of a module: which tensor it is, and the units along its axes."""
+
+    tensor: int
+    ndim: int
+    axes: dict[int, Tensor]
+    spread: tuple[Tensor, ...] = ()  # units that lie along several axes at once
+
+    def mixed(self, units: Tensor) -> bool:
+        """Whether other units than these may move: then positions are not the same in every model."""
+        others = [x for x in (*self.axes.values(), *self.spread) if x is not units]
+        return any(bool((x != FIXED).any()) for x in others)
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,13 +49,13 @@ class Trace:
     """What a forward pass tells about a model.
 
     `axes` holds the unit at every index of every parameter axis, `FIXED` where nothing may move; `points` the units
-    in the inputs and outputs of modules (the axis, the number of axes, the units); `frozen` why an axis (or a part of it) cannot move.
+    in the inputs and outputs of modules; `frozen` says why an axis, or a part of it, cannot move.
     """
 
     axes: dict[Axis, Tensor]
     local: dict[str, Local]
     spaces: tuple[TracedSpace, ...]
-    points: dict[Point, tuple[int, int, Tensor]]
+    points: dict[Point, Shown]
     frozen: dict[Axis, str]
     unused: tuple[str, ...]
 
@@ -56,7 +74,7 @@ def solve(
     facts: Facts,
     axes: Mapping[Axis, Label],
     local: Mapping[str, Local],
-    points: Mapping[Point, tuple[tuple[int, ...], list[Label]] | None],
+    points: Mapping[Point, Noted | None],
     unused: tuple[str, ...],
 ) -> Trace:
     """Unite what is equal, find the units that may change places, and name what cannot move."""
@@ -79,7 +97,7 @@ def solve(
         {key: torch.from_numpy(np.where(free[v], v, FIXED)) for key, v in solver.axes.items()},
         {k: Local(v.groups, None if v.units is None else _moved(v.units, kind, free)) for k, v in local.items()},
         spaces,
-        {point: found for point, noted in points.items() if (found := _channel(noted, kind, free)) is not None},
+        {point: _shown(noted, kind, free) for point, noted in points.items() if noted is not None},
         frozen,
         unused,
     )
@@ -90,15 +108,16 @@ def _moved(units: Tensor, kind: np.ndarray, free: np.ndarray) -> Tensor:
     return torch.from_numpy(np.where(free[found], found, FIXED))
 
 
-def _channel(
-    noted: tuple[tuple[int, ...], list[Label]] | None, kind: np.ndarray, free: np.ndarray
-) -> tuple[int, int, Tensor] | None:
-    """The one axis of a tensor along which units lie, and the units."""
-    if noted is None or len(noted[1]) != 1:
-        return None
-    label = noted[1][0]
-    dims = [d for d, size in enumerate(label.shape) if size > 1]
-    return (dims[0], label.ndim, _moved(label.flatten(), kind, free)) if len(dims) == 1 else None
+def _shown(noted: Noted, kind: np.ndarray, free: np.ndarray) -> Shown:
+    tensor, ndim, labels = noted
+    axes, spread = {}, []
+    for label in labels:
+        dims, units = sorted(varying(label)), _moved(label.flatten(), kind, free)
+        if len(dims) == 1:
+            axes[dims[0]] = units
+        else:
+            spread.append(units)
+    return Shown(tensor, ndim, axes, tuple(spread))
 
 
 def _classes(facts: Facts) -> tuple[np.ndarray, dict[int, frozenset[int]]]:

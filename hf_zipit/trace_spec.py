@@ -54,10 +54,11 @@ class _Text:
         names = _Names({}, {})
         spaces = [s for entry in self.plan.top for s in entry.spaces() if s != self.plan.last]
         uses = Counter(s for b in self.plan.blocks for e in b.entries for s in e.spaces() if s in set(spaces))
-        taken = {"in", "out", "last", "image", "classes"}
+        taken = {"in", "out", "last", "image", "classes", "stem", "x"}
         if uses and not self.plan.made:
             names.spaces[uses.most_common(1)[0][0]] = "x"
-            taken.add("x")
+        elif self.plan.start in spaces:
+            names.spaces[self.plan.start] = "stem"
         self._name(names, self.plan.top, [s for s in spaces if s not in names.spaces], taken, "")
         if self.plan.last is not None:
             names.spaces[self.plan.last] = "last"
@@ -167,6 +168,8 @@ class _Text:
         top, shared = self._probes(bodies.values())
         name, count = re.sub(r"\W", "_", family), len({s for e in self.lines.entries for s in e.spaces()})
         out = [f"family: {family}", f"match: [{model.__module__}.{model.__qualname__}]"]
+        if self.lines.dropped:
+            out.append(f"# {len(self.lines.dropped)} spaces that cannot be observed or said here are left fixed")
         if self.plan.start is not None:
             out.append(f"stream: {self._full(self.plan.start)}")
         out += _mapping("sizes", self.top.sizes.items(), "")
@@ -187,7 +190,7 @@ def _unused(name: str, taken: set[str]) -> str:
     tried, number = name, 1
     while tried in taken:
         number += 1
-        tried = f"{name}{number}"
+        tried = f"{name}_{number}"
     taken.add(tried)
     return tried
 
@@ -201,7 +204,7 @@ def _stem(entries: Sequence[Entry], space: int) -> str:
 
 
 def _pair(entries: Sequence[Entry], spaces: Sequence[int]) -> list[int]:
-    """Queries and keys are written twice, values once; anything else gets no special name."""
+    """Queries and keys are written by two layers, values by one; anything else gets no special name."""
     if len(spaces) != 2:
         return []
     written = Counter(t.space for e in entries for t in e.writes)

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
 from hf_zipit.errors import TraceError
-from hf_zipit.trace import outputs
+from hf_zipit.trace import first_line, outputs
 
 Version = tuple[int, int]  # a tensor, and how often it was written
 
@@ -28,6 +29,40 @@ def legal_cuts(model: nn.Module, pixels: Tensor) -> list[str]:
     >>> legal_cuts(timm.create_model("resnet18"), torch.zeros(1, 3, 64, 64))[3:6]  # doctest: +SKIP
     ['maxpool', 'layer1.0', 'layer1.1']
     """
+    flow, alive, _ = _flow(model, pixels)
+    ends = {step.path: step.after for step in flow.steps if alive[step.end] == {step.after}}
+    modules = dict(model.named_modules())
+    return [path for path in ends if not _inside(path, ends, modules)]
+
+
+@torch.no_grad()
+def chain_of(model: nn.Module, pixels: Tensor) -> list[str]:
+    """Modules that, called one after the other, are the model; `[]` if there are none (operations lie between).
+
+    Raises:
+        TraceError: the model does not run on this image.
+
+    >>> chain_of(timm.create_model("resnet18"), torch.zeros(1, 3, 64, 64))[3:6]  # doctest: +SKIP
+    ['maxpool', 'layer1.0', 'layer1.1']
+    """
+    flow, alive, wanted = _flow(model, pixels)
+    modules = dict(model.named_modules())
+    whole = [s for s in flow.steps if s.plain and alive[s.start] == {s.before} and alive[s.end] == {s.after}]
+    solid = {s.path for s in whole if not isinstance(modules[s.path], nn.Sequential | nn.ModuleList)}
+    longest: dict[Version, list[str]] = {flow.image: []}
+    for step in whole:
+        parts = step.path.split(".")
+        nested = any(".".join(parts[:end]) in solid for end in range(1, len(parts)))
+        if nested or step.before == step.after or step.before not in longest:
+            continue
+        path = [*longest[step.before], step.path]
+        if len(path) > len(longest.get(step.after, [])):
+            longest[step.after] = path
+    return longest.get(wanted[0], []) if len(wanted) == 1 else []
+
+
+def _flow(model: nn.Module, pixels: Tensor) -> tuple["_Flow", list[set[Version]], list[Version]]:
+    """One forward pass: its ops and modules, what is alive after each op, and the outputs."""
     net = copy.deepcopy(model).eval()
     like = next(net.parameters(), pixels)
     image = torch.zeros(1, *pixels.shape[1:], dtype=like.dtype, device=like.device)
@@ -35,12 +70,12 @@ def legal_cuts(model: nn.Module, pixels: Tensor) -> list[str]:
     try:
         with flow.watching(net), flow:
             output = net(image)
-    except (RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError) as error:
-        raise TraceError(f"{type(model).__name__} does not run on an image {list(image.shape)}: {error}") from error
-    alive = flow.alive([flow.version(t) for t in outputs(output) if flow.knows(t)])
-    ends: dict[str, Version] = {path: version for place, version, path in flow.marks if alive[place] == {version}}
-    modules = dict(net.named_modules())
-    return [path for path in ends if not _inside(path, ends, modules)]
+    except Exception as error:  # whatever a model does on an image it does not fit
+        raise TraceError(
+            f"{type(model).__name__} does not run on an image {list(image.shape)}: {first_line(error)}"
+        ) from error
+    wanted = [flow.version(t) for t in outputs(output) if flow.knows(t)]
+    return flow, flow.alive(wanted), wanted
 
 
 def _inside(path: str, ends: dict[str, Version], modules: dict[str, nn.Module]) -> bool:
@@ -51,6 +86,21 @@ def _inside(path: str, ends: dict[str, Version], modules: dict[str, nn.Module]) 
     return ends.get(parent) == ends[path]
 
 
+@dataclass(frozen=True)
+class _Step:
+    """One call of a module: the ops done before and after it, its first input and its output.
+
+    `plain` says that the input is all it was given, and that it returns a tensor.
+    """
+
+    path: str
+    start: int
+    end: int
+    before: Version | None
+    after: Version
+    plain: bool
+
+
 class _Flow(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Records which tensors depend on the image, and which op reads and writes them."""
 
@@ -59,7 +109,9 @@ class _Flow(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.kept = [image]  # so that no id is used twice
         self.written = {id(image): 0}
         self.ops: list[tuple[set[Version], set[Version]]] = [(set(), {(id(image), 0)})]
-        self.marks: list[tuple[int, Version, str]] = []  # ops so far, output, module
+        self.image = (id(image), 0)
+        self.steps: list[_Step] = []
+        self.entered: dict[str, tuple[int, Version | None, bool]] = {}
 
     def knows(self, value: object) -> bool:
         """Whether this is a tensor that depends on the image."""
@@ -84,21 +136,29 @@ class _Flow(TorchDispatchMode):  # type: ignore[no-untyped-call]
     @contextmanager
     def watching(self, net: nn.Module) -> Iterator[None]:
         """Hooks that note where each module ends and with which tensor."""
-        handles = [
-            module.register_forward_hook(lambda _, __, out, path=path: self._mark(path, out))
-            for path, module in net.named_modules()
-            if path
-        ]
+        handles = []
+        for path, module in net.named_modules():
+            enter = lambda _, args, kwargs, path=path: self._enter(path, args, kwargs)  # noqa: E731
+            leave = lambda _, __, out, path=path: self._leave(path, out)  # noqa: E731
+            if path:
+                handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
+                handles.append(module.register_forward_hook(leave))
         try:
             yield
         finally:
             for handle in handles:
                 handle.remove()
 
-    def _mark(self, path: str, out: Any) -> None:
+    def _enter(self, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        first = args[0] if args else None
+        version = self.version(first) if isinstance(first, Tensor) and self.knows(first) else None
+        self.entered[path] = (len(self.ops), version, len(args) == 1 and not kwargs)
+
+    def _leave(self, path: str, out: Any) -> None:
         first = out[0] if isinstance(out, tuple) and out else out
+        start, before, plain = self.entered.pop(path)
         if isinstance(first, Tensor) and self.knows(first):
-            self.marks.append((len(self.ops), self.version(first), path))
+            self.steps.append(_Step(path, start, len(self.ops), before, self.version(first), plain and first is out))
 
     def alive(self, wanted: list[Version]) -> list[set[Version]]:
         """For every number of ops done: the tensors that a later op, or the user, still reads."""

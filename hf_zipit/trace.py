@@ -48,15 +48,21 @@ def trace(model: nn.Module, pixels: Tensor, seed: int = 0) -> Trace:
     try:
         with tracer.watching(), tracer:
             output = net(image)
-    except (RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise TraceError(f"{type(model).__name__} does not run on an image {list(image.shape)}: {first}") from error
+    except Exception as error:  # whatever a model does on an image it does not fit
+        raise TraceError(
+            f"{type(model).__name__} does not run on an image {list(image.shape)}: {first_line(error)}"
+        ) from error
     tracer.facts.where = "output"
     for value in outputs(output):
         for label in tracer.facts.of(value):
             tracer.facts.freeze(label)
     unused = tuple(name for name, p in net.named_parameters() if p not in tracer.seen)
     return solve(tracer.facts, tracer.axes, tracer.local, tracer.points, unused)
+
+
+def first_line(error: Exception) -> str:
+    """The first line of a message, or the kind of error where there is none."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def outputs(output: Any) -> list[Tensor]:

@@ -7,15 +7,20 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from hf_zipit import spec as specs
+from hf_zipit.binding import bind
+from hf_zipit.checks import check_spec
+from hf_zipit.cuts import chain_of
 from hf_zipit.errors import SpecError
 from hf_zipit.spaces import Binding
-from hf_zipit.trace import outputs, random_copy
+from hf_zipit.trace import outputs, random_copy, trace
 from hf_zipit.trace_groups import Axis
 from hf_zipit.trace_solve import FIXED, Local, Trace
+from hf_zipit.trace_spec import write_spec
 
 
 @torch.no_grad()
-def difference(model: nn.Module, trace: Trace, pixels: Tensor, seed: int = 0) -> tuple[float, float]:
+def difference(model: nn.Module, traced: Trace, pixels: Tensor, seed: int = 0) -> tuple[float, float]:
     """How far the logits move, and how large they are, when all traced units are permuted at random (float64).
 
     >>> difference(model, trace(model, pixels), pixels)  # doctest: +SKIP
@@ -23,18 +28,18 @@ def difference(model: nn.Module, trace: Trace, pixels: Tensor, seed: int = 0) ->
     """
     net = random_copy(model, seed).double()
     moved = copy.deepcopy(net)
-    moved.load_state_dict(_permuted(net.state_dict(), trace, random_order(trace, seed)))
+    moved.load_state_dict(_permuted(net.state_dict(), traced, random_order(traced, seed)))
     image = torch.randn(2, *pixels.shape[1:], dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
     pairs = list(zip(outputs(net(image)), outputs(moved(image)), strict=True))
     return max(float((a - b).abs().max()) for a, b in pairs), max(float(a.abs().max()) for a, _ in pairs)
 
 
-def random_order(trace: Trace, seed: int) -> dict[int, int]:
+def random_order(traced: Trace, seed: int) -> dict[int, int]:
     """Which unit takes the place of each: units inside their cells, cells with all cells of their axis."""
     generator = torch.Generator().manual_seed(seed)
     orders: dict[str, list[int]] = {}
     out = {}
-    for space in trace.spaces:
+    for space in traced.spaces:
         order = [0]
         if space.axis is not None:
             new = torch.randperm(len(space.cells), generator=generator).tolist()
@@ -46,12 +51,12 @@ def random_order(trace: Trace, seed: int) -> dict[int, int]:
     return out
 
 
-def _permuted(state: dict[str, Tensor], trace: Trace, order: dict[int, int]) -> dict[str, Tensor]:
+def _permuted(state: dict[str, Tensor], traced: Trace, order: dict[int, int]) -> dict[str, Tensor]:
     new = dict(state)
-    for (name, axis), units in trace.axes.items():
+    for (name, axis), units in traced.axes.items():
         if name in new:
             new[name] = new[name].index_select(axis, _index(units, order))
-    for name, local in trace.local.items():
+    for name, local in traced.local.items():
         if local.units is not None:
             new[name] = _permuted_inside(new[name], local, _index(local.units, order))
     return new
@@ -76,7 +81,34 @@ def _permuted_inside(weight: Tensor, local: Local, index: Tensor) -> Tensor:
     return weight.gather(1, places.view(*places.shape, *[1] * (weight.ndim - 2)).expand_as(weight))
 
 
-def same_grouping(trace: Trace, binding: Binding) -> None:
+def describe(model: nn.Module, pixels: Tensor, family: str) -> str:
+    """Trace a model, write its spec, and check the spec as a shipped one is checked.
+
+    The spec has a chain if there is one whose cuts hold what the wiring says.
+
+    Raises:
+        TraceError: the model cannot be traced.
+        SpecError: the spec that was written fails a check, so the trace is not to be trusted.
+
+    >>> bind(parse(describe(model, pixels, "mine")), model).cuts[:2]  # doctest: +SKIP
+    ('conv1', 'bn1')
+    """
+    channels, height, width = pixels.shape[1:]
+    found = trace(model, pixels)
+    steps = chain_of(model, pixels)
+    for chain in (steps, []) if steps else ([],):
+        text = write_spec(found, model, family, chain)
+        try:
+            check_spec(model, bind(specs.parse(text, family), model), (channels, height, width))
+        except SpecError:
+            if not chain:
+                raise
+            continue
+        break
+    return text
+
+
+def same_grouping(traced: Trace, binding: Binding) -> None:
     """Check that a trace and a spec agree on which places of all parameters are one unit, are fixed, and move as one.
 
     Axes the forward pass cannot speak about (unused parameters) are left out.
@@ -84,16 +116,16 @@ def same_grouping(trace: Trace, binding: Binding) -> None:
     Raises:
         SpecError: they differ; the message names the first parameter.
     """
-    file, declared = binding.spec.file, _declared(trace, binding)
+    file, declared = binding.spec.file, _declared(traced, binding)
     to_spec: dict[int, tuple[str, int]] = {}
     to_trace: dict[tuple[str, int], int] = {}
     for (name, axis), places in declared.items():
-        if trace.frozen.get((name, axis)) in ("used nowhere else", "never used"):
+        if traced.frozen.get((name, axis)) in ("used nowhere else", "never used"):
             continue
-        for unit, place in zip(trace.axes[name, axis].tolist(), places, strict=True):
+        for unit, place in zip(traced.axes[name, axis].tolist(), places, strict=True):
             where = f"{file}: {name} axis {axis}"
             if (unit == FIXED) != (place is None):
-                why = trace.frozen.get((name, axis), "")
+                why = traced.frozen.get((name, axis), "")
                 raise SpecError(f"{where} is free in the spec, but fixed by {why}" if place else f"{where} is free")
             if place is None:
                 continue
@@ -101,16 +133,16 @@ def same_grouping(trace: Trace, binding: Binding) -> None:
                 raise SpecError(f"{where}: spaces '{place[0]}' and '{to_spec[unit][0]}' hold the same unit")
             if to_trace.setdefault(place, unit) != unit:
                 raise SpecError(f"{where}: space '{place[0]}' ties units that the model does not tie")
-    traced = {frozenset(to_spec[u] for u in cells) for cells in _together(trace) if set(cells) <= set(to_spec)}
+    together = {frozenset(to_spec[u] for u in cells) for cells in _together(traced) if set(cells) <= set(to_spec)}
     stated = set(_groups(binding))
-    for missing in stated ^ traced:
+    for missing in stated ^ together:
         found = sorted({space for space, _ in missing})
         raise SpecError(f"{file}: the groups of {', '.join(map(repr, found))} are not those of the model")
 
 
-def _declared(trace: Trace, binding: Binding) -> dict[Axis, list[tuple[str, int] | None]]:
+def _declared(traced: Trace, binding: Binding) -> dict[Axis, list[tuple[str, int] | None]]:
     """(space, unit) at every place that the trace knows, `None` where the spec fixes it."""
-    out: dict[Axis, list[tuple[str, int] | None]] = {key: [None] * len(v) for key, v in trace.axes.items()}
+    out: dict[Axis, list[tuple[str, int] | None]] = {key: [None] * len(v) for key, v in traced.axes.items()}
     for row in binding.table:
         if row.local or (row.parameter, row.axis) not in out:
             continue
@@ -121,10 +153,10 @@ def _declared(trace: Trace, binding: Binding) -> dict[Axis, list[tuple[str, int]
     return out
 
 
-def _together(trace: Trace) -> Iterable[list[int]]:
+def _together(traced: Trace) -> Iterable[list[int]]:
     """The units of each group of cells that move together."""
     found: dict[tuple[str | None, int], list[int]] = defaultdict(list)
-    for space in trace.spaces:
+    for space in traced.spaces:
         for number, cell in enumerate(space.cells if space.axis else ()):
             found[space.axis, number].extend(cell)
     return found.values()
@@ -139,13 +171,13 @@ def _groups(binding: Binding) -> Iterable[frozenset[tuple[str, int]]]:
     return [frozenset(units) for units in found.values()]
 
 
-def tally(trace: Trace) -> Counter[str]:
+def tally(traced: Trace) -> Counter[str]:
     """How many places are held back by each reason, most first.
 
     >>> tally(trace(model, pixels)).most_common(1)  # doctest: +SKIP
     [('convolution in conv1', 3)]
     """
     out: Counter[str] = Counter()
-    for axis, why in trace.frozen.items():
-        out[why] += int((trace.axes[axis] == FIXED).sum())
+    for axis, why in traced.frozen.items():
+        out[why] += int((traced.axes[axis] == FIXED).sum())
     return out

@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 
@@ -48,7 +48,7 @@ def fold(entries: Sequence[Entry], modules: dict[str, nn.Module]) -> Plan:
         inside = {f"{b.path}.{e.target}" for b in blocks for e in b.entries}
         outer = {s for entry in entries if entry.target not in inside for s in entry.spaces()}
         last = [s for s in blocks[-1].spaces() if s in outer] if blocks else []
-        plans += [plan for choice in (None, *last) if (plan := _plan(entries, blocks, choice)) is not None]
+        plans += [plan for choice in (*last, None) if (plan := _plan(entries, blocks, choice)) is not None]
     return min(plans, key=_cost)
 
 
@@ -140,6 +140,40 @@ def _follow(
     return Plan(top, tuple(blocks), tuple(all_roles), start, last, made), None
 
 
+def chain_patterns(steps: Sequence[str], modules: Sequence[str]) -> list[str]:
+    """The steps of a chain with runs of blocks as patterns, which list modules in their order in the model.
+
+    >>> chain_patterns(["stem", "layer1.0", "layer1.1", "fc"], ["stem", "layer1.0", "layer1.1", "fc"])
+    ['stem', 'layer{i}.{j}', 'fc']
+    """
+    out, done = [], 0
+    while done < len(steps):
+        hits = [steps[done]]
+        for tried in _generalised(steps[done]):
+            found = [m for m in modules if specs.pattern(tried).fullmatch(m)]
+            if len(found) > 1 and found == list(steps[done : done + len(found)]):
+                hits = found
+                break
+        out += patterns(hits, modules)
+        done += len(hits)
+    return out
+
+
+def _generalised(path: str, alike: Sequence[str] = ()) -> Iterator[str]:
+    """A path with holes for its integers, the most general pattern first, the path itself last.
+
+    Integers that are the same in all of `alike` are no holes.
+    """
+    pieces = re.split(r"(\d+)", path)
+    others = [q for q in (re.split(r"(\d+)", p) for p in alike) if q[::2] == pieces[::2]]
+    numbers = [k for k in range(1, len(pieces), 2) if not others or any(q[k] != pieces[k] for q in others)]
+    for held in (c for count in range(len(numbers) + 1) for c in combinations(numbers, count)):
+        holes = iter("ijklmnop")
+        yield "".join(
+            f"{{{next(holes)}}}" if k in numbers and k not in held else piece for k, piece in enumerate(pieces)
+        )
+
+
 def patterns(paths: Sequence[str], modules: Sequence[str]) -> list[str]:
     """The fewest path patterns that match these modules and no others.
 
@@ -148,13 +182,7 @@ def patterns(paths: Sequence[str], modules: Sequence[str]) -> list[str]:
     """
     left, out = list(paths), []
     while left:
-        pieces = re.split(r"(\d+)", left[0])
-        numbers = range(1, len(pieces), 2)
-        for held in (c for count in range(len(numbers) + 1) for c in combinations(numbers, count)):
-            holes = iter("ijklmnop")
-            tried = "".join(
-                f"{{{next(holes)}}}" if k in numbers and k not in held else piece for k, piece in enumerate(pieces)
-            )
+        for tried in _generalised(left[0], paths):
             hits = [m for m in modules if specs.pattern(tried).fullmatch(m)]
             if set(hits) <= set(paths):
                 break

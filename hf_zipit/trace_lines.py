@@ -164,10 +164,8 @@ class _Writer:
         return Entry(name, reads=self._axis((name, 1)), writes=self._axis((name, 0)))
 
     def _first(self, path: str) -> bool:
-        layers: Iterator[str] = (
-            p for p, m in self.modules.items() if isinstance(m, nn.Linear | nn.modules.conv._ConvNd)
-        )
-        return next(layers) == path  # the first that there is
+        layers = [p for p, m in self.modules.items() if isinstance(m, nn.Linear | nn.modules.conv._ConvNd)]
+        return layers[:1] == [path]
 
     def _alike(self, names: Sequence[str]) -> Expression:
         """The expression that all these vectors (or depthwise kernels) share along their first axis."""

@@ -1,13 +1,14 @@
 """Writing a trace as a spec file that people can read, edit and check."""
 
 import re
+import textwrap
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from torch import nn
 
-from hf_zipit.trace_fold import Block, Plan, fold, patterns
+from hf_zipit.trace_fold import Block, Plan, chain_patterns, fold, patterns
 from hf_zipit.trace_lines import NO_SPACE, Entry, Expression, Lines, lines_of
 from hf_zipit.trace_solve import Trace
 
@@ -15,8 +16,11 @@ WIDTH = 118
 Probes = list[tuple[str, str]]  # (space name, "module.side")
 
 
-def write_spec(trace: Trace, model: nn.Module, family: str) -> str:
+def write_spec(trace: Trace, model: nn.Module, family: str, chain: Sequence[str] = ()) -> str:
     """Write a trace in the grammar of the spec files, with what repeats folded into blocks.
+
+    Args:
+        chain: the steps of the model (`cuts.chain_of`), if it has any.
 
     Raises:
         TraceError: nothing of it can be said in the grammar.
@@ -29,7 +33,8 @@ def write_spec(trace: Trace, model: nn.Module, family: str) -> str:
     lines = lines_of(trace, model)
     modules = dict(model.named_modules())
     plan = fold(lines.entries, modules)
-    return "\n".join(_Text(lines, plan, modules).document(type(model), family)) + "\n"
+    steps = chain_patterns(chain, list(modules))
+    return "\n".join(_Text(lines, plan, modules).document(type(model), family, steps)) + "\n"
 
 
 @dataclass
@@ -163,13 +168,14 @@ class _Text:
 
     # -- the document
 
-    def document(self, model: type[nn.Module], family: str) -> list[str]:
+    def document(self, model: type[nn.Module], family: str, steps: list[str]) -> list[str]:
         bodies = self._bodies()
         top, shared = self._probes(bodies.values())
         name, count = re.sub(r"\W", "_", family), len({s for e in self.lines.entries for s in e.spaces()})
         out = [f"family: {family}", f"match: [{model.__module__}.{model.__qualname__}]"]
         if self.lines.dropped:
             out.append(f"# {len(self.lines.dropped)} spaces that cannot be observed or said here are left fixed")
+        out += [f"chain: [{', '.join(_quoted(step) for step in steps)}]"] if steps else []
         if self.plan.start is not None:
             out.append(f"stream: {self._full(self.plan.start)}")
         out += _mapping("sizes", self.top.sizes.items(), "")
@@ -178,12 +184,11 @@ class _Text:
         out += ["blocks:"] if bodies else []
         paths = [path for path, module in self.modules.items() if path and module.state_dict()]
         for ((text, sizes), numbers), probes in zip(bodies.items(), shared, strict=True):
-            each = patterns([self.plan.blocks[n].path for n in numbers], paths)
-            out += _folded("- each: ", each[0] if len(each) == 1 else each, 2)
+            out.append(f"- each: {_listed(patterns([self.plan.blocks[n].path for n in numbers], paths))}")
             out += _mapping("sizes", sizes, "  ")
             out += ["  wire:", *("    " + line for line in text)]
             out += _mapping("probe", _grouped(probes), "  ")
-        return [*out, "check:", f"  {name}: {count}"]
+        return [part for line in (*out, "check:", f"  {name}: {count}") for part in _wrapped(line)]
 
 
 def _unused(name: str, taken: set[str]) -> str:
@@ -216,7 +221,7 @@ def _grouped(probes: Probes) -> list[tuple[str, str]]:
     found: dict[str, list[str]] = defaultdict(list)
     for name, point in probes:
         found[name].append(point)
-    return [(name, points[0] if len(points) == 1 else f"[{', '.join(points)}]") for name, points in found.items()]
+    return [(name, _listed(points)) for name, points in found.items()]
 
 
 def _mapping(key: str, items: Iterable[tuple[str, str]], indent: str) -> list[str]:
@@ -224,16 +229,16 @@ def _mapping(key: str, items: Iterable[tuple[str, str]], indent: str) -> list[st
     return [f"{indent}{key}:", *lines] if lines else []
 
 
-def _folded(key: str, value: str | list[str], indent: int) -> list[str]:
-    """`key value`, or a flow list that is broken where it gets too long."""
-    quote: Callable[[str], str] = lambda text: f'"{text}"' if "{" in text else text  # noqa: E731
-    if isinstance(value, str):
-        return [key + (value if not value.startswith("{") else quote(value))]
-    out, line = [], key + "["
-    for number, text in enumerate(map(quote, value)):
-        piece = text + ("]" if number == len(value) - 1 else ", ")
-        if len(line) + len(piece) > WIDTH:
-            out.append(line.rstrip())
-            line = " " * (indent + 2)
-        line += piece
-    return [*out, line]
+def _listed(texts: Sequence[str]) -> str:
+    """A list in one line, or the text itself if there is one."""
+    return texts[0] if len(texts) == 1 and "{" not in texts[0][:1] else f"[{', '.join(map(_quoted, texts))}]"
+
+
+def _quoted(text: str) -> str:
+    return f'"{text}"' if "{" in text else text
+
+
+def _wrapped(line: str) -> list[str]:
+    """A long line goes on in the next one, indented: YAML reads it as one."""
+    indent = " " * (len(line) - len(line.lstrip()) + 4)
+    return textwrap.wrap(line, WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)

@@ -65,6 +65,11 @@ OTHERS = [
     case("swin_tiny_patch4_window7_224", 112, 52, slow=True, img_size=112),
 ]  # fmt: skip
 
+PARTLY = [  # spaces that no module shows alone: the written spec leaves them fixed
+    case("SiglipVisionModel", 32, 12, **MLP),
+    case("mixer_s32_224", 224, 17, slow=True),
+]
+
 
 def slow(param):
     return pytest.param(*param.values, id=param.id, marks=[SLOW])
@@ -92,7 +97,9 @@ def test_same_grouping_as_the_declared_spec(name, kwargs, size, spaces):
     assert found.share < 1e-3
 
 
-@pytest.mark.parametrize(("name", "kwargs", "size", "spaces"), [*DECLARED[:2], *map(slow, DECLARED[2:]), *OTHERS])
+@pytest.mark.parametrize(
+    ("name", "kwargs", "size", "spaces"), [*DECLARED[:2], *map(slow, DECLARED[2:]), *OTHERS, *PARTLY]
+)
 def test_traced_units_move_without_changing_the_logits(name, kwargs, size, spaces):
     model = build(name, kwargs)
     before = copy.deepcopy(model.state_dict())
@@ -118,6 +125,14 @@ def test_written_spec_passes_the_checks_and_says_what_the_trace_says(name, kwarg
     assert all(len(line) <= 120 for line in text.splitlines() if "match:" not in line and len(line.split()) > 1)
 
 
+@pytest.mark.parametrize(("name", "kwargs", "size", "spaces"), PARTLY)
+def test_spaces_that_cannot_be_observed_are_left_fixed(name, kwargs, size, spaces):
+    model = build(name, kwargs)
+    text = describe(model, torch.zeros(1, 3, size, size), "traced")
+    assert "spaces that cannot be observed or said here are left fixed" in text
+    assert 5 < len(bind(specs.parse(text), model).spaces) < spaces
+
+
 def test_written_spec_is_folded_and_readable():
     model = build("ViTForImageClassification", MLP)
     text = write_spec(trace(model, torch.zeros(1, 3, 32, 32)), model, "traced-vit")
@@ -128,7 +143,7 @@ def test_written_spec_is_folded_and_readable():
     assert len(text.splitlines()) < 40
     model = build("cifar_resnet20", {})
     text = describe(model, torch.zeros(1, 3, 32, 32), "traced-resnet")
-    assert 'chain: [conv1, bn1, act1, maxpool, "layer{i}.{j}", global_pool, fc]' in text
+    assert 'chain: [conv1, bn1, act1, "layer{i}.{j}", global_pool, fc]' in text
     assert "conv1: image -> stem" in text
     assert "downsample.0: in -> out" in text
     assert len(text.splitlines()) < 40

@@ -8,45 +8,9 @@ import torch
 from torch import nn
 
 from hf_zipit.errors import TraceError
+from hf_zipit.trace_entries import NO_SPACE, Entry, Expression, Term, Unwritable, probes_of
 from hf_zipit.trace_groups import Axis, TracedSpace
 from hf_zipit.trace_solve import Trace
-
-NO_SPACE = -1
-
-
-@dataclass(frozen=True)
-class Term:
-    """A part of an axis: a space once (`plain`), tiled or repeated, or a fixed part with the name it is written as."""
-
-    form: str
-    space: int
-    length: int
-
-
-Expression = tuple[Term, ...]
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A line to be: a module that reads and writes, a module that carries (no `writes`), or a parameter (`axes`)."""
-
-    target: str
-    reads: Expression = ()
-    writes: Expression = ()
-    axes: tuple[Expression, ...] = ()
-
-    def spaces(self) -> list[int]:
-        """The spaces that the line mentions, in order."""
-        found = [t.space for e in (self.writes, self.reads, *self.axes) for t in e if t.space != NO_SPACE]
-        return list(dict.fromkeys(found))
-
-
-class Unwritable(Exception):
-    """The grammar cannot say how these spaces lie; they will be written as fixed."""
-
-    def __init__(self, spaces: Sequence[int]) -> None:
-        super().__init__(spaces)
-        self.spaces = set(spaces)
 
 
 @dataclass(frozen=True)
@@ -116,7 +80,9 @@ class _Writer:
         told = {lines.spaces[s].axis for s in used - alone}
         if lost := [s for s in sorted(alone) if lines.spaces[s].axis not in told]:
             raise Unwritable(lost)  # nothing could tell which group is which
-        lines.probes.update({s: self._probes(s, entries) for s in sorted(used) if not lines.is_axis(s)})
+        lines.probes.update(
+            {s: probes_of(s, entries, self.trace, self.modules) for s in sorted(used) if not lines.is_axis(s)}
+        )
         return lines
 
     def _module(self, path: str, module: nn.Module) -> Iterator[Entry]:
@@ -234,41 +200,6 @@ class _Writer:
             open_parts = {t.length for t in e if t.space not in known or t.form != "plain"}
             if len(e) > 1 and len(open_parts) > 1:
                 raise Unwritable([t.space for t in e if t.space != NO_SPACE])
-
-    def _probes(self, space: int, entries: Sequence[Entry]) -> tuple[tuple[str, str], ...]:
-        """Inputs of the layers that read a space: the last one, or all along a stream that layer norms read."""
-        layers = [e for e in entries if e.writes]
-        inputs = [(e.target, "in") for e in layers if _holds(e.reads, space) and self._shows(e.target, "in", space)]
-        readers = list({self.trace.points[point].tensor: point for point in inputs[::-1]}.values())[::-1]
-        if readers:
-            normed = any(_holds(e.reads, space) and self._token_norm(e.target) for e in entries if not e.writes)
-            return tuple(readers) if normed and len(readers) > 2 else (readers[-1],)
-        writers = [(e.target, "out") for e in layers if any(t.space == space for t in e.writes)]
-        carriers = [(e.target, "out") for e in entries if not e.writes and _holds(e.reads, space)]
-        for point in (*writers, *carriers):
-            if self._shows(*point, space):
-                return (point,)
-        raise Unwritable([space])
-
-    def _token_norm(self, path: str) -> bool:
-        return "Norm" in type(self.modules.get(path)).__name__ and not isinstance(
-            self.modules[path], nn.modules.batchnorm._BatchNorm | nn.GroupNorm
-        )
-
-    def _shows(self, path: str, side: str, space: int) -> bool:
-        """Whether a module's input or output holds the units in order, on the axis where statistics look."""
-        found = self.trace.points.get((path, side))
-        if found is None:  # it did not run, or not as a module, or twice
-            return False
-        last = isinstance(self.modules[path], nn.Linear) or found.ndim == 3
-        units, wanted = found.axes.get(found.ndim - 1 if last else 1), torch.tensor(self.trace.spaces[space].units)
-        if units is None or len(units) < len(wanted) or found.mixed(units):
-            return False
-        return any(torch.equal(part, wanted) for part in units.unfold(0, len(wanted), 1))
-
-
-def _holds(expression: Expression, space: int) -> bool:
-    return len(expression) == 1 and expression[0].form == "plain" and expression[0].space == space
 
 
 def _depthwise(module: nn.Module) -> bool:

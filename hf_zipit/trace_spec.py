@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
+from hf_zipit.trace_entries import NO_SPACE, Entry, Expression
 from hf_zipit.trace_fold import Block, Plan, chain_patterns, fold, patterns
-from hf_zipit.trace_lines import NO_SPACE, Entry, Expression, Lines, lines_of
+from hf_zipit.trace_lines import Lines, lines_of
 from hf_zipit.trace_solve import Trace
 
 WIDTH = 118

@@ -6,9 +6,10 @@ from torch import nn
 
 from hf_zipit.errors import SpecError
 from hf_zipit.grammar import Block, Spec
+from hf_zipit.names import Scope
 from hf_zipit.spaces import Binding, FeatureSpace, Probe, Row
 from hf_zipit.spec import pattern
-from hf_zipit.wiring import OPEN, Scope, Wiring
+from hf_zipit.wiring import OPEN, Wiring
 
 
 def bind(spec: Spec, model: nn.Module) -> Binding:

@@ -1,7 +1,7 @@
 """A model as a chain of steps: where it may be cut, what each cut costs, and running a part of it."""
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from hf_zipit.errors import OptionError
+from hf_zipit.errors import OptionError, SourceError
 from hf_zipit.modeling_zipit import run_steps
 from hf_zipit.spaces import Binding
 
@@ -49,16 +49,16 @@ class Cut:
 def resolve_cut(binding: Binding, cut: str | None) -> int:
     """Number of trunk steps for a cut named by a step (`layer2.1`) or by a stage that ends with one (`layer2`).
 
-    `None` is the last legal cut: everything but the classifier is merged.
+    `None` is the last legal cut: everything but the classifier is merged. 0 for a full merge without a chain.
 
     Raises:
         OptionError: unknown cut; the message lists the legal ones.
     """
     cuts = binding.cuts
-    if not cuts:
-        raise OptionError(f"the spec {binding.spec.family} declares no chain: these models can only be merged fully")
     if cut is None:
-        return binding.steps.index(cuts[-1]) + 1
+        return binding.steps.index(cuts[-1]) + 1 if cuts else 0
+    if not cuts:
+        raise OptionError(f"the spec {binding.spec.family} has no chain: these models can only be merged fully")
     inside = [step for step in cuts if step == cut or step.startswith(cut + ".")]
     if not inside:
         raise OptionError(f"unknown cut '{cut}'; legal cuts: {', '.join(cut_names(binding))}")
@@ -103,9 +103,15 @@ def channel_axis(model: nn.Module, binding: Binding, depth: int, input_size: tup
 
 
 def logits_of(output: Any) -> Tensor:
-    """The logits in what a classifier returns: a tensor, or an output object of transformers."""
-    out: Tensor = output if isinstance(output, Tensor) else output.logits
-    return out
+    """The logits in what a model returns: a tensor, or an output object of transformers.
+
+    Of a model without classes it is the first tensor of the output.
+    """
+    if isinstance(output, Mapping):
+        output = output.get("logits", next(iter(output.values()), None))
+    if not isinstance(output, Tensor):
+        raise SourceError(f"the model returns a {type(output).__name__} without logits")
+    return output
 
 
 def count_flops(model: nn.Module, input_size: tuple[int, int, int]) -> int:

@@ -1,4 +1,4 @@
-"""The command line: `hf-zipit merge | eval | inspect | check-spec`. Results go to stdout, everything else to stderr."""
+"""The command line: `hf-zipit merge | eval | inspect | check-spec | trace`. Results on stdout, the rest on stderr."""
 
 import json
 import logging
@@ -160,12 +160,36 @@ def check_spec(
     )
 
 
-def _bound(model: str, spec: Path | None) -> tuple[Any, Any]:
-    from hf_zipit.libraries import untrained
-    from hf_zipit.sources import find_spec, load
+@app.command()
+def trace(
+    model: Annotated[str, typer.Argument(help="Hub id, local folder, or a timm architecture such as densenet121.")],
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="Write the spec to this file.")] = None,
+) -> None:
+    """Write a spec file for a model of any class, from one forward pass; it is checked before it is written."""
+    from hf_zipit.sources import trace_source
 
-    source = load(model) if Path(model).exists() or "/" in model else untrained(model)
+    text = trace_source(_source(model))
+    if out is None:
+        typer.echo(text, nl=False)
+    elif out.exists():
+        raise OptionError(f"{out} exists already: choose another file")
+    else:
+        out.write_text(text, encoding="utf-8")
+        typer.echo(out)
+
+
+def _bound(model: str, spec: Path | None) -> tuple[Any, Any]:
+    from hf_zipit.sources import find_spec
+
+    source = _source(model)
     return source, find_spec(source, spec)
+
+
+def _source(model: str) -> Any:
+    from hf_zipit.libraries import untrained
+    from hf_zipit.sources import load
+
+    return load(model) if Path(model).exists() or "/" in model else untrained(model)
 
 
 def _json(value: Any) -> str:

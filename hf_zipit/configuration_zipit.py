@@ -13,7 +13,8 @@ class ZipItConfig(PreTrainedConfig):
         backbone: `{"library": "timm", "architecture": name, "model_args": {...}}` or
             `{"library": "transformers", "config": {...}}`.
         trunk: the merged steps in running order: module paths of the backbone, `call:method`, or `op:name`.
-        head: the steps after the cut; every task has its own copy.
+        head: the steps after the cut; every task has its own copy. Without trunk and head steps the whole backbone
+            is merged, and its classifier has the classes of all tasks.
         owns: for steps that are methods, the modules and parameters they use.
         cut: the name the user gave the cut, `None` for a full merge.
         unmerge: `{"axis": 1, "size": n}`: each head reads its own n units of the trunk's output; `None` for a full

@@ -19,3 +19,7 @@ class DataError(ZipItError):
 
 class OptionError(ZipItError):
     """An option is out of range or unknown."""
+
+
+class TraceError(ZipItError):
+    """A model cannot be traced: it does not run on an image, or an operation has no rule."""

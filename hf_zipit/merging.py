@@ -1,19 +1,17 @@
 """The merge as a straight line: load, bind, observe, match, transform, build, calibrate."""
 
-import copy
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from hf_zipit import __version__
 from hf_zipit import sources as source_models
+from hf_zipit.assembly import Plan, build, config_of, merged_state
 from hf_zipit.calibrate import CALIBRATIONS
-from hf_zipit.chain import channel_axis, resolve_cut, working_copy
-from hf_zipit.configuration_zipit import ZipItConfig
+from hf_zipit.chain import resolve_cut, working_copy
 from hf_zipit.data import Images, batches, make_accelerator, open_all
 from hf_zipit.errors import OptionError, SourceError
 from hf_zipit.libraries import Source
@@ -21,9 +19,8 @@ from hf_zipit.matching import Match
 from hf_zipit.methods import Options, match_spaces
 from hf_zipit.modeling_zipit import ZipItForImageClassification
 from hf_zipit.progress import progress
-from hf_zipit.spaces import Binding, FeatureSpace
+from hf_zipit.spaces import FeatureSpace
 from hf_zipit.statistics import collect
-from hf_zipit.transform import merge_states, unmerge_reads
 
 
 def merge(
@@ -82,15 +79,15 @@ def merge(
     names = _task_names(loaded, tasks)
     binding = source_models.find_spec(loaded[0], spec)
     source_models.check_alike(loaded, binding)
-    plan = _Plan(binding, resolve_cut(binding, cut), cut)
+    plan = Plan(binding, resolve_cut(binding, cut), cut)
     needed = options.needs_statistics or calibrate != "none"
     images = open_all(data, len(loaded), loaded[0].transform, num_images=num_images, seed=seed) if needed else []
 
     pipeline = _Pass(images, batch_size, device)
     matches = _match(loaded, plan, options, pipeline)
-    config = _config(loaded, names, plan)
+    config = config_of(loaded, names, plan)
     config.zipit = _provenance(loaded, images, options, calibrate, seed, matches)
-    merged = _build(config, loaded, _merged_state(loaded, plan, matches))
+    merged = build(config, loaded, merged_state(loaded, plan, matches))
     merged.spec_text, merged.image_processor = binding.spec.text, loaded[0].processor
     merged.to(pipeline.device)
     CALIBRATIONS[calibrate](merged, pipeline.batches("Calibrating"), pipeline.accelerator, pipeline.device)
@@ -123,11 +120,11 @@ def _task_names(sources: Sequence[Source], tasks: Sequence[str] | None) -> list[
     return list(tasks)
 
 
-def _match(sources: Sequence[Source], plan: "_Plan", options: Options, pipeline: _Pass) -> dict[str, Match]:
+def _match(sources: Sequence[Source], plan: Plan, options: Options, pipeline: _Pass) -> dict[str, Match]:
     """Match the spaces that the trunk touches."""
     states = [source.model.state_dict() for source in sources]
     binding = plan.binding
-    rows = binding.rows(binding.under(plan.trunk, states[0])).values()
+    rows = binding.rows(plan.touched(states[0])).values()
     touched = {row.space for mine in rows for row in mine}
     spaces: Iterable[FeatureSpace] = [space for name, space in binding.spaces.items() if name in touched]
     if not options.needs_statistics:
@@ -146,94 +143,6 @@ def _match(sources: Sequence[Source], plan: "_Plan", options: Options, pipeline:
     )
     spaces = progress(spaces, "Matching", pipeline.accelerator)
     return match_spaces(spaces, statistics, states, binding, options)
-
-
-def _config(sources: Sequence[Source], names: Sequence[str], plan: "_Plan") -> ZipItConfig:
-    heads = [
-        {"task": name, "id2label": dict(enumerate(source.labels)), "source": i}
-        for i, (name, source) in enumerate(zip(names, sources, strict=True))
-    ]
-    first, binding = sources[0], plan.binding
-    unmerge = None
-    if plan.gathers:
-        axis = channel_axis(first.model, binding, plan.depth, first.input_size)
-        unmerge = {"axis": axis, "size": binding.spaces[plan.crossing].size}
-    config = ZipItConfig(
-        backbone=first.backbone,
-        owns={step: list(mine) for step, mine in binding.owns.items() if mine != (step,)},
-        trunk=list(plan.trunk),
-        head=list(plan.head),
-        cut=plan.cut,
-        unmerge=unmerge,
-        heads=heads,
-    )
-    if first.settings:
-        config.pretrained_cfg = {**first.settings, "num_classes": sum(len(s.labels) for s in sources)}
-        config.image_processor_type = "TimmWrapperImageProcessor"
-    return config
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """Where the trunk ends, and how the heads read it."""
-
-    binding: Binding
-    depth: int
-    cut: str | None
-
-    @property
-    def trunk(self) -> tuple[str, ...]:
-        return self.binding.steps[: self.depth]
-
-    @property
-    def head(self) -> tuple[str, ...]:
-        return self.binding.steps[self.depth :]
-
-    @property
-    def crossing(self) -> str:
-        """The space of the one tensor that is alive between trunk and heads."""
-        space = self.binding.after[self.binding.steps[self.depth - 1]]
-        assert space is not None  # resolve_cut only gives legal cuts
-        return space
-
-    @property
-    def gathers(self) -> bool:
-        """Whether each head gathers its own units, instead of reading merged ones with folded weights.
-
-        Folding is only for full merges, and only right where the head does nothing with the space but read it.
-        """
-        mine = [row for row in self.binding.table if row.space == self.crossing]
-        inside = set(self.binding.under(self.head, [row.parameter for row in mine]))
-        return self.cut is not None or any(row.role != "read" for row in mine if row.parameter in inside)
-
-
-def _merged_state(sources: Sequence[Source], plan: _Plan, matches: Mapping[str, Match]) -> dict[str, Tensor]:
-    """The merged model's state dict: merged trunk, each task's own head, and how it reads the trunk."""
-    states = [source.model.state_dict() for source in sources]
-    binding = plan.binding
-    trunk = merge_states(states, binding, matches, binding.under(plan.trunk, states[0]))
-    out = {f"trunk.{name}": value for name, value in trunk.items()}
-    for model, state in enumerate(states):
-        names = binding.under(plan.head, state)
-        if plan.gathers:
-            head = {name: state[name].clone() for name in names}
-            out[f"unmerge.{model}.index"] = matches[plan.crossing].of(model).clone()
-        else:
-            head = unmerge_reads(state, binding, {plan.crossing: matches[plan.crossing]}, names, model)
-        out.update({f"heads.{model}.{name}": value for name, value in head.items()})
-    return out
-
-
-def _build(config: ZipItConfig, sources: Sequence[Source], state: Mapping[str, Tensor]) -> ZipItForImageClassification:
-    """The merged model on the sources' own architecture, with the config that builds it again."""
-    with torch.device("meta"):
-        planned = ZipItForImageClassification(config).state_dict()
-    config.shapes = {k: list(v.shape) for k, v in state.items() if k in planned and v.shape != planned[k].shape}
-    model = ZipItForImageClassification(config, [copy.deepcopy(source.model).eval() for source in sources])
-    model.load_state_dict(state, assign=True)
-    model.requires_grad_(True)
-    model.eval()
-    return model
 
 
 def _provenance(

@@ -63,17 +63,19 @@ class ZipItForImageClassification(PreTrainedModel):
         """Build from the config alone, or from one backbone per task, which are then taken apart."""
         super().__init__(config)
         heads, trunk, head = config.heads or [], config.trunk or [], config.head or []
+        classes = [len(h["id2label"]) for h in heads]
         if backbones is None:
-            backbones = [_build(config.backbone or {}, len(h["id2label"])) for h in heads]
-        owns = config.owns or {}
-        self.trunk = _part(copy.deepcopy(backbones[0]), [n for s in trunk for n in owns.get(s, [s])])
-        self.heads = nn.ModuleList(_part(b, [n for s in head for n in owns.get(s, [s])]) for b in backbones)
-        unmerge = config.unmerge
-        self.unmerge = nn.ModuleList(
-            Unmerge(unmerge["size"], unmerge["axis"]) if unmerge else nn.Identity() for _ in heads
-        )
+            backbones = [_build(config.backbone or {}, n) for n in (classes if head else [sum(classes)])]
+        self.heads, self.unmerge = nn.ModuleList(), nn.ModuleList()
+        if not head:
+            self.trunk = backbones[0]
+        else:
+            owns, unmerge = config.owns or {}, config.unmerge
+            self.trunk = _part(copy.deepcopy(backbones[0]), [n for s in trunk for n in owns.get(s, [s])])
+            self.heads.extend(_part(b, [n for s in head for n in owns.get(s, [s])]) for b in backbones)
+            self.unmerge.extend(Unmerge(unmerge["size"], unmerge["axis"]) if unmerge else nn.Identity() for _ in heads)
         for name, shape in (config.shapes or {}).items():
-            _resize(self, name, shape)
+            resize(self, name, shape)
         self.post_init()
 
     def forward(
@@ -93,15 +95,23 @@ class ZipItForImageClassification(PreTrainedModel):
         Raises:
             ValueError: an unknown task.
         """
-        features = run_steps(self.trunk, self.config.trunk or [], pixel_values)
-        task_logits = {}
-        for task in self._chosen(tasks):
-            index = self.config.tasks.index(task)
-            task_logits[task] = run_steps(self.heads[index], self.config.head or [], self.unmerge[index](features))
+        task_logits = self._heads(pixel_values, self._chosen(tasks))
         parts = list(task_logits.values())
         logits = parts[0] if len(parts) == 1 else torch.cat([part.log_softmax(-1) for part in parts], -1)
         loss = None if labels is None else nn.functional.cross_entropy(logits, labels)
         return ZipItOutput(loss=loss, logits=logits, task_logits=task_logits)
+
+    def _heads(self, pixel_values: Tensor, tasks: Sequence[str]) -> dict[str, Tensor]:
+        """One trunk pass, then the chosen heads; without a chain one classifier holds the classes of all tasks."""
+        known, head = self.config.tasks, self.config.head or []
+        if not head:
+            output = self.trunk(pixel_values)
+            logits = output if isinstance(output, Tensor) else output.logits
+            parts = logits.split([len(h["id2label"]) for h in self.config.heads or []], -1)
+            return {task: parts[known.index(task)] for task in tasks}
+        features = run_steps(self.trunk, self.config.trunk or [], pixel_values)
+        numbers = {task: known.index(task) for task in tasks}
+        return {task: run_steps(self.heads[i], head, self.unmerge[i](features)) for task, i in numbers.items()}
 
     def _chosen(self, tasks: Sequence[str] | str | None) -> list[str]:
         known = self.config.tasks
@@ -189,7 +199,7 @@ def run_steps(net: nn.Module, steps: Sequence[str], value: Tensor) -> Tensor:
     return value
 
 
-def _resize(root: nn.Module, name: str, shape: Sequence[int]) -> None:
+def resize(root: nn.Module, name: str, shape: Sequence[int]) -> None:
     """Give one parameter or buffer another shape, and its module the widths that go with it."""
     path, _, leaf = name.rpartition(".")
     module = root.get_submodule(path)

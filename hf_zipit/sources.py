@@ -1,18 +1,25 @@
 """Source models: Hub ids, local folders or loaded modules -> `Source`, and whether they can be merged."""
 
+import copy
 import json
+import logging
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from hf_zipit import spec as specs
 from hf_zipit.binding import bind
-from hf_zipit.errors import SourceError, SpecError
+from hf_zipit.errors import SourceError
 from hf_zipit.libraries import Source, from_module, timm_folder, transformers_folder
 from hf_zipit.spaces import Binding
+from hf_zipit.trace import trace
+from hf_zipit.trace_check import describe, tally
+
+_log = logging.getLogger("hf_zipit")
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 
@@ -44,10 +51,11 @@ def load(source: str | Path | nn.Module | Source, model_args: dict[str, Any] | N
 
 
 def find_spec(source: Source, spec: str | Path | None = None) -> Binding:
-    """Bind the family spec of a model, or the spec file given by the user.
+    """Bind the family spec of a model, or the spec file given by the user; without either the model is traced.
 
     Raises:
-        SpecError: no shipped spec is for this class, or the spec does not describe the model.
+        SpecError: the spec does not describe the model.
+        TraceError: there is no spec for its class, and it cannot be traced.
     """
     if spec is not None:
         return bind(specs.read(spec), source.model)
@@ -56,8 +64,26 @@ def find_spec(source: Source, spec: str | Path | None = None) -> Binding:
     for candidate in known:
         if specs.matches(candidate, classes):
             return bind(candidate, source.model)
-    families = ", ".join(s.family for s in known)
-    raise SpecError(f"{source.name}: no spec for {classes[0]}; families: {families}. Write one and pass it with --spec")
+    return bind(specs.parse(trace_source(source), "traced"), source.model)
+
+
+def trace_source(source: Source) -> str:
+    """The text of a spec for a model of any class, traced from one forward pass and checked; says so in the log.
+
+    Raises:
+        TraceError: the model cannot be traced.
+        SpecError: the traced spec fails a check.
+    """
+    pixels = torch.randn(1, *source.input_size, generator=torch.Generator().manual_seed(0))
+    model = copy.deepcopy(source.model).float().eval()
+    found = trace(model, pixels)
+    text = describe(model, pixels, f"traced-{type(model).__name__.lower()}", found)
+    frozen = ", ".join(reason for reason, _ in tally(found).most_common(3))
+    _log.warning(
+        "no spec for %s: its feature spaces were traced and checked (%.1f %% of the places are held fixed%s)",
+        *(type(model).__name__, 100 * found.share, f": {frozen}" if frozen else ""),
+    )
+    return text
 
 
 def check_alike(sources: Sequence[Source], binding: Binding) -> None:

@@ -61,7 +61,7 @@ def collect(
         DataError: no image came, or a unit's activations are not finite.
     """
     chosen = set(spaces)  # in the binding's order: every process must reduce in the same one
-    wanted = {name: space for name, space in binding.spaces.items() if name in chosen}
+    wanted = {name: space for name, space in binding.spaces.items() if name in chosen and space.probes}
     stats = {}
     for name, space in wanted.items():
         sizes = (space.size,) * len(models)

@@ -3,62 +3,14 @@
 The module's type says the rest: biases follow the output, norms carry, grouped convolutions and GroupNorm group.
 """
 
-from dataclasses import dataclass
-
 from torch import nn
 
 from hf_zipit.errors import SpecError
 from hf_zipit.grammar import FIXED, Expression, Line, ProbeLine, Term
+from hf_zipit.names import Names, Scope
 from hf_zipit.spaces import Probe, Role, Row
 
 OPEN = -1  # a tile count that is known once the size of its space is
-
-
-class Names:
-    """Union-find over names; the representative is the lowest-ranked, then the earliest name."""
-
-    def __init__(self) -> None:
-        self.parent: dict[str, str] = {}
-        self.rank: dict[str, tuple[int, int]] = {}
-
-    def add(self, name: str, rank: int = 0) -> str:
-        """Make sure a name exists."""
-        if name not in self.parent:
-            self.parent[name] = name
-            self.rank[name] = (rank, len(self.rank))
-        return name
-
-    def find(self, name: str) -> str:
-        """The representative of a name."""
-        while self.parent[name] != name:
-            name = self.parent[name]
-        return name
-
-    def union(self, a: str, b: str) -> None:
-        """Make two names one."""
-        low, high = sorted((self.find(self.add(a)), self.find(self.add(b))), key=self.rank.__getitem__)
-        self.parent[high] = low
-
-
-@dataclass(frozen=True)
-class Scope:
-    """Resolves the names of one block: `in`, `out`, top-level names, and names private to the block."""
-
-    block: str
-    stream: str
-    shared: frozenset[str]
-
-    def __call__(self, name: str) -> str:
-        """The full name of a space."""
-        if not self.block or name in self.shared or name in FIXED:
-            return name
-        return self.stream if name == "in" else f"{self.block}.{name}"
-
-    def path(self, target: str) -> str:
-        """The full path of a module or parameter; `.` is the block itself."""
-        if not self.block:
-            return target
-        return self.block if target == "." else f"{self.block}.{target}"
 
 
 class Wiring:
@@ -95,7 +47,9 @@ class Wiring:
         """
         for line in lines:
             self.line, path = line, scope.path(line.target)
-            if path in self.tensors:
+            if path in self.tensors and line.writes:
+                self._matrix(line, path, scope)
+            elif path in self.tensors:
                 self._bare(line, path, scope)
             elif path in self.modules:
                 self._module(line, path, scope, explicit)
@@ -117,6 +71,14 @@ class Wiring:
         self._claim(name)
         for axis, expression in enumerate(axes):
             self._rows(name, axis, "carry", expression, scope)
+
+    def _matrix(self, line: Line, name: str, scope: Scope) -> None:
+        """A parameter used as the weight of a linear layer: axis 0 writes, axis 1 reads."""
+        if self.tensors[name].ndim != 2:
+            raise self.error(f"{name} has {self.tensors[name].ndim} axes: '->' is for matrices, use a list")
+        self._claim(name)
+        self._rows(name, 0, "write", line.writes, scope)
+        self._rows(name, 1, "read", line.reads, scope)
 
     def _module(self, line: Line, path: str, scope: Scope, explicit: set[str]) -> None:
         module = self.modules[path]
@@ -210,7 +172,10 @@ class Wiring:
         for line, name, axis, role, expression, scope in self.joined:
             self.line = line
             units = [self._single((term,), scope) for term in expression]
-            sizes = [0 if unit is None else known.get(self.names.find(unit), 0) for unit in units]
+            sizes = [
+                0 if unit is None or "." in term else known.get(self.names.find(unit), 0)
+                for unit, term in zip(units, expression, strict=True)
+            ]
             width, open_parts = self.tensors[name].shape[axis], sizes.count(0)
             length, rest = divmod(width - sum(sizes), max(open_parts, 1))
             if rest or (length <= 0 if open_parts else length != 0):

@@ -69,6 +69,16 @@ def test_inspect_and_check_spec(run, digits):
     assert json.loads(run("check-spec", digits[0], "--json")[1])["cuts"] == 8
 
 
+def test_trace_writes_a_spec_that_checks(run, tmp_path):
+    file = tmp_path / "mine.yaml"
+    code, printed, err = run("trace", "mobilenetv3_small_050", "-o", file)
+    assert (code, printed.strip()) == (0, str(file))
+    assert "26 spaces" in run("check-spec", "mobilenetv3_small_050", "--spec", file)[1]
+    code, _, err = run("trace", "mobilenetv3_small_050", "-o", file)
+    assert code == 2
+    assert "exists already" in err
+
+
 def test_a_users_own_spec_file(run, digits, tmp_path):
     from hf_zipit.spec import folder
 

@@ -2,12 +2,16 @@ import json
 import shutil
 
 import pytest
+import timm
 import torch
 
-from hf_zipit.errors import SourceError, SpecError
+import hf_zipit
+from hf_zipit import saving
+from hf_zipit.checks import permuted, random_labels, randomise
+from hf_zipit.errors import OptionError, SourceError
 from hf_zipit.libraries import untrained
 from hf_zipit.sources import check_alike, find_spec, load
-from tests.models import tiny
+from tests.models import images, tiny
 
 
 @pytest.fixture
@@ -81,9 +85,41 @@ def test_what_is_neither_a_folder_nor_an_id_is_refused(folder):
         untrained("resnet999")
 
 
-def test_a_class_without_a_spec_is_refused():
-    with pytest.raises(SpecError, match=r"no spec for timm\.models\.mobilenetv3"):
-        find_spec(untrained("mobilenetv3_small_050"))
+def test_a_class_without_a_spec_is_traced_and_says_so(caplog):
+    model = timm.create_model("mobilenetv3_small_050", num_classes=5)
+    binding = find_spec(load(model))
+    assert "no spec for MobileNetV3: its feature spaces were traced and checked" in caplog.text
+    assert binding.spec.family == "traced-mobilenetv3"
+    assert len(binding.spaces) == 26
+    assert "blocks.2.0" in binding.cuts
+
+
+@pytest.mark.parametrize("name", ["mobilenetv3_small_050", "eva02_tiny_patch14_224"])
+def test_traced_models_merge_save_and_load(name, tmp_path):
+    """With a chain, and without one: then the classifier holds the classes of both tasks."""
+    args = {"img_size": 28, "depth": 2} if "eva" in name else {}
+    size = 28 if args else 64
+    a, b = (randomise(timm.create_model(name, num_classes=n, **args).eval(), n) for n in (5, 3))
+    source = load(a, args)
+    binding = find_spec(source)
+    other = permuted(a, binding, random_labels(binding, 0))
+    merged = hf_zipit.merge([source, load(other, args)], images(32, size), method="permute", tasks=["a", "b"])
+    pixels = torch.randn(2, 3, size, size)
+    plain = hf_zipit.merge(
+        [source, load(other, args)], images(32, size), method="permute", tasks=["a", "b"], calibrate="none"
+    )
+    with torch.no_grad():
+        for out in plain(pixels).task_logits.values():
+            torch.testing.assert_close(out, a(pixels), rtol=0, atol=1e-4)
+        assert merged(pixels, tasks="b").logits.shape == (2, 5)
+    two = hf_zipit.merge([source, load(b, args)], images(16, size), tasks=["a", "b"])
+    loaded = saving.load(saving.save(two, tmp_path / "out"))
+    with torch.no_grad():
+        assert loaded(pixels).logits.shape == (2, 8)
+        assert torch.equal(loaded(pixels).logits, two(pixels).logits)
+    if args:
+        with pytest.raises(OptionError, match="has no chain: these models can only be merged fully"):
+            hf_zipit.merge([source, load(b, args)], images(16, size), cut="blocks.0", tasks=["a", "b"])
 
 
 def test_other_numbers_of_classes_are_alike():
@@ -92,8 +128,6 @@ def test_other_numbers_of_classes_are_alike():
 
 
 def test_half_precision_sources_merge_into_half_precision():
-    import hf_zipit
-    from tests.models import images
 
     models = [tiny("resnet18", seed).half() for seed in (0, 1)]
     merged = hf_zipit.merge(models, images(16), tasks=["a", "b"], calibrate="none")

@@ -1,0 +1,126 @@
+"""The merged model from its parts: which steps are trunk and head, its config, its state, and the module itself."""
+
+import copy
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hf_zipit.chain import channel_axis
+from hf_zipit.configuration_zipit import ZipItConfig
+from hf_zipit.libraries import Source
+from hf_zipit.matching import Match
+from hf_zipit.modeling_zipit import ZipItForImageClassification, resize
+from hf_zipit.spaces import Binding
+from hf_zipit.transform import merge_states, unmerge_reads
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Where the trunk ends, and how the heads read it."""
+
+    binding: Binding
+    depth: int
+    cut: str | None
+
+    @property
+    def whole(self) -> bool:
+        """No chain: one network, whose classifier gets the classes of all tasks."""
+        return not self.depth
+
+    def touched(self, names: Iterable[str]) -> list[str]:
+        """Those of the state dict's names that are merged."""
+        if self.whole:
+            return [name for name in names if name not in self.binding.classifier]
+        return self.binding.under(self.trunk, names)
+
+    @property
+    def trunk(self) -> tuple[str, ...]:
+        """The merged steps."""
+        return self.binding.steps[: self.depth]
+
+    @property
+    def head(self) -> tuple[str, ...]:
+        """The steps that every task keeps for itself."""
+        return self.binding.steps[self.depth :]
+
+    @property
+    def crossing(self) -> str:
+        """The space of the one tensor that is alive between trunk and heads."""
+        space = self.binding.after[self.binding.steps[self.depth - 1]]
+        assert space is not None  # resolve_cut only gives legal cuts
+        return space
+
+    @property
+    def gathers(self) -> bool:
+        """Whether each head gathers its own units, instead of reading merged ones with folded weights.
+
+        Folding is only for full merges, and only right where the head does nothing with the space but read it.
+        """
+        mine = [row for row in self.binding.table if row.space == self.crossing]
+        inside = set(self.binding.under(self.head, [row.parameter for row in mine]))
+        return self.cut is not None or any(row.role != "read" for row in mine if row.parameter in inside)
+
+
+def config_of(sources: Sequence[Source], names: Sequence[str], plan: Plan) -> ZipItConfig:
+    """What is needed to rebuild the merged model, but for its shapes."""
+    heads = [
+        {"task": name, "id2label": dict(enumerate(source.labels)), "source": i}
+        for i, (name, source) in enumerate(zip(names, sources, strict=True))
+    ]
+    first, binding = sources[0], plan.binding
+    unmerge = None
+    if not plan.whole and plan.gathers:
+        axis = channel_axis(first.model, binding, plan.depth, first.input_size)
+        unmerge = {"axis": axis, "size": binding.spaces[plan.crossing].size}
+    config = ZipItConfig(
+        backbone=first.backbone,
+        owns={step: list(mine) for step, mine in binding.owns.items() if mine != (step,)},
+        trunk=list(plan.trunk),
+        head=list(plan.head),
+        cut=plan.cut,
+        unmerge=unmerge,
+        heads=heads,
+    )
+    if first.settings:
+        config.pretrained_cfg = {**first.settings, "num_classes": sum(len(s.labels) for s in sources)}
+        config.image_processor_type = "TimmWrapperImageProcessor"
+    return config
+
+
+def merged_state(sources: Sequence[Source], plan: Plan, matches: Mapping[str, Match]) -> dict[str, Tensor]:
+    """The merged model's state dict: merged trunk, each task's own head, and how it reads the trunk."""
+    states = [source.model.state_dict() for source in sources]
+    binding = plan.binding
+    trunk = merge_states(states, binding, matches, plan.touched(states[0]))
+    out = {f"trunk.{name}": value for name, value in trunk.items()}
+    if plan.whole:
+        parts = [unmerge_reads(s, binding, matches, binding.classifier, k) for k, s in enumerate(states)]
+        return out | {f"trunk.{name}": torch.cat([part[name] for part in parts]) for name in binding.classifier}
+    for model, state in enumerate(states):
+        names = binding.under(plan.head, state)
+        if plan.gathers:
+            head = {name: state[name].clone() for name in names}
+            out[f"unmerge.{model}.index"] = matches[plan.crossing].of(model).clone()
+        else:
+            head = unmerge_reads(state, binding, {plan.crossing: matches[plan.crossing]}, names, model)
+        out.update({f"heads.{model}.{name}": value for name, value in head.items()})
+    return out
+
+
+def build(config: ZipItConfig, sources: Sequence[Source], state: Mapping[str, Tensor]) -> ZipItForImageClassification:
+    """The merged model on the sources' own architecture, with the config that builds it again."""
+    with torch.device("meta"):
+        planned = ZipItForImageClassification(config).state_dict()
+    config.shapes = {k: list(v.shape) for k, v in state.items() if k in planned and v.shape != planned[k].shape}
+    backbones = [copy.deepcopy(source.model).eval() for source in sources]
+    if not config.head:  # one network with a wider classifier
+        for name, value in backbones[0].state_dict().items():
+            if value.shape != state[f"trunk.{name}"].shape:
+                resize(backbones[0], name, list(state[f"trunk.{name}"].shape))
+    model = ZipItForImageClassification(config, backbones)
+    model.load_state_dict(state, assign=True)
+    model.requires_grad_(True)
+    model.eval()
+    return model

@@ -1,0 +1,202 @@
+"""Tracing: the feature spaces of any image model, from one forward pass of one image and without a spec.
+
+Every axis of every parameter gets unit ids; a dispatch mode moves them along with the data (`trace_rules`), notes
+what becomes equal, grouped or immovable (`trace_facts`), and connected components give the spaces (`trace_solve`).
+"""
+
+import copy
+from collections.abc import Iterator, Mapping, MutableMapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from hf_zipit.checks import randomise
+from hf_zipit.errors import TraceError
+from hf_zipit.trace_facts import Facts, Label, varying
+from hf_zipit.trace_groups import Axis
+from hf_zipit.trace_moves import NoRule, Op, Outputs
+from hf_zipit.trace_rules import SILENT, rule_for
+from hf_zipit.trace_solve import Local, Noted, Point, Trace, solve
+
+_STATISTICS = ("running_mean", "running_var")
+
+
+@torch.no_grad()
+def trace(model: nn.Module, pixels: Tensor, seed: int = 0) -> Trace:
+    """Find the feature spaces of a model that runs on an image. The model is not changed.
+
+    The forward pass runs on a copy with random parameters, so that nothing is equal by chance (fresh layer scales,
+    zero biases); only the shape of `pixels` is used.
+
+    Args:
+        pixels: one image, (1, channels, height, width).
+
+    Raises:
+        TraceError: the model does not run on this image, or returns no tensor.
+
+    >>> trace(timm.create_model("resnet18"), torch.zeros(1, 3, 64, 64)).spaces[0].size  # doctest: +SKIP
+    64
+    """
+    net = random_copy(model, seed)
+    image = torch.randn(1, *pixels.shape[1:], generator=torch.Generator().manual_seed(seed))
+    tracer = Tracer(net)
+    try:
+        with tracer.watching(), tracer:
+            output = net(image)
+    except Exception as error:  # whatever a model does on an image it does not fit
+        raise TraceError(
+            f"{type(model).__name__} does not run on an image {list(image.shape)}: {first_line(error)}"
+        ) from error
+    tracer.facts.where = "output"
+    for value in outputs(output):
+        for label in tracer.facts.of(value):
+            tracer.facts.freeze(label)
+    unused = tuple(name for name, p in net.named_parameters() if p not in tracer.seen)
+    return solve(tracer.facts, tracer.axes, tracer.local, tracer.points, unused)
+
+
+def first_line(error: Exception) -> str:
+    """The first line of a message, or the kind of error where there is none."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def outputs(output: Any) -> list[Tensor]:
+    """What a model returns to its user: the logits where it has any, otherwise every tensor.
+
+    Raises:
+        TraceError: there is no tensor.
+    """
+    if isinstance(output, Mapping):
+        logits = {key: value for key, value in output.items() if "logits" in key}
+        output = list((logits or dict(output)).values())
+    found = [t for t in tree_flatten(output)[0] if isinstance(t, Tensor)]
+    if not found:
+        raise TraceError(f"the model returns no tensor but a {type(output).__name__}")
+    return found
+
+
+def random_copy(model: nn.Module, seed: int) -> nn.Module:
+    """A float32 copy on the CPU with random parameters and norm statistics; other buffers keep their values."""
+    net = copy.deepcopy(model).cpu().float().eval()
+    constants = {n: b.clone() for n, b in net.named_buffers() if n.rpartition(".")[2] not in _STATISTICS}
+    randomise(net, seed)
+    for name, buffer in net.named_buffers():
+        if name in constants:
+            buffer.copy_(constants[name])
+    return net
+
+
+class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Runs beside a model and moves units through its ops."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.net, self.facts = net, Facts()
+        self.axes: dict[Axis, Tensor] = {}
+        self.local: dict[str, Local] = {}
+        self.points: dict[Point, Noted | None] = {}
+        self.numbers: MutableMapping[Tensor, int] = WeakTensorKeyDictionary()
+        self.names: MutableMapping[Tensor, str] = WeakTensorKeyDictionary()
+        self.seen: MutableMapping[Tensor, bool] = WeakTensorKeyDictionary()
+        self.inside = [""]  # paths of the modules that are running
+        modules = dict(net.named_modules())
+        statistics = [(n, b) for n, b in net.named_buffers() if n.rpartition(".")[2] in _STATISTICS]
+        for name, value in [*net.named_parameters(), *statistics]:
+            if value.is_floating_point():
+                owner = modules[name.rpartition(".")[0]]
+                self._label(name, value, 2 if isinstance(owner, nn.modules.conv._ConvNd) else value.ndim)
+
+    def _label(self, name: str, value: Tensor, axes: int) -> None:
+        """Fresh units along the axes of a parameter, without the kernel axes of a convolution."""
+        labels = []
+        for axis in range(min(axes, value.ndim)):
+            if value.shape[axis] > 1:
+                units = self.axes[name, axis] = self.facts.new(value.shape[axis])
+                labels.append(units.view([-1 if d == axis else 1 for d in range(value.ndim)]))
+        self.facts.labels[value] = labels
+        self.names[value] = name
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Hooks that follow which module runs, and note the units in its input and output."""
+        handles = []
+        for path, module in self.net.named_modules():
+            handles.append(module.register_forward_pre_hook(lambda _, args, path=path: self._enter(path, args)))
+            handles.append(module.register_forward_hook(lambda _, __, out, path=path: self._leave(path, out)))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _enter(self, path: str, args: tuple[Any, ...]) -> None:
+        self.inside.append(path)
+        self._note(path, "in", args[0] if args else None)
+
+    def _leave(self, path: str, out: Any) -> None:
+        self.inside.pop()
+        self._note(path, "out", out)
+
+    def _note(self, path: str, side: str, value: Any) -> None:
+        again = (path, side) in self.points  # a module that runs twice shows two tensors
+        self.points[path, side] = None
+        if isinstance(value, Tensor) and not again:
+            number = self.numbers.setdefault(value, len(self.points))
+            self.points[path, side] = (number, value.ndim, self.facts.of(value))
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = func._schema.name.partition("::")[2]
+        name = name[:-1] if name.endswith("_") and not name.endswith("__") else name
+        target = args[0] if func._schema.is_mutable and args and isinstance(args[0], Tensor) else None
+        before = self.facts.of(target)
+        out = func(*args, **kwargs)
+        results = [t for t in (out if isinstance(out, list | tuple) else [out]) if isinstance(t, Tensor)]
+        op = Op(name, func, args, kwargs, results, self._grouped)
+        inputs = op.tensors()
+        for value in inputs:
+            if value in self.names:
+                self.seen[value] = True
+        if any(self.facts.of(t) for t in inputs):
+            self.facts.where = f"{name} in {self.inside[-1] or 'the model'}"
+            self._follow(op, inputs, target, before)
+        return out
+
+    def _follow(self, op: Op, inputs: list[Tensor], target: Tensor | None, before: list[Label]) -> None:
+        """Apply the rule of an op; without one, what goes in cannot move."""
+        try:
+            found: Outputs = [[] for _ in op.outputs] if op.name in SILENT else rule_for(op)(self.facts, op)
+        except (NoRule, RuntimeError, IndexError, KeyError):
+            found = [[] for _ in op.outputs]
+            self._freeze(inputs)
+        if target is not None and target._base is not None and _dims(found[:1]) != _dims([before]):
+            self._freeze(inputs)  # a view was written to: its base cannot follow
+            found = [[] for _ in op.outputs]
+        for value, labels in zip(op.outputs, found, strict=True):
+            self.facts.labels[value] = labels
+
+    def _freeze(self, inputs: list[Tensor]) -> None:
+        for value in inputs:
+            for label in self.facts.of(value):
+                self.facts.freeze(label)
+
+    def _grouped(self, weight: Tensor, groups: int, channels: Label | None) -> bool:
+        """Note a grouped convolution, whose input axis counts inside the groups; its weight must be a parameter."""
+        name = self.names.get(weight)
+        if name is None:
+            return False
+        self.axes.pop((name, 1), None)
+        known = self.local.get(name)
+        if known is not None and known.units is not None and channels is not None:
+            self.facts.same(known.units, channels)
+        self.local[name] = Local(groups, channels)
+        return True
+
+
+def _dims(found: Outputs) -> set[frozenset[int]]:
+    return {varying(label) for labels in found for label in labels}

@@ -1,0 +1,156 @@
+"""Spaces and groups of a trace: units that occur on the same axes, in cells that move as wholes where they can."""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
+
+Axis = tuple[str, int]  # parameter, axis
+
+
+@dataclass(frozen=True)
+class TracedSpace:
+    """Units that occur on the same axes and may change places.
+
+    With several `cells`, units stay in their cell and whole cells change places, together with the cells of all
+    spaces of the same `axis` (cell i goes with cell i). A space with cells of one unit is a group axis itself.
+    """
+
+    cells: tuple[tuple[int, ...], ...]
+    axis: str | None = None
+
+    @property
+    def units(self) -> tuple[int, ...]:
+        """All units, cell by cell."""
+        return tuple(unit for cell in self.cells for unit in cell)
+
+    @property
+    def size(self) -> int:
+        """The number of units."""
+        return sum(map(len, self.cells))
+
+
+@dataclass
+class Solver:
+    """Classes of equal units, and what is known of them."""
+
+    kind: np.ndarray  # unit id -> class of equal units
+    fixed: dict[int, str]  # class -> why it cannot move
+    axes: dict[Axis, np.ndarray]
+    members: dict[int, frozenset[int]]  # group class -> unit classes
+    groups: dict[int, frozenset[int]] = field(default_factory=dict)  # unit class -> group classes
+
+
+def spaces_of(solver: Solver) -> tuple[TracedSpace, ...]:
+    """Units by the axes they occur on, split into cells; groups whose members cannot follow stay where they are."""
+    inside = defaultdict(set)
+    for group, units in solver.members.items():
+        for unit in units:
+            inside[unit].add(group)
+    solver.groups = {unit: frozenset(groups) for unit, groups in inside.items()}
+    where: dict[int, Counter[Axis]] = defaultdict(Counter)
+    order: dict[int, tuple[int, int, int]] = {}
+    for place, (key, column) in enumerate(solver.axes.items()):
+        repeats = Counter(column.tolist())
+        for index, unit in enumerate(column.tolist()):
+            where[unit][key] += 1
+            order[unit] = min(order.get(unit, (1 << 30, 0, 0)), (repeats[unit], place, index))
+    alike: dict[object, list[int]] = defaultdict(list)
+    for unit in sorted(order, key=order.__getitem__):
+        if len(where[unit]) == 1 and unit not in solver.members:
+            solver.fixed.setdefault(unit, "used nowhere else")
+        if unit not in solver.fixed and unit not in solver.members:
+            alike[frozenset(where[unit].items())].append(unit)
+    heads = {g: frozenset(where[g].items()) for g in solver.members if g in where and g not in solver.fixed}
+    return tuple(_arrange([_cells(solver, units) for units in alike.values()], heads, solver))
+
+
+def _cells(solver: Solver, units: list[int]) -> dict[frozenset[int], list[int]]:
+    """Units by the groups they are in, leaving out groups that hold all of them."""
+    everyone = frozenset(units)
+    common = frozenset.intersection(*(solver.groups.get(u, frozenset()) for u in units))
+    whole = {g for g in common if everyone <= solver.members[g] and len(everyone) > 1}
+    cells = defaultdict(list)
+    for unit in units:
+        cells[solver.groups.get(unit, frozenset()) - whole].append(unit)
+    return dict(cells)
+
+
+def _arrange(
+    found: list[dict[frozenset[int], list[int]]], heads: Mapping[int, object], solver: Solver
+) -> Iterable[TracedSpace]:
+    """Decide which cells move as wholes: those whose groups have nothing in them that stays."""
+    exact = [_exact(cells, solver) for cells in found]
+    while True:
+        movable = {g for cells, ok in zip(found, exact, strict=True) if ok for key in cells for g in key}
+        placed = {
+            u for cells, ok in zip(found, exact, strict=True) if ok and any(cells) for us in cells.values() for u in us
+        }
+        stuck = {g for g in movable if g in solver.fixed or not solver.members[g] - solver.members.keys() <= placed}
+        again = [
+            ok and not any(g in stuck for key in cells for g in key) for cells, ok in zip(found, exact, strict=True)
+        ]
+        if again == exact:
+            break
+        exact = again
+    axes = _numbered([list(cells) for cells, ok in zip(found, exact, strict=True) if ok and any(cells)])
+    if axes is None:
+        axes, exact = {}, [ok and not any(cells) for cells, ok in zip(found, exact, strict=True)]
+    for cells, ok in zip(found, exact, strict=True):
+        if ok and not any(cells):
+            yield TracedSpace((tuple(next(iter(cells.values()))),))
+        elif ok:
+            ranked = sorted((axes[next(iter(key))], us) for key, us in cells.items())
+            yield TracedSpace(tuple(tuple(us) for _, us in ranked), ranked[0][0][0])
+        else:
+            yield from (TracedSpace((tuple(us),)) for us in cells.values() if len(us) > 1)
+    tables: dict[tuple[object, str], list[int]] = defaultdict(list)
+    for group in sorted(heads.keys() & axes.keys(), key=axes.__getitem__):
+        tables[heads[group], axes[group][0]].append(group)
+    yield from (TracedSpace(tuple((g,) for g in groups), name) for (_, name), groups in tables.items())
+
+
+def _exact(cells: Mapping[frozenset[int], list[int]], solver: Solver) -> bool:
+    """Whether the cells are alike, and each group holds exactly one of them."""
+    if not any(cells):
+        return True
+    units = {u for us in cells.values() for u in us}
+    holds = all(solver.members[g] & units == frozenset(us) for key, us in cells.items() for g in key)
+    above = all(not solver.groups.get(g) or _same_above(g, cells, solver) for key in cells for g in key)
+    return frozenset() not in cells and len({len(us) for us in cells.values()}) == 1 and holds and above
+
+
+def _same_above(group: int, cells: Mapping[frozenset[int], list[int]], solver: Solver) -> bool:
+    """Whether the groups that this group is in hold all of its kind."""
+    return all(any(g in solver.members[top] for g in key) for top in solver.groups[group] for key in cells)
+
+
+def _numbered(spaces: list[list[frozenset[int]]]) -> dict[int, tuple[str, int]] | None:
+    """Number the cells so that cell i of every space of an axis moves with cell i: group -> (axis, number)."""
+    groups = sorted({g for keys in spaces for key in keys for g in key})
+    place = {g: i for i, g in enumerate(groups)}
+    chains = [(place[g], place[h]) for keys in spaces for key in keys for g in key for h in key]
+    ties = [(place[g], place[min(keys[0])]) for keys in spaces for key in keys for g in key]
+    head, axis = _components(len(groups), chains), _components(len(groups), chains + ties)
+    number: dict[int, dict[int, int]] = defaultdict(dict)
+    for keys in spaces:
+        for key in keys:
+            mine = number[axis[place[min(key)]]]
+            mine.setdefault(head[place[min(key)]], len(mine))
+    for keys in spaces:
+        heads = {head[place[min(key)]] for key in keys}
+        if len(heads) != len(keys) or heads != set(number[axis[place[min(keys[0])]]]):
+            return None
+    return {g: (f"g{axis[i]}", number[axis[i]][head[i]]) for g, i in place.items()}
+
+
+def _components(count: int, pairs: list[tuple[int, int]]) -> list[int]:
+    if not pairs:
+        return list(range(count))
+    a, b = zip(*pairs, strict=True)
+    graph = coo_matrix((np.ones(len(pairs)), (a, b)), shape=(count, count))
+    found: list[int] = connected_components(graph, directed=False)[1].tolist()
+    return found

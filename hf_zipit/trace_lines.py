@@ -1,0 +1,207 @@
+"""From a trace to wiring lines: each parameter axis as an expression over spaces, each module as one line."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from hf_zipit.errors import TraceError
+from hf_zipit.trace_entries import NO_SPACE, Entry, Expression, Term, Unwritable, probes_of
+from hf_zipit.trace_groups import Axis, TracedSpace
+from hf_zipit.trace_solve import Trace
+
+
+@dataclass(frozen=True)
+class Lines:
+    """The lines of a model, its spaces, and the group axes that module types imply (GroupNorm, grouped convolution).
+
+    `dropped` are spaces that the grammar cannot express; `probes` gives the modules that show a space.
+    """
+
+    entries: tuple[Entry, ...]
+    spaces: tuple[TracedSpace, ...]
+    implied: frozenset[str]
+    probes: dict[int, tuple[tuple[str, str], ...]]
+    dropped: frozenset[int]
+
+    def is_axis(self, space: int) -> bool:
+        """Whether a space is a group axis itself: one unit per group."""
+        found = self.spaces[space]
+        return found.axis is not None and found.axis not in self.implied and len(found.cells) == found.size
+
+
+def lines_of(trace: Trace, model: nn.Module) -> Lines:
+    """Write a trace as wiring lines. Spaces that cannot be written are dropped, with all that moves with them.
+
+    Raises:
+        TraceError: nothing is left.
+    """
+    dropped: set[int] = set()
+    while True:
+        try:
+            return _Writer(trace, model, frozenset(dropped)).lines()
+        except Unwritable as unwritable:
+            axes = {trace.spaces[s].axis for s in unwritable.spaces} - {None}
+            more = unwritable.spaces | {i for i, space in enumerate(trace.spaces) if space.axis in axes}
+            if more <= dropped or len(dropped | more) == len(trace.spaces):
+                raise TraceError(f"the spaces of {type(model).__name__} cannot be written as a spec") from None
+            dropped |= more
+
+
+class _Writer:
+    def __init__(self, trace: Trace, model: nn.Module, dropped: frozenset[int]) -> None:
+        self.trace, self.model, self.dropped = trace, model, dropped
+        self.modules = dict(model.named_modules())
+        self.tensors = {k: v for k, v in model.state_dict().items() if v.is_floating_point() and v.ndim}
+        self.place = {
+            unit: (number, index)
+            for number, space in enumerate(trace.spaces)
+            if number not in dropped
+            for index, unit in enumerate(space.units)
+        }
+        self.classes = self._has_classes()
+
+    def _has_classes(self) -> bool:
+        """Whether the outputs are written by layers and by nothing else: then they are classes, not features."""
+        ends = [key for key, why in self.trace.frozen.items() if why == "output"]
+        owners = [self.modules[name.rpartition(".")[0]] for name, _ in ends]
+        layers = all(isinstance(m, nn.Linear | nn.modules.conv._ConvNd) for m in owners)
+        return layers and all(axis == 0 for _, axis in ends)
+
+    def lines(self) -> Lines:
+        entries = tuple(entry for path, module in self.modules.items() for entry in self._module(path, module))
+        implied = self._implied(entries)
+        self._check_sums(entries)
+        lines = Lines(entries, self.trace.spaces, implied, {}, self.dropped)
+        used = {space for entry in entries for space in entry.spaces()}
+        alone = {s for s in used if lines.is_axis(s)}
+        told = {lines.spaces[s].axis for s in used - alone}
+        if lost := [s for s in sorted(alone) if lines.spaces[s].axis not in told]:
+            raise Unwritable(lost)  # nothing could tell which group is which
+        lines.probes.update(
+            {s: probes_of(s, entries, self.trace, self.modules) for s in sorted(used) if not lines.is_axis(s)}
+        )
+        return lines
+
+    def _module(self, path: str, module: nn.Module) -> Iterator[Entry]:
+        prefix = f"{path}." if path else ""
+        own = [prefix + n for n in (*module._parameters, *module._buffers) if prefix + n in self.tensors]
+        if isinstance(module, nn.Linear | nn.modules.conv._ConvNd) and path:
+            if not _depthwise(module):
+                yield self._weight(path, module)
+                own = [name for name in own if name not in (f"{path}.weight", f"{path}.bias")]
+            elif own:
+                yield Entry(path, reads=self._alike(own))
+                return
+        if isinstance(module, nn.MultiheadAttention) and f"{path}.in_proj_weight" in own:
+            own.remove(f"{path}.in_proj_weight")
+            yield self._raw_weight(f"{path}.in_proj_weight")
+        if path and len(own) > 1 and all(self.tensors[name].ndim == 1 for name in own):
+            with suppress(Unwritable):
+                yield Entry(path, reads=self._alike(own))
+                return
+        yield from (Entry(name, axes=self._bare(name)) for name in own)
+
+    def _weight(self, path: str, module: nn.Linear | nn.modules.conv._ConvNd) -> Entry:
+        name = f"{path}.weight"
+        transposed, groups = bool(getattr(module, "transposed", False)), int(getattr(module, "groups", 1))
+        reads = self._axis((name, 0 if transposed else 1))
+        if groups > 1:
+            local = self.trace.local.get(name)
+            inner = None if local is None else local.units
+            reads = (Term(".", NO_SPACE, 0),) if inner is None else self._terms(inner.tolist())
+        out: Axis = (name, 1 if transposed else 0)
+        final = self.classes and self.trace.frozen.get(out) == "output"
+        writes = self._axis(out, "classes" if final else ".")
+        if all(t.space == NO_SPACE for t in reads) and self._first(path):
+            reads = (Term("image", NO_SPACE, 0),)
+        if f"{path}.bias" in self.tensors and self._axis((f"{path}.bias", 0), writes[0].form) != writes:
+            raise Unwritable([t.space for t in writes if t.space != NO_SPACE])
+        entry = Entry(path, reads, writes)
+        single = all(len(e) == 1 and e[0].form == "plain" for e in (reads, writes))
+        cells = {len(self.trace.spaces[s].cells) for s in entry.spaces()}
+        if groups > 1 and any(t.space != NO_SPACE for t in reads) and not (single and cells == {groups}):
+            raise Unwritable(entry.spaces())
+        return entry
+
+    def _raw_weight(self, name: str) -> Entry:
+        return Entry(name, reads=self._axis((name, 1)), writes=self._axis((name, 0)))
+
+    def _first(self, path: str) -> bool:
+        layers = [p for p, m in self.modules.items() if isinstance(m, nn.Linear | nn.modules.conv._ConvNd)]
+        return layers[:1] == [path]
+
+    def _alike(self, names: Sequence[str]) -> Expression:
+        """The expression that all these vectors (or depthwise kernels) share along their first axis."""
+        found = [self._axis((name, 0)) for name in names]
+        if any(e != found[0] for e in found):
+            raise Unwritable([t.space for e in found for t in e if t.space != NO_SPACE])
+        return found[0]
+
+    def _bare(self, name: str) -> tuple[Expression, ...]:
+        axes = tuple(self._axis((name, axis)) for axis in range(self.tensors[name].ndim))
+        free = [[t.space for t in e if t.space != NO_SPACE] for e in axes]
+        if sum(map(bool, free)) > 1:  # averaging is defined along one axis
+            raise Unwritable(min((f for f in free if f), key=lambda f: sum(self.trace.spaces[s].size for s in f)))
+        return axes
+
+    def _axis(self, key: Axis, fixed: str = ".") -> Expression:
+        units = self.trace.axes.get(key)
+        return (Term(fixed, NO_SPACE, 0),) if units is None else self._terms(units.tolist(), fixed)
+
+    def _terms(self, units: list[int], fixed: str = ".") -> Expression:
+        """Cut an axis into runs of one space, and say how each run holds the space."""
+        numbers = [self.place[u][0] if u in self.place else NO_SPACE for u in units]
+        terms: list[Term] = []
+        start = 0
+        while start < len(units):
+            stop = start
+            while stop < len(units) and numbers[stop] == numbers[start]:
+                stop += 1
+            if numbers[start] == NO_SPACE:
+                terms.append(Term(fixed, NO_SPACE, stop - start))
+            else:
+                terms += self._run(units[start:stop], numbers[start], whole=stop - start == len(units))
+            start = stop
+        return (Term(fixed, NO_SPACE, 0),) if len(terms) == 1 and terms[0].space == NO_SPACE else tuple(terms)
+
+    def _run(self, units: list[int], space: int, whole: bool) -> list[Term]:
+        size = self.trace.spaces[space].size
+        index, order = torch.tensor([self.place[u][1] for u in units]), torch.arange(size)
+        copies, rest = divmod(len(units), size)
+        for parts in (p for p in range(copies, 0, -1) if copies % p == 0 and not rest):
+            if torch.equal(index, order.repeat_interleave(copies // parts).repeat(parts)):
+                if parts == copies > 4 and whole:
+                    return [Term("tile", space, len(units))]
+                return [Term("plain" if parts == copies else "repeat", space, len(units) // parts)] * parts
+        raise Unwritable([space])
+
+    def _implied(self, entries: Sequence[Entry]) -> frozenset[str]:
+        """Group axes all of whose spaces pass a GroupNorm or a grouped convolution of as many groups."""
+        stated = set()
+        for entry in entries:
+            module = self.modules.get(entry.target)
+            groups = getattr(module, "num_groups" if isinstance(module, nn.GroupNorm) else "groups", 1)
+            for e in (entry.reads, entry.writes):
+                if len(e) == 1 and e[0].form == "plain" and len(self.trace.spaces[e[0].space].cells) == groups > 1:
+                    stated.add(e[0].space)
+        axes = {space.axis for space in self.trace.spaces if space.axis}
+        return frozenset(
+            a for a in axes if all(i in stated for i, space in enumerate(self.trace.spaces) if space.axis == a)
+        )
+
+    def _check_sums(self, entries: Sequence[Entry]) -> None:
+        """The parts of a concatenation must follow from the sizes that other lines give."""
+        sides = [e for entry in entries for e in (entry.reads, entry.writes, *entry.axes)]
+        known = {e[0].space for e in sides if len(e) == 1 and e[0].form == "plain"}
+        for e in sides:
+            open_parts = {t.length for t in e if t.space not in known or t.form != "plain"}
+            if len(e) > 1 and len(open_parts) > 1:
+                raise Unwritable([t.space for t in e if t.space != NO_SPACE])
+
+
+def _depthwise(module: nn.Module) -> bool:
+    groups, channels = (int(getattr(module, name, 1)) for name in ("groups", "in_channels"))
+    return 1 < groups == channels == int(getattr(module, "out_channels", 0))

@@ -122,6 +122,20 @@ def count_flops(model: nn.Module, input_size: tuple[int, int, int]) -> int:
     return int(counter.get_total_flops())
 
 
+def device_of(device: str | None, default: torch.device | str) -> torch.device:
+    """The device a user named, or the default.
+
+    Raises:
+        OptionError: there is no such device on this machine.
+    """
+    try:
+        found = torch.device(device or default)
+        torch.empty(1, device=found)
+    except (RuntimeError, AssertionError) as error:
+        raise OptionError(f"cannot run on device '{device}': {str(error).splitlines()[0]}") from None
+    return found
+
+
 def working_copy(model: nn.Module, device: torch.device, channels_last: bool = True) -> nn.Module:
     """A copy to run: at least float32, in eval mode, channels last unless told otherwise (it is faster)."""
     dtype = torch.promote_types(next(model.parameters()).dtype, torch.float32)

@@ -70,7 +70,7 @@ def merge(
 ) -> None:
     """Merge models of one architecture into one model with a head per task."""
     from hf_zipit import saving
-    from hf_zipit.data import make_accelerator
+    from hf_zipit.batching import make_accelerator
     from hf_zipit.merging import merge as run
     from hf_zipit.sources import load
 

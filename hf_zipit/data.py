@@ -6,10 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import DataLoaderConfiguration
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from hf_zipit.errors import DataError
 
@@ -60,6 +58,8 @@ def open_images(
         rows, name = _load(str(data), splits), _shown(data)
     elif type(data).__module__.startswith("datasets."):
         rows, name = _one_split(data, splits, "the given dataset"), "the given dataset"
+    elif isinstance(data, Tensor) and data.ndim == 4:
+        return _pixel_batches([data], num_images)
     elif isinstance(data, Iterable):
         return _pixel_batches(data, num_images)
     else:
@@ -71,7 +71,14 @@ def open_images(
     if transform is None:
         raise DataError(f"{name}: the models say nothing about their preprocessing; give batches of pixels instead")
     convert = transform
-    return Images(lambda i: convert(rows[i][column].convert("RGB")), labels, names, name)
+
+    def get(index: int) -> Tensor:
+        try:
+            return convert(rows[index][column].convert("RGB"))
+        except OSError as error:
+            raise DataError(f"{name}: image {index} cannot be read: {error}") from error
+
+    return Images(get, labels, names, name)
 
 
 def open_all(data: Any, count: int, transform: Callable[[Any], Tensor] | None, **options: Any) -> list[Images]:
@@ -101,42 +108,13 @@ def _is_batch(item: Any, alone: bool) -> bool:
     return isinstance(item, Tensor | dict)
 
 
-class _Mixed(Dataset[tuple[Tensor, int]]):
-    """Several data sets as one, interleaved in proportion to their lengths: `(pixels, index of the data set)`."""
-
-    def __init__(self, parts: Sequence[Images]) -> None:
-        self.parts = parts
-        places = [((i + 0.5) / len(p), k, i) for k, p in enumerate(parts) for i in range(len(p))]
-        self.order = [(k, i) for _, k, i in sorted(places)]
-
-    def __len__(self) -> int:
-        return len(self.order)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        part, i = self.order[index]
-        return self.parts[part][i], part
-
-
-def batches(parts: Sequence[Images], batch_size: int, accelerator: Accelerator) -> Iterable[tuple[Tensor, Tensor]]:
-    """This process's share of the mixed batches: `(pixels (B, 3, H, W), data set (B,))`.
-
-    The batches do not depend on the number of processes; no image is repeated to even them out.
-    """
-    loader = DataLoader(_Mixed(parts), batch_size=batch_size)
-    prepared: Iterable[tuple[Tensor, Tensor]] = accelerator.prepare_data_loader(loader, device_placement=False)
-    return prepared
-
-
-def make_accelerator() -> Accelerator:
-    """An accelerator that shares out batches without repeating images."""
-    return Accelerator(dataloader_config=DataLoaderConfiguration(even_batches=False, dispatch_batches=False))
-
-
 def _subset(length: int, num_images: int | None, seed: int, name: str) -> list[int]:
     if not length:
         raise DataError(f"{name} holds no image")
     if num_images is None:
         return list(range(length))
+    if num_images < 1:
+        raise DataError(f"{num_images} images were asked for: at least one is needed")
     if num_images > length:
         raise DataError(f"{name} holds {length} images, {num_images} were asked for; lower --num-images")
     order = torch.randperm(length, generator=torch.Generator().manual_seed(seed))
@@ -152,14 +130,16 @@ def _load(ref: str, splits: Sequence[str]) -> Any:
     try:
         if path.is_file() and path.suffix == ".parquet":
             loaded: Any = datasets.load_dataset("parquet", data_files=str(path))
+        elif path.is_dir() and not any(p.suffix.lower() in _readable() for p in path.rglob("*")):
+            raise DataError(f"{ref} holds neither images nor parquet files")
         elif path.is_dir() and not list(path.rglob("*.parquet")):
             loaded = datasets.load_dataset("imagefolder", data_dir=str(path))
         elif path.exists() and not path.is_dir():
             raise DataError(f"{ref}: only parquet files and folders can be read")
-        elif path.is_dir() or ref.count("/") <= 1:
+        elif path.is_dir() or ref.count("/") == 1:
             loaded = datasets.load_dataset(ref)
         else:
-            raise DataError(f"no data at {ref}: there is no such file or folder")
+            raise DataError(f"no data at {ref}: there is no such file or folder, and a Hub id has the form user/name")
     except DataError:
         raise
     except Exception as error:  # the library raises some twenty types here
@@ -170,6 +150,13 @@ def _load(ref: str, splits: Sequence[str]) -> Any:
     if split not in loaded:
         raise DataError(f"{ref} has no split '{split}'; it has {', '.join(loaded)}")
     return loaded[split]
+
+
+def _readable() -> set[str]:
+    """Suffixes of files that hold images."""
+    from PIL import Image
+
+    return {".parquet", *Image.registered_extensions()}
 
 
 def _split_of(ref: str) -> tuple[str, str | None]:
@@ -213,11 +200,15 @@ def _columns(rows: Any, name: str) -> tuple[str, str | None]:
 
 def _pixel_batches(data: Iterable[Any], num_images: int | None) -> Images:
     """Keep the pixels of an iterable of batches; it is read once and no further than needed."""
+    if num_images is not None and num_images < 1:
+        raise DataError(f"{num_images} images were asked for: at least one is needed")
     pixels: list[Tensor] = []
     labels: list[int | None] = []
     for batch, target in _unpacked(data):
         if batch.ndim != 4:
             raise DataError(f"a pixel batch has shape {tuple(batch.shape)}; (B, 3, H, W) is needed")
+        if not batch.is_floating_point():
+            raise DataError(f"a pixel batch is {batch.dtype}: give preprocessed pixels, as floating point numbers")
         pixels += list(batch.unbind())
         labels += [None] * len(batch) if target is None else [int(t) for t in target]
         if num_images is not None and len(pixels) >= num_images:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from hf_zipit.chain import count_flops, logits_of, working_copy
+from hf_zipit.chain import count_flops, device_of, logits_of, working_copy
 from hf_zipit.data import TEST, Images, open_all
 from hf_zipit.errors import DataError, OptionError
 from hf_zipit.libraries import Source, preprocessing_of
@@ -79,7 +79,7 @@ def evaluate(
     tasks = merged.config.tasks
     if parents and len(parents) != len(tasks):
         raise OptionError(f"{len(parents)} parents for {len(tasks)} tasks: one for each task is needed")
-    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    where = device_of(device, "cuda" if torch.cuda.is_available() else "cpu")
     size, transform = preprocessing_of(merged)
     images = open_all(data, len(tasks), transform, splits=TEST, num_images=num_images, seed=seed)
     heads = merged.config.heads or []
@@ -133,7 +133,7 @@ def _run(
     for part in images:
         pieces: list[list[dict[str, Tensor]]] = [[] for _ in models]
         for pixels in progress(DataLoader(part, batch_size=batch_size), f"Evaluating on {part.name}"):
-            pixels = pixels.to(device, memory_format=torch.channels_last)
+            pixels = pixels.to(device, next(models[0].parameters()).dtype, memory_format=torch.channels_last)
             pieces[0].append({task: value.cpu() for task, value in models[0](pixels).task_logits.items()})
             for task, model, piece in zip(tasks, models[1:], pieces[1:], strict=False):
                 piece.append({task: logits_of(model(pixels)).cpu()})

@@ -4,15 +4,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from hf_zipit import __version__
 from hf_zipit import sources as source_models
 from hf_zipit.assembly import Plan, build, config_of, merged_state
+from hf_zipit.batching import batches, make_accelerator
 from hf_zipit.calibrate import CALIBRATIONS
-from hf_zipit.chain import resolve_cut, working_copy
-from hf_zipit.data import Images, batches, make_accelerator, open_all
+from hf_zipit.chain import device_of, resolve_cut, working_copy
+from hf_zipit.data import Images, open_all
 from hf_zipit.errors import OptionError, SourceError
 from hf_zipit.libraries import Source
 from hf_zipit.matching import Match
@@ -103,7 +103,7 @@ class _Pass:
             raise OptionError(f"batch_size is {batch_size}: it must be at least 1")
         self.images, self.batch_size = images, batch_size
         self.accelerator = make_accelerator()
-        self.device = torch.device(device) if device else self.accelerator.device
+        self.device = device_of(device, self.accelerator.device)
 
     def batches(self, label: str) -> Any:
         return progress(batches(self.images, self.batch_size, self.accelerator), label, self.accelerator)

@@ -139,6 +139,8 @@ class ZipItForImageClassification(PreTrainedModel):
                 "Merge Hub-format folders, whose config.json holds the models' arguments, or "
                 "hf_zipit.load_source(module, model_args={...})"
             )
+        type(self.config).register_for_auto_class()  # so the code files go along
+        type(self).register_for_auto_class("AutoModelForImageClassification")
         return super().save_pretrained(save_directory, *args, **kwargs)
 
     @torch.no_grad()

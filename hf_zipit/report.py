@@ -2,10 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from hf_zipit.chain import Cut
+from hf_zipit.chain import Cut, cut_names
 from hf_zipit.errors import OptionError
 from hf_zipit.evaluation import Row
 from hf_zipit.spaces import Binding
@@ -57,12 +58,14 @@ def inspection_text(binding: Binding, cuts: Sequence[Cut]) -> str:
         for s in binding.spaces.values()
     ]
     lines = []
+    named = cut_names(binding)
+    stages = {step: f"{step} = {stage}" for step, stage in pairwise(named) if step.startswith(stage + ".")}
     for cut in cuts:
         share = f"{100 * cut.trunk_flops / cut.flops:.1f}"
         two = f"{(2 * cut.flops - cut.trunk_flops) / cut.flops:.3f}x"
         parameters = f"{(2 * cut.parameters - cut.trunk_parameters) / cut.parameters:.3f}x"
         flops, weights = f"{cut.trunk_flops / 1e9:.4g}", f"{cut.trunk_parameters / 1e6:.4g}"
-        lines.append([cut.name, cut.space, flops, share, weights, two, parameters])
+        lines.append([stages.get(cut.name, cut.name), cut.space, flops, share, weights, two, parameters])
     header = ["cut", "space", "trunk GFLOPs", "% of all", "trunk M params", "2 tasks: FLOPs", "params"]
     return (
         f"{binding.spec.family}: {len(binding.spaces)} spaces, {len(cuts)} cuts\n\n"
@@ -134,6 +137,6 @@ def _composition(axes: Any, spaces: Sequence[Mapping[str, Any]]) -> None:
         axes.barh(names, share, left=left, color=colour, label=label)
         left = [a + b for a, b in zip(left, share, strict=True)]
     axes.invert_yaxis()
-    axes.set(xlabel="merged units, %", xlim=(0, 100), title="What the merged units are made of")
+    axes.set(xlabel="merged units, %", xlim=(0, 100), title="What the merged units of zip are made of")
     axes.tick_params(axis="y", labelsize=8)
     axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=3, frameon=False)

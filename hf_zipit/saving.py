@@ -31,6 +31,9 @@ def check_output(folder: str | Path, overwrite: bool = False) -> Path:
         OptionError: the folder exists and may not be replaced.
     """
     folder = Path(folder)
+    above = next(p for p in (folder.absolute().parent, *folder.absolute().parents) if p.exists())
+    if not above.is_dir():
+        raise OptionError(f"{folder} cannot be made: {above} is not a folder")
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return folder
     if not overwrite:
@@ -72,8 +75,6 @@ def save(
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
-        model.config.register_for_auto_class()
-        model.register_for_auto_class("AutoModelForImageClassification")
         about = model.config.zipit or {}
         for index, path in (source_folders or {}).items():
             about["sources"][index]["path"] = os.path.relpath(path.resolve(), folder.resolve())
@@ -85,6 +86,8 @@ def save(
         (partial / RECIPE).write_text(yaml.safe_dump(recipe(model.config), sort_keys=False), encoding="utf-8")
         (partial / "README.md").write_text(card(model.config), encoding="utf-8")
         partial.chmod(0o755)
+        for file in partial.iterdir():
+            file.chmod(0o644)
         if folder.exists():
             shutil.rmtree(folder)
         partial.rename(folder)
@@ -114,8 +117,8 @@ def load(folder: str | Path) -> ZipItForImageClassification:
     Raises:
         SourceError: it is no merged model, or its weights are incomplete or damaged.
     """
-    if Path(folder).is_dir() and not (Path(folder) / "config.json").is_file():
-        raise SourceError(f"{folder} is no merged model: it has no config.json")
+    if Path(folder).is_dir():
+        _check_merged(Path(folder))
     try:
         model, info = ZipItForImageClassification.from_pretrained(folder, output_loading_info=True)
     except Exception as error:  # OSError, SafetensorError, ValueError and others, depending on what is wrong
@@ -126,6 +129,17 @@ def load(folder: str | Path) -> ZipItForImageClassification:
         raise SourceError(f"{folder} does not hold a whole merged model: {', '.join(wrong[:3])}")
     out: ZipItForImageClassification = model.eval()
     return out
+
+
+def _check_merged(folder: Path) -> None:
+    try:
+        kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+    except FileNotFoundError:
+        raise SourceError(f"{folder} is no merged model: it has no config.json") from None
+    except (ValueError, AttributeError) as error:
+        raise SourceError(f"cannot load the merged model {folder}: its config.json is damaged: {error}") from None
+    if kind != ZipItConfig.model_type:
+        raise SourceError(f"{folder} is no merged model: its model_type is {kind}")
 
 
 def load_parents(config: ZipItConfig, folder: str | Path, given: Sequence[str] | None = None) -> list[Source]:
@@ -140,11 +154,16 @@ def load_parents(config: ZipItConfig, folder: str | Path, given: Sequence[str] |
         gone = (config.tasks[i] for i, place in enumerate(places) if place is None)
         _log.warning("the parents of %s are not where they were: name all with --parent to compare", ", ".join(gone))
         return []
+    if len(places) != len(config.tasks):
+        raise SourceError(f"{len(places)} parents given: name one for each of the tasks {', '.join(config.tasks)}")
     parents = [source_models.load(str(place)) for place in places]
-    for parent, source in zip(parents, recorded, strict=False):
+    for task, parent, source in zip(config.tasks, parents, recorded, strict=True):
         known, found = source.get("sha256"), parent.origin.get("sha256")
         if known and found != known:
-            raise SourceError(f"{parent.name} has changed since the merge: its weights have another sha256")
+            raise SourceError(
+                f"{parent.name} is not the model that was merged as task '{task}': its weights have another sha256. "
+                "Name the parents in task order"
+            )
     return parents
 
 

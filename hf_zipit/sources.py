@@ -13,7 +13,7 @@ from torch import nn
 
 from hf_zipit import spec as specs
 from hf_zipit.binding import bind
-from hf_zipit.errors import SourceError
+from hf_zipit.errors import SourceError, SpecError
 from hf_zipit.libraries import Source, from_module, timm_folder, transformers_folder
 from hf_zipit.spaces import Binding
 from hf_zipit.trace import trace
@@ -51,7 +51,9 @@ def load(source: str | Path | nn.Module | Source, model_args: dict[str, Any] | N
 
 
 def find_spec(source: Source, spec: str | Path | None = None) -> Binding:
-    """Bind the family spec of a model, or the spec file given by the user; without either the model is traced.
+    """Bind the family spec of a model, or the spec file given by the user.
+
+    A model that no shipped spec describes is traced.
 
     Raises:
         SpecError: the spec does not describe the model.
@@ -63,7 +65,11 @@ def find_spec(source: Source, spec: str | Path | None = None) -> Binding:
     known = specs.list_specs()
     for candidate in known:
         if specs.matches(candidate, classes):
-            return bind(candidate, source.model)
+            try:
+                return bind(candidate, source.model)
+            except SpecError as error:
+                _log.warning("%s", error)
+                break
     return bind(specs.parse(trace_source(source), "traced"), source.model)
 
 
@@ -80,7 +86,7 @@ def trace_source(source: Source) -> str:
     text = describe(model, pixels, f"traced-{type(model).__name__.lower()}", found)
     frozen = ", ".join(reason for reason, _ in tally(found).most_common(3))
     _log.warning(
-        "no spec for %s: its feature spaces were traced and checked (%.1f %% of the places are held fixed%s)",
+        "no spec describes this %s: its feature spaces were traced and checked (%.1f %% of places held fixed%s)",
         *(type(model).__name__, 100 * found.share, f": {frozen}" if frozen else ""),
     )
     return text

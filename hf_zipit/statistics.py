@@ -74,7 +74,8 @@ def collect(
         probed = [probe.module for space in wanted.values() for probe in space.probes]
         chains = [ModelChain(model, binding, until=probed) for model in models]
         for pixels, task in batches:
-            pixels = pixels.to(device, memory_format=torch.contiguous_format if compat else torch.channels_last)
+            layout = torch.contiguous_format if compat else torch.channels_last
+            pixels = pixels.to(device, next(models[0].parameters()).dtype, memory_format=layout)
             for chain in chains:
                 chain(pixels)
             for name, entry in stats.items():
@@ -151,7 +152,9 @@ def _check(entry: SpaceStatistics, names: Sequence[str]) -> None:
     bad = (~total.mean.isfinite()).nonzero().flatten()
     if len(bad):
         size = entry.sizes[0]
+        first = int(bad[0]) // size
+        count = int((bad // size == first).sum())
         raise DataError(
-            f"{names[int(bad[0]) // size]}: {len(bad)} of {size} units of space '{entry.space.name}' are NaN or "
+            f"{names[first]}: {count} of {size} units of space '{entry.space.name}' are NaN or "
             "infinite on this data; check the model's weights and its preprocessing"
         )

@@ -52,7 +52,7 @@ def test_parents_that_moved_can_be_named_and_must_be_the_same(run, digits, digit
     assert len(json.loads(run("eval", out, "--data", digits_data, *given, "--json")[1])["rows"]) == 4
     code, _, err = run("eval", out, "--data", digits_data, "--parent", digits[1], "--parent", digits[0])
     assert code == 1
-    assert "has changed since the merge" in err
+    assert "is not the model that was merged as task 'digits-0-4'" in err
 
 
 def test_inspect_and_check_spec(run, digits):
@@ -102,6 +102,7 @@ def test_a_users_own_spec_file(run, digits, tmp_path):
         (["A", "B", "--method", "magic"], 2, "unknown method 'magic'"),
         (["A", "B", "--num-images", "100000"], 1, "1347 images, 100000 were asked for"),
         (["A", "B", "--no-such-flag"], 2, "No such option"),
+        (["A", "B", "--device", "foo"], 2, "cannot run on device 'foo'"),
         (["A"], 1, "needs two or more"),
     ],
 )
@@ -124,6 +125,14 @@ def test_an_existing_output_folder_is_refused_before_any_work(run, digits, digit
     code, _, err = run("merge", *digits, "--data", "nowhere", "-o", tmp_path, "--overwrite")
     assert code == 2
     assert "is not an earlier merge" in err
+
+
+def test_an_output_below_a_file_and_a_model_that_is_no_merge_are_refused(run, digits, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    code, _, err = run("merge", *digits, "--data", "nowhere", "-o", tmp_path / "file" / "out")
+    assert (code, "is not a folder" in err) == (2, True)
+    code, _, err = run("eval", digits[0], "--data", "nowhere")
+    assert (code, "is no merged model: its model_type is None" in err) == (1, True)
 
 
 def test_debug_shows_the_traceback(digits, tmp_path):

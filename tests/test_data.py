@@ -5,7 +5,8 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, TensorDataset
 
-from hf_zipit.data import TEST, batches, make_accelerator, open_all, open_images
+from hf_zipit.batching import batches, make_accelerator
+from hf_zipit.data import TEST, open_all, open_images
 from hf_zipit.errors import DataError
 
 
@@ -92,6 +93,7 @@ def test_every_batch_mixes_the_data_sets_in_proportion():
     ("make", "message"),
     [
         (lambda d: d / "nothing" / "at" / "all", "no data at .*nothing"),
+        (lambda d: (d / "empty").mkdir() or d / "empty", "holds neither images nor parquet files"),
         (lambda d: "user/does-not-exist", "cannot read data from user/does-not-exist"),
         (lambda d: f"{d}:validation", "has no split 'validation'; it has train, test"),
         (
@@ -101,6 +103,8 @@ def test_every_batch_mixes_the_data_sets_in_proportion():
         (lambda d: rows(3).select([]), "holds no image"),
         (lambda d: [], "hold no image"),
         (lambda d: [torch.zeros(3, 4)], r"shape \(3, 4\)"),
+        (lambda d: [torch.zeros(1, 3, 4, 4, dtype=torch.uint8)], r"is torch\.uint8: give preprocessed pixels"),
+        (lambda d: "nowhere", "no data at nowhere: there is no such file or folder, and a Hub id has the form"),
         (lambda d: [object()], "a batch of type object"),
         (lambda d: 7, "data of type int"),
     ],
@@ -108,6 +112,20 @@ def test_every_batch_mixes_the_data_sets_in_proportion():
 def test_unusable_data_is_refused(folder, make, message):
     with pytest.raises(DataError, match=message):
         open_images(make(folder), pixel)
+
+
+def test_an_image_that_cannot_be_read_is_named(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "broken.png").write_bytes(b"no image")
+    with pytest.raises(DataError, match="image 0 cannot be read"):
+        open_images(tmp_path, pixel)[0]
+
+
+@pytest.mark.parametrize("count", [0, -2])
+def test_less_than_one_image_is_refused(folder, count):
+    for data in (folder, [torch.zeros(2, 3, 2, 2)]):
+        with pytest.raises(DataError, match="at least one is needed"):
+            open_images(data, pixel, num_images=count)
 
 
 def test_fewer_images_than_asked_for_are_refused(folder):

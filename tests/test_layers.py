@@ -13,7 +13,7 @@ LAYERS = [
     ["cli"],
     ["report"],
     ["evaluation", "merging", "saving"],
-    ["card", "calibrate", "methods", "sources"],
+    ["card", "calibrate", "methods", "sources", "batching"],
     ["assembly", "trace_check"],
     ["cuts"],
     ["trace"],

@@ -62,7 +62,18 @@ def test_the_folder_loads_without_hf_zipit(merged, folder, tmp_path):
     assert all(torch.equal(found[task], expected[task]) for task in expected)
 
 
+def test_save_pretrained_alone_writes_the_code_files(digits, digits_data, tmp_path):
+    """In a process that has never touched transformers' Auto classes."""
+    code = "import sys, hf_zipit; m = hf_zipit.merge(sys.argv[1:3], sys.argv[3], num_images=8, method='average')\n"
+    code += "m.save_pretrained('out')"
+    command = [sys.executable, "-c", code, *map(str, digits), str(digits_data)]
+    subprocess.run(command, check=True, cwd=tmp_path, capture_output=True, timeout=300)
+    names = {p.name for p in (tmp_path / "out").iterdir()}
+    assert {"modeling_zipit.py", "configuration_zipit.py", "cifar_resnet.py"} <= names
+
+
 def test_everything_is_in_the_folder(folder):
+    assert {oct(p.stat().st_mode & 0o777) for p in folder.iterdir()} == {"0o644"}
     names = {p.name for p in folder.iterdir()}
     assert {"config.json", "model.safetensors", "configuration_zipit.py", "modeling_zipit.py", "README.md"} <= names
     assert {saving.SPEC, saving.RECIPE} <= names

@@ -88,10 +88,19 @@ def test_what_is_neither_a_folder_nor_an_id_is_refused(folder):
 def test_a_class_without_a_spec_is_traced_and_says_so(caplog):
     model = timm.create_model("mobilenetv3_small_050", num_classes=5)
     binding = find_spec(load(model))
-    assert "no spec for MobileNetV3: its feature spaces were traced and checked" in caplog.text
+    assert "no spec describes this MobileNetV3: its feature spaces were traced and checked" in caplog.text
     assert binding.spec.family == "traced-mobilenetv3"
     assert len(binding.spaces) == 26
     assert "blocks.2.0" in binding.cuts
+
+
+def test_a_variant_that_its_familys_spec_does_not_cover_is_traced(caplog):
+    """Efficient channel attention convolves over neighbouring channels: those cannot move."""
+    model = timm.create_model("ecaresnet26t", channels=(8, 16, 24, 32), layers=(1, 1, 1, 1), num_classes=5)
+    binding = find_spec(load(model))
+    assert "timm_resnet.yaml does not cover layer1.0.se.conv.weight" in caplog.text
+    assert "no spec describes this ResNet" in caplog.text
+    assert 0 < len(binding.spaces) < 16
 
 
 @pytest.mark.parametrize("name", ["mobilenetv3_small_050", "eva02_tiny_patch14_224"])

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from hf_zipit.data import batches, make_accelerator, open_all
+from hf_zipit.batching import batches, make_accelerator
+from hf_zipit.data import open_all
 from hf_zipit.errors import DataError
 from hf_zipit.statistics import POSITIONS, collect, samples
 from tests.models import images, resnet_spec_binding, tiny
@@ -15,7 +16,7 @@ from tests.models import images, resnet_spec_binding, tiny
 SCRIPT = """
 import json, sys, torch
 from tests.test_statistics import gathered
-from hf_zipit.data import make_accelerator
+from hf_zipit.batching import make_accelerator
 torch.set_num_threads(1)
 stats = gathered()
 if make_accelerator().is_main_process:

@@ -1,0 +1,41 @@
+"""Batches that mix the data sets of all tasks, shared out among processes."""
+
+from collections.abc import Iterable, Sequence
+
+from accelerate import Accelerator
+from accelerate.utils import DataLoaderConfiguration
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from hf_zipit.data import Images
+
+
+class _Mixed(Dataset[tuple[Tensor, int]]):
+    """Several data sets as one, interleaved in proportion to their lengths: `(pixels, index of the data set)`."""
+
+    def __init__(self, parts: Sequence[Images]) -> None:
+        self.parts = parts
+        places = [((i + 0.5) / len(p), k, i) for k, p in enumerate(parts) for i in range(len(p))]
+        self.order = [(k, i) for _, k, i in sorted(places)]
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        part, i = self.order[index]
+        return self.parts[part][i], part
+
+
+def batches(parts: Sequence[Images], batch_size: int, accelerator: Accelerator) -> Iterable[tuple[Tensor, Tensor]]:
+    """This process's share of the mixed batches: `(pixels (B, 3, H, W), data set (B,))`.
+
+    The batches do not depend on the number of processes; no image is repeated to even them out.
+    """
+    loader = DataLoader(_Mixed(parts), batch_size=batch_size)
+    prepared: Iterable[tuple[Tensor, Tensor]] = accelerator.prepare_data_loader(loader, device_placement=False)
+    return prepared
+
+
+def make_accelerator() -> Accelerator:
+    """An accelerator that shares out batches without repeating images."""
+    return Accelerator(dataloader_config=DataLoaderConfiguration(even_batches=False, dispatch_batches=False))

@@ -39,11 +39,9 @@ def check_output(folder: str | Path, overwrite: bool = False) -> Path:
     if not overwrite:
         raise OptionError(f"{folder} exists already: choose another folder, or pass --overwrite")
     try:
-        kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
-    except (OSError, ValueError, AttributeError):
-        kind = None
-    if kind != ZipItConfig.model_type:
-        raise OptionError(f"{folder} is not an earlier merge: it is not overwritten, remove it yourself")
+        _check_merged(folder)
+    except (SourceError, OSError):
+        raise OptionError(f"{folder} is not an earlier merge: it is not overwritten, remove it yourself") from None
     return folder
 
 

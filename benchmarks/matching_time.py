@@ -15,7 +15,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from hf_zipit.matching import permute_match, zip_match
+from hf_zipit.matching.match import permute_match, zip_match
 from hf_zipit.report import table
 from tests.test_matching import published, similarity
 

@@ -17,7 +17,7 @@ _PUBLIC = {
     "save": "saving",
     "load_source": "sources",
     "check_spec": "checks",
-    "Match": "matching",
+    "Match": "matching.match",
     "ZipItConfig": "configuration_zipit",
     "ZipItForImageClassification": "modeling_zipit",
     "ZipItError": "errors",

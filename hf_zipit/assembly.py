@@ -10,7 +10,7 @@ from torch import Tensor
 from hf_zipit.chain import channel_axis
 from hf_zipit.configuration_zipit import ZipItConfig
 from hf_zipit.libraries import Source
-from hf_zipit.matching import Match
+from hf_zipit.matching.match import Match
 from hf_zipit.modeling_zipit import ZipItForImageClassification, resize
 from hf_zipit.spaces import Binding
 from hf_zipit.transform import merge_states, unmerge_reads

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from hf_zipit.chain import logits_of
 from hf_zipit.errors import SpecError
-from hf_zipit.matching import Match
+from hf_zipit.matching.match import Match
 from hf_zipit.modeling_zipit import run_steps
 from hf_zipit.spaces import Binding, Probe
 from hf_zipit.statistics import samples, units

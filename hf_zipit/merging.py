@@ -15,8 +15,8 @@ from hf_zipit.chain import device_of, resolve_cut, working_copy
 from hf_zipit.data import Images, open_all
 from hf_zipit.errors import OptionError, SourceError
 from hf_zipit.libraries import Source
-from hf_zipit.matching import Match
-from hf_zipit.methods import Options, match_spaces
+from hf_zipit.matching.match import Match
+from hf_zipit.matching.methods import Options, match_spaces
 from hf_zipit.modeling_zipit import ZipItForImageClassification
 from hf_zipit.progress import progress
 from hf_zipit.spaces import FeatureSpace

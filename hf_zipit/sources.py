@@ -16,8 +16,8 @@ from hf_zipit.binding import bind
 from hf_zipit.errors import SourceError, SpecError
 from hf_zipit.libraries import Source, from_module, timm_folder, transformers_folder
 from hf_zipit.spaces import Binding
-from hf_zipit.trace import trace
-from hf_zipit.trace_check import describe, tally
+from hf_zipit.tracing.check import describe, tally
+from hf_zipit.tracing.tracer import trace
 
 _log = logging.getLogger("hf_zipit")
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from hf_zipit.matching import Match
+from hf_zipit.matching.match import Match
 from hf_zipit.spaces import Binding, Row
 
 State = Mapping[str, Tensor]

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import torch
 
+from hf_zipit.matching.similarity import correlation, reference_correlation
 from hf_zipit.moments import Moments, ReferenceMoments
-from hf_zipit.similarity import correlation, reference_correlation
 
 
 def filled(samples, parts):

@@ -11,12 +11,12 @@ from torch import nn
 import hf_zipit.cifar_resnet  # noqa: F401  (registers cifar_resnet20)
 from hf_zipit import spec as specs
 from hf_zipit.binding import bind
-from hf_zipit.cuts import chain_of, legal_cuts
 from hf_zipit.errors import SpecError, TraceError
-from hf_zipit.trace import trace
-from hf_zipit.trace_check import describe, difference, random_order, same_grouping, tally
-from hf_zipit.trace_fold import chain_patterns, patterns
-from hf_zipit.trace_spec import write_spec
+from hf_zipit.tracing.check import describe, difference, random_order, same_grouping, tally
+from hf_zipit.tracing.cuts import chain_of, legal_cuts
+from hf_zipit.tracing.fold import chain_patterns, patterns
+from hf_zipit.tracing.tracer import trace
+from hf_zipit.tracing.writer import write_spec
 
 TINY = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "image_size": 32, "patch_size": 8}
 MLP = {**TINY, "intermediate_size": 64}

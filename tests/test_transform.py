@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hf_zipit.matching import Match
+from hf_zipit.matching.match import Match
 from hf_zipit.spaces import Binding, FeatureSpace, Row
 from hf_zipit.spec import list_specs
 from hf_zipit.transform import merge_states, unmerge_reads

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
-from hf_zipit.trace_entries import NO_SPACE, Entry, Expression
-from hf_zipit.trace_fold import Block, Plan, chain_patterns, fold, patterns
-from hf_zipit.trace_lines import Lines, lines_of
-from hf_zipit.trace_solve import Trace
+from hf_zipit.tracing.entries import NO_SPACE, Entry, Expression
+from hf_zipit.tracing.fold import Block, Plan, chain_patterns, fold, patterns
+from hf_zipit.tracing.lines import Lines, lines_of
+from hf_zipit.tracing.solve import Trace
 
 WIDTH = 118
 Probes = list[tuple[str, str]]  # (space name, "module.side")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from hf_zipit.trace_solve import Point, Trace
+from hf_zipit.tracing.solve import Point, Trace
 
 NO_SPACE = -1
 

@@ -9,7 +9,7 @@ from itertools import combinations
 from torch import nn
 
 from hf_zipit import spec as specs
-from hf_zipit.trace_entries import Entry
+from hf_zipit.tracing.entries import Entry
 
 
 @dataclass(frozen=True)

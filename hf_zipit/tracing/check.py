@@ -10,13 +10,13 @@ from torch import Tensor, nn
 from hf_zipit import spec as specs
 from hf_zipit.binding import bind
 from hf_zipit.checks import check_spec
-from hf_zipit.cuts import chain_of
 from hf_zipit.errors import SpecError
 from hf_zipit.spaces import Binding
-from hf_zipit.trace import outputs, random_copy, trace
-from hf_zipit.trace_groups import Axis
-from hf_zipit.trace_solve import FIXED, Local, Trace
-from hf_zipit.trace_spec import write_spec
+from hf_zipit.tracing.cuts import chain_of
+from hf_zipit.tracing.groups import Axis
+from hf_zipit.tracing.solve import FIXED, Local, Trace
+from hf_zipit.tracing.tracer import outputs, random_copy, trace
+from hf_zipit.tracing.writer import write_spec
 
 
 @torch.no_grad()

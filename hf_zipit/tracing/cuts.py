@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
 from hf_zipit.errors import TraceError
-from hf_zipit.trace import first_line, outputs
+from hf_zipit.tracing.tracer import first_line, outputs
 
 Version = tuple[int, int]  # a tensor, and how often it was written
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from hf_zipit.errors import OptionError
-from hf_zipit.fingerprint import fingerprints, likeness
-from hf_zipit.matching import Match, UnitMatch, average_match, match_groups, permute_match, zip_match
-from hf_zipit.similarity import correlation, reference_correlation
+from hf_zipit.matching.fingerprint import fingerprints, likeness
+from hf_zipit.matching.match import Match, UnitMatch, average_match, match_groups, permute_match, zip_match
+from hf_zipit.matching.similarity import correlation, reference_correlation
 from hf_zipit.spaces import Binding, FeatureSpace
 from hf_zipit.statistics import SpaceStatistics
 

@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from hf_zipit import trace_moves as moves
-from hf_zipit.trace_facts import Facts, Label, constant, varying
-from hf_zipit.trace_moves import NoRule, Op, Outputs
+from hf_zipit.tracing import moves
+from hf_zipit.tracing.facts import Facts, Label, constant, varying
+from hf_zipit.tracing.moves import NoRule, Op, Outputs
 
 Rule = Callable[[Facts, Op], Outputs]
 

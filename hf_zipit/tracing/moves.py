@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
-from hf_zipit.trace_facts import NOBODY, Facts, Label, compress, constant, varying
+from hf_zipit.tracing.facts import NOBODY, Facts, Label, compress, constant, varying
 
 Outputs = list[list[Label]]  # the labels of each output
 

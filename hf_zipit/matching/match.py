@@ -1,6 +1,6 @@
 """Matching: a similarity of all models' units -> which merged unit each of them becomes. Tensors only.
 
-A new method is one function `(similarity, sizes, ...) -> Match` and one line in `MATCHERS`.
+A new method is one function `(similarity, sizes, ...) -> Match` and one line in `METHODS` (`methods.py`).
 """
 
 from collections.abc import Callable, Sequence
@@ -12,7 +12,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from hf_zipit.errors import OptionError
-from hf_zipit.greedy import greedy_zip
+from hf_zipit.matching.greedy import greedy_zip
 
 UnitMatch = Callable[[Tensor, Sequence[int]], "Match"]
 

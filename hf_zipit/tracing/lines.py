@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from hf_zipit.errors import TraceError
-from hf_zipit.trace_entries import NO_SPACE, Entry, Expression, Term, Unwritable, probes_of
-from hf_zipit.trace_groups import Axis, TracedSpace
-from hf_zipit.trace_solve import Trace
+from hf_zipit.tracing.entries import NO_SPACE, Entry, Expression, Term, Unwritable, probes_of
+from hf_zipit.tracing.groups import Axis, TracedSpace
+from hf_zipit.tracing.solve import Trace
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
-from hf_zipit.trace_facts import NOBODY, Facts, Label, varying
-from hf_zipit.trace_groups import Axis, Solver, TracedSpace, spaces_of
+from hf_zipit.tracing.facts import NOBODY, Facts, Label, varying
+from hf_zipit.tracing.groups import Axis, Solver, TracedSpace, spaces_of
 
 Point = tuple[str, str]  # module, "in" or "out"
 

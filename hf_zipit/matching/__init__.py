@@ -1,0 +1,1 @@
+"""Matching: statistics and weights of units -> which merged unit each of them becomes."""

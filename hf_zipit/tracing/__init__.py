@@ -1,0 +1,1 @@
+"""Tracing: the feature spaces and legal cuts of any model, from one forward pass."""

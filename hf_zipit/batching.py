@@ -7,7 +7,10 @@ from accelerate.utils import DataLoaderConfiguration
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from hf_zipit.data import Images
+from hf_zipit.chain import device_of
+from hf_zipit.data import NO_DATA, Images
+from hf_zipit.errors import DataError, OptionError
+from hf_zipit.progress import progress
 
 
 class _Mixed(Dataset[tuple[Tensor, int]]):
@@ -39,3 +42,28 @@ def batches(parts: Sequence[Images], batch_size: int, accelerator: Accelerator) 
 def make_accelerator() -> Accelerator:
     """An accelerator that shares out batches without repeating images."""
     return Accelerator(dataloader_config=DataLoaderConfiguration(even_batches=False, dispatch_batches=False))
+
+
+class Passes:
+    """Passes over the images of all tasks, on this process's device and share of the batches.
+
+    >>> passes = Passes(images, batch_size=32)  # doctest: +SKIP
+    >>> for pixels, task in passes("Reading activations"): ...  # doctest: +SKIP
+    """
+
+    def __init__(self, images: Sequence[Images], batch_size: int = 32, device: str | None = None) -> None:
+        if batch_size < 1:
+            raise OptionError(f"batch_size is {batch_size}: it must be at least 1")
+        self.images, self.batch_size = images, batch_size
+        self.accelerator = make_accelerator()
+        self.device = device_of(device, self.accelerator.device)
+
+    def __call__(self, label: str) -> Iterable[tuple[Tensor, Tensor]]:
+        """One pass: `(pixels (B, 3, H, W), data set (B,))`, both on the CPU.
+
+        Raises:
+            DataError: there are no images.
+        """
+        if not self.images:
+            raise DataError(NO_DATA)
+        return progress(batches(self.images, self.batch_size, self.accelerator), label, self.accelerator)

@@ -1,21 +1,41 @@
 """Stages after the merge that repair the merged model's statistics on the data. No labels, no gradients."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import nn
 
-Batches = Iterable[tuple[Tensor, Tensor]]
+from hf_zipit.assembly import Plan
+from hf_zipit.batching import Passes
+from hf_zipit.libraries import Source
+from hf_zipit.matching.match import Match
+from hf_zipit.modeling_zipit import ZipItForImageClassification
+
+
+@dataclass(frozen=True)
+class Merge:
+    """A merge that is about to be calibrated: the merged model on its device, its parents, and how it was made."""
+
+    model: ZipItForImageClassification
+    parents: Sequence[Source]
+    plan: Plan
+    matches: Mapping[str, Match]
+    passes: Passes
+
+
+Calibration = Callable[[Merge], None]  # changes the merged model in place
 
 
 @torch.no_grad()
-def batchnorm(model: nn.Module, batches: Batches, accelerator: Accelerator, device: torch.device) -> None:
-    """Re-estimate the running statistics of every batch norm, trunk and heads, in place.
+def batchnorm(merge: Merge) -> None:
+    """Re-estimate the running statistics of every batch norm, trunk and heads.
 
     Each norm sees the batch statistics below it, and its running mean and variance become the average over all
     batches of all processes (Jordan et al., 2022; ZipIt!, appendix A). Everything but the norms stays in eval mode.
     """
+    model = merge.model
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
     if not norms:
         return
@@ -26,13 +46,13 @@ def batchnorm(model: nn.Module, batches: Batches, accelerator: Accelerator, devi
         norm.momentum = None  # a cumulative average
         norm.train()
     model.to(memory_format=torch.channels_last)
-    for pixels, _ in batches:
-        model(pixels.to(device, next(model.parameters()).dtype, memory_format=torch.channels_last))
+    for pixels, _ in merge.passes("Calibrating"):
+        model(pixels.to(merge.passes.device, model.dtype, memory_format=torch.channels_last))
     model.to(memory_format=torch.contiguous_format)
     model.eval()
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
-        _reduce(norm, accelerator)
+        _reduce(norm, merge.passes.accelerator)
 
 
 def _reduce(norm: nn.modules.batchnorm._BatchNorm, accelerator: Accelerator) -> None:
@@ -47,11 +67,11 @@ def _reduce(norm: nn.modules.batchnorm._BatchNorm, accelerator: Accelerator) -> 
     state["num_batches_tracked"].copy_(total)
 
 
-def none(model: nn.Module, batches: Batches, accelerator: Accelerator, device: torch.device) -> None:
+def none(merge: Merge) -> None:
     """Leave the merged model as it is."""
 
 
-CALIBRATIONS: dict[str, Callable[[nn.Module, Batches, Accelerator, torch.device], None]] = {
+CALIBRATIONS: dict[str, Calibration] = {
     "batchnorm": batchnorm,
     "none": none,
 }

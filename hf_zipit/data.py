@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 
 from hf_zipit.errors import DataError
 
+NO_DATA = "no data: merging needs images, without labels; give them with --data"
 TRAIN, TEST = ("train", "training"), ("test", "validation", "val", "valid")
 
 
@@ -88,7 +89,7 @@ def open_all(data: Any, count: int, transform: Callable[[Any], Tensor] | None, *
         DataError: a list with another number of data sets.
     """
     if data is None:
-        raise DataError("no data: merging needs images, without labels; give them with --data")
+        raise DataError(NO_DATA)
     if not isinstance(data, list | tuple) or (len(data) and _is_batch(data[0], alone=len(data) != count)):
         return [open_images(data, transform, **options)]
     if len(data) not in (1, count):

@@ -1,6 +1,7 @@
 """The merge as a straight line: load, bind, observe, match, transform, build, calibrate."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,10 @@ from torch import nn
 from hf_zipit import __version__
 from hf_zipit import sources as source_models
 from hf_zipit.assembly import Plan, build, config_of, merged_state
-from hf_zipit.batching import batches, make_accelerator
-from hf_zipit.calibrate import CALIBRATIONS
-from hf_zipit.chain import device_of, resolve_cut, working_copy
-from hf_zipit.data import Images, open_all
+from hf_zipit.batching import Passes
+from hf_zipit.calibrate import CALIBRATIONS, Merge
+from hf_zipit.chain import resolve_cut, working_copy
+from hf_zipit.data import open_all
 from hf_zipit.errors import OptionError, SourceError
 from hf_zipit.libraries import Source
 from hf_zipit.matching.match import Match
@@ -20,7 +21,7 @@ from hf_zipit.matching.methods import Options, match_spaces
 from hf_zipit.modeling_zipit import ZipItForImageClassification
 from hf_zipit.progress import progress
 from hf_zipit.spaces import FeatureSpace
-from hf_zipit.statistics import collect
+from hf_zipit.statistics import SpaceStatistics, collect
 
 
 def merge(
@@ -73,40 +74,118 @@ def merge(
     >>> merged = merge(["user/pets", "user/birds"], ["user/pets-data", "user/birds-data"])  # doctest: +SKIP
     """
     options = Options(method, alpha, beta, compat)
+    _check_calibration(calibrate)
+    needed = options.needs_statistics or calibrate != "none"
+    merger = Merger(
+        sources,
+        data if needed else None,
+        num_images=num_images,
+        batch_size=batch_size,
+        tasks=tasks,
+        seed=seed,
+        device=device,
+        spec=spec,
+    )
+    return merger.merge(options, cut=cut, calibrate=calibrate)
+
+
+class Merger:
+    """Models that are alike, with their spec and images, opened once; every merge of them reads the same statistics.
+
+    Args:
+        sources, data, num_images, batch_size, tasks, seed, device, spec: as for `merge`. Without data only
+            merges that read no images can be made.
+
+    Raises:
+        SourceError, SpecError, DataError, OptionError: as `merge` does.
+
+    >>> merger = Merger(["user/pets", "user/birds"], "user/animals")  # doctest: +SKIP
+    >>> full, partial = merger.merge(Options("zip")), merger.merge(Options("zip"), cut="layer2")  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[str | Path | nn.Module | Source],
+        data: Any = None,
+        *,
+        num_images: int | None = None,
+        batch_size: int = 32,
+        tasks: Sequence[str] | None = None,
+        seed: int = 0,
+        device: str | None = None,
+        spec: str | Path | None = None,
+    ) -> None:
+        self.sources = [source_models.load(source) for source in sources]
+        self.tasks, self.seed = _task_names(self.sources, tasks), seed
+        self.binding = source_models.find_spec(self.sources[0], spec)
+        source_models.check_alike(self.sources, self.binding)
+        transform = self.sources[0].transform
+        images = [] if data is None else open_all(data, len(self.sources), transform, num_images=num_images, seed=seed)
+        self.passes = Passes(images, batch_size, device)
+        self.states = [source.model.state_dict() for source in self.sources]
+        self._statistics: dict[bool, dict[str, SpaceStatistics]] = {False: {}, True: {}}  # by `compat`
+
+    def merge(
+        self, options: Options, *, cut: str | None = None, calibrate: str = "batchnorm"
+    ) -> ZipItForImageClassification:
+        """One merge; see `merge` for the arguments and what is raised."""
+        _check_calibration(calibrate)
+        plan = Plan(self.binding, resolve_cut(self.binding, cut), cut)
+        matches = self.match(plan, options)
+        config = config_of(self.sources, self.tasks, plan)
+        config.zipit = self._provenance(options, calibrate, matches)
+        merged = build(config, self.sources, merged_state(self.sources, plan, matches))
+        merged.spec_text, merged.image_processor = self.binding.spec.text, self.sources[0].processor
+        merged.to(self.passes.device)
+        CALIBRATIONS[calibrate](Merge(merged, self.sources, plan, matches, self.passes))
+        merged.to("cpu").eval()
+        return merged
+
+    def match(self, plan: Plan, options: Options) -> dict[str, Match]:
+        """Match the spaces that the trunk touches."""
+        rows = self.binding.rows(plan.touched(self.states[0])).values()
+        touched = {row.space for mine in rows for row in mine}
+        spaces: Iterable[FeatureSpace] = [space for name, space in self.binding.spaces.items() if name in touched]
+        if not options.needs_statistics:
+            return match_spaces(spaces, {}, self.states, self.binding, options)
+        statistics = self.statistics(touched, options.compat)
+        spaces = progress(spaces, "Matching", self.passes.accelerator)
+        return match_spaces(spaces, statistics, self.states, self.binding, options)
+
+    def statistics(self, spaces: Iterable[str], compat: bool = False) -> dict[str, SpaceStatistics]:
+        """The statistics of the named spaces: those seen before, and one pass over the images for the others."""
+        known, passes = self._statistics[compat], self.passes
+        wanted = {name for name in spaces if self.binding.spaces[name].probes}
+        missing = wanted - set(known)
+        if missing:
+            models = [working_copy(source.model, passes.device, channels_last=not compat) for source in self.sources]
+            known |= collect(
+                models,
+                self.binding,
+                passes("Reading activations"),
+                spaces=missing,
+                tasks=len(passes.images),
+                names=[source.name for source in self.sources],
+                accelerator=passes.accelerator,
+                device=passes.device,
+                compat=compat,
+            )
+        return {name: known[name] for name in known if name in wanted}
+
+    def _provenance(self, options: Options, calibrate: str, matches: Mapping[str, Match]) -> dict[str, Any]:
+        recipe = {**asdict(options), "calibrate": calibrate, "seed": self.seed}
+        return {
+            "generator": f"hf-zipit {__version__}",
+            "sources": [source.origin for source in self.sources],
+            "recipe": recipe,
+            "data": [{"name": part.name, "num_images": len(part)} for part in self.passes.images],
+            "spaces": [{"name": name, "width": match.width, **match.composition()} for name, match in matches.items()],
+        }
+
+
+def _check_calibration(calibrate: str) -> None:
     if calibrate not in CALIBRATIONS:
         raise OptionError(f"unknown calibration '{calibrate}'; calibrations: {', '.join(CALIBRATIONS)}")
-    loaded = [source_models.load(source) for source in sources]
-    names = _task_names(loaded, tasks)
-    binding = source_models.find_spec(loaded[0], spec)
-    source_models.check_alike(loaded, binding)
-    plan = Plan(binding, resolve_cut(binding, cut), cut)
-    needed = options.needs_statistics or calibrate != "none"
-    images = open_all(data, len(loaded), loaded[0].transform, num_images=num_images, seed=seed) if needed else []
-
-    pipeline = _Pass(images, batch_size, device)
-    matches = _match(loaded, plan, options, pipeline)
-    config = config_of(loaded, names, plan)
-    config.zipit = _provenance(loaded, images, options, calibrate, seed, matches)
-    merged = build(config, loaded, merged_state(loaded, plan, matches))
-    merged.spec_text, merged.image_processor = binding.spec.text, loaded[0].processor
-    merged.to(pipeline.device)
-    CALIBRATIONS[calibrate](merged, pipeline.batches("Calibrating"), pipeline.accelerator, pipeline.device)
-    merged.to("cpu").eval()
-    return merged
-
-
-class _Pass:
-    """One more pass over the images, on this process's device and share of the batches."""
-
-    def __init__(self, images: Sequence[Images], batch_size: int, device: str | None) -> None:
-        if batch_size < 1:
-            raise OptionError(f"batch_size is {batch_size}: it must be at least 1")
-        self.images, self.batch_size = images, batch_size
-        self.accelerator = make_accelerator()
-        self.device = device_of(device, self.accelerator.device)
-
-    def batches(self, label: str) -> Any:
-        return progress(batches(self.images, self.batch_size, self.accelerator), label, self.accelerator)
 
 
 def _task_names(sources: Sequence[Source], tasks: Sequence[str] | None) -> list[str]:
@@ -118,52 +197,3 @@ def _task_names(sources: Sequence[Source], tasks: Sequence[str] | None) -> list[
     if len(tasks) != len(sources) or len(set(tasks)) != len(tasks):
         raise OptionError(f"tasks {list(tasks)}: {len(sources)} different names are needed, one for each model")
     return list(tasks)
-
-
-def _match(sources: Sequence[Source], plan: Plan, options: Options, pipeline: _Pass) -> dict[str, Match]:
-    """Match the spaces that the trunk touches."""
-    states = [source.model.state_dict() for source in sources]
-    binding = plan.binding
-    rows = binding.rows(plan.touched(states[0])).values()
-    touched = {row.space for mine in rows for row in mine}
-    spaces: Iterable[FeatureSpace] = [space for name, space in binding.spaces.items() if name in touched]
-    if not options.needs_statistics:
-        return match_spaces(spaces, {}, states, binding, options)
-    models = [working_copy(source.model, pipeline.device, channels_last=not options.compat) for source in sources]
-    statistics = collect(
-        models,
-        binding,
-        pipeline.batches("Reading activations"),
-        spaces=touched,
-        tasks=len(pipeline.images),
-        names=[source.name for source in sources],
-        accelerator=pipeline.accelerator,
-        device=pipeline.device,
-        compat=options.compat,
-    )
-    spaces = progress(spaces, "Matching", pipeline.accelerator)
-    return match_spaces(spaces, statistics, states, binding, options)
-
-
-def _provenance(
-    sources: Sequence[Source],
-    images: Sequence[Images],
-    options: Options,
-    calibrate: str,
-    seed: int,
-    matches: Mapping[str, Match],
-) -> dict[str, Any]:
-    return {
-        "generator": f"hf-zipit {__version__}",
-        "sources": [source.origin for source in sources],
-        "recipe": {
-            "method": options.method,
-            "alpha": options.alpha,
-            "beta": options.beta,
-            "compat": options.compat,
-            "calibrate": calibrate,
-            "seed": seed,
-        },
-        "data": [{"name": part.name, "num_images": len(part)} for part in images],
-        "spaces": [{"name": name, "width": match.width, **match.composition()} for name, match in matches.items()],
-    }

@@ -14,7 +14,7 @@ from torch import nn
 from hf_zipit import spec as specs
 from hf_zipit.binding import bind
 from hf_zipit.errors import SourceError, SpecError
-from hf_zipit.libraries import Source, from_module, timm_folder, transformers_folder
+from hf_zipit.libraries import Source, from_module, timm_folder, transformers_folder, untrained
 from hf_zipit.spaces import Binding
 from hf_zipit.tracing.check import describe, tally
 from hf_zipit.tracing.tracer import trace
@@ -48,6 +48,15 @@ def load(source: str | Path | nn.Module | Source, model_args: dict[str, Any] | N
     if _HUB_ID.fullmatch(str(source)):
         return _from_hub(str(source))
     raise SourceError(f"no model at '{source}': it is neither a folder nor a Hub id (user/name)")
+
+
+def load_or_build(model: str) -> Source:
+    """A model to look at: as `load`, or a timm architecture by name with random weights.
+
+    Raises:
+        SourceError: it is neither.
+    """
+    return load(model) if Path(model).exists() or "/" in model else untrained(model)
 
 
 def find_spec(source: Source, spec: str | Path | None = None) -> Binding:

@@ -11,6 +11,8 @@ PACKAGE = Path(__file__).parent.parent / "hf_zipit"
 LAYERS = [
     ["__main__"],
     ["cli"],
+    ["commands.merge", "commands.evaluate", "commands.inspect", "commands.check_spec", "commands.trace"],
+    ["commands.options", "commands.terminal"],
     ["report"],
     ["evaluation", "merging", "saving"],
     ["card", "calibrate", "matching.methods", "sources"],
@@ -29,12 +31,12 @@ LAYERS = [
     ["names", "spaces", "matching.greedy", "modeling_zipit"],
     ["spec", "configuration_zipit", "cifar_resnet"],
     ["grammar"],
-    ["errors", "_register", "__init__", "tracing.__init__", "matching.__init__"],
+    ["errors", "_register", "__init__", "tracing.__init__", "matching.__init__", "commands.__init__"],
 ]
 LEVEL = {name: -i for i, names in enumerate(LAYERS) for name in names}
 ALLOWED = {
     "timm": {"libraries", "modeling_zipit", "cifar_resnet"},
-    "transformers": {"libraries", "modeling_zipit", "configuration_zipit", "_register", "cli"},
+    "transformers": {"libraries", "modeling_zipit", "configuration_zipit", "_register", "commands.terminal"},
     "datasets": {"data"},
 }
 
@@ -89,8 +91,9 @@ def test_no_family_is_named_outside_specs_and_sources():
             assert not [s for s in strings if "timm.models" in s], path
 
 
-def test_importing_the_package_loads_no_library():
-    code = "import hf_zipit, sys; print([m for m in ('torch', 'timm', 'transformers', 'datasets') if m in sys.modules])"
+def test_importing_the_package_and_the_command_line_loads_no_library():
+    heavy = ("torch", "timm", "transformers", "datasets")
+    code = f"import hf_zipit.cli, sys; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

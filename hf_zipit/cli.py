@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from hf_zipit.commands.cache import cache
 from hf_zipit.commands.check_spec import check_spec
 from hf_zipit.commands.evaluate import evaluate
 from hf_zipit.commands.inspect import inspect
@@ -21,6 +22,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "inspect": inspect,
     "check-spec": check_spec,
     "trace": trace,
+    "cache": cache,
 }
 
 app = typer.Typer(

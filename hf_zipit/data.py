@@ -1,5 +1,6 @@
 """Images for a pass over the data: Hub ids, folders, parquet files, datasets, or batches of pixels."""
 
+import hashlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from hf_zipit.errors import DataError
+from hf_zipit.hashing import digest
 
 NO_DATA = "no data: merging needs images, without labels; give them with --data"
 TRAIN, TEST = ("train", "training"), ("test", "validation", "val", "valid")
@@ -19,13 +21,18 @@ class Images(Dataset[Tensor]):
     """Preprocessed images of one data set: `images[i]` is a `(3, H, W)` tensor.
 
     `labels[i]` is the class id of image i or `None`, `names` the class names in id order or `None`; `name` says where
-    the images come from.
+    the images come from, and `fingerprint()` which they are.
     """
 
     def __init__(
-        self, get: Callable[[int], Tensor], labels: Sequence[int | None], names: list[str] | None, name: str
+        self,
+        get: Callable[[int], Tensor],
+        labels: Sequence[int | None],
+        names: list[str] | None,
+        name: str,
+        fingerprint: Callable[[], str],
     ) -> None:
-        self.get, self.labels, self.names, self.name = get, labels, names, name
+        self.get, self.labels, self.names, self.name, self.fingerprint = get, labels, names, name, fingerprint
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -66,7 +73,9 @@ def open_images(
     else:
         raise DataError(f"data of type {type(data).__name__}: give a Hub id, a path, a Dataset or pixel batches")
     column, label_column = _columns(rows, name)
-    rows = rows.select(_subset(len(rows), num_images, seed, name))
+    chosen = _subset(len(rows), num_images, seed, name)
+    mark = hashlib.sha256(f"{rows._fingerprint} {column} {chosen}".encode()).hexdigest()
+    rows = rows.select(chosen)
     names = getattr(rows.features[label_column], "names", None) if label_column else None
     labels = list(rows[label_column]) if label_column else [None] * len(rows)
     if transform is None:
@@ -79,7 +88,7 @@ def open_images(
         except OSError as error:
             raise DataError(f"{name}: image {index} cannot be read: {error}") from error
 
-    return Images(get, labels, names, name)
+    return Images(get, labels, names, name, lambda: mark)
 
 
 def open_all(data: Any, count: int, transform: Callable[[Any], Tensor] | None, **options: Any) -> list[Images]:
@@ -219,7 +228,7 @@ def _pixel_batches(data: Iterable[Any], num_images: int | None) -> Images:
     if num_images is not None and len(pixels) < num_images:
         raise DataError(f"the given batches hold {len(pixels)} images, {num_images} were asked for")
     pixels, labels = pixels[:num_images], labels[:num_images]
-    return Images(pixels.__getitem__, labels, None, "the given batches")
+    return Images(pixels.__getitem__, labels, None, "the given batches", lambda: digest(enumerate(pixels)))
 
 
 def _unpacked(data: Iterable[Any]) -> Iterator[tuple[Tensor, Any]]:

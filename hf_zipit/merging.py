@@ -11,6 +11,7 @@ from hf_zipit import __version__
 from hf_zipit import sources as source_models
 from hf_zipit.assembly import Plan, build, config_of, merged_state
 from hf_zipit.batching import Passes
+from hf_zipit.cache import StatisticsCache
 from hf_zipit.calibrate import CALIBRATIONS, Merge
 from hf_zipit.chain import resolve_cut, working_copy
 from hf_zipit.data import open_all
@@ -40,6 +41,7 @@ def merge(
     seed: int = 0,
     device: str | None = None,
     spec: str | Path | None = None,
+    cache: bool = True,
 ) -> ZipItForImageClassification:
     """Merge models of one architecture into one model with a head per task, without training.
 
@@ -61,6 +63,8 @@ def merge(
         seed: chooses the images.
         device: where to run; by default what accelerate finds. The result is on the CPU.
         spec: a spec file to use instead of the shipped one for the model's class.
+        cache: keep the statistics of every space on disk, so that another merge of these models on these images
+            reads no image for them. Without it only the spaces that the merge needs are observed.
 
     Returns:
         The merged model in eval mode; `save_pretrained` writes it.
@@ -85,6 +89,7 @@ def merge(
         seed=seed,
         device=device,
         spec=spec,
+        cache=cache,
     )
     return merger.merge(options, cut=cut, calibrate=calibrate)
 
@@ -93,7 +98,7 @@ class Merger:
     """Models that are alike, with their spec and images, opened once; every merge of them reads the same statistics.
 
     Args:
-        sources, data, num_images, batch_size, tasks, seed, device, spec: as for `merge`. Without data only
+        sources, data, num_images, batch_size, tasks, seed, device, spec, cache: as for `merge`. Without data only
             merges that read no images can be made.
 
     Raises:
@@ -114,6 +119,7 @@ class Merger:
         seed: int = 0,
         device: str | None = None,
         spec: str | Path | None = None,
+        cache: bool = True,
     ) -> None:
         self.sources = [source_models.load(source) for source in sources]
         self.tasks, self.seed = _task_names(self.sources, tasks), seed
@@ -123,6 +129,7 @@ class Merger:
         images = [] if data is None else open_all(data, len(self.sources), transform, num_images=num_images, seed=seed)
         self.passes = Passes(images, batch_size, device)
         self.states = [source.model.state_dict() for source in self.sources]
+        self.cache = cache
         self._statistics: dict[bool, dict[str, SpaceStatistics]] = {False: {}, True: {}}  # by `compat`
 
     def merge(
@@ -152,25 +159,38 @@ class Merger:
         spaces = progress(spaces, "Matching", self.passes.accelerator)
         return match_spaces(spaces, statistics, self.states, self.binding, options)
 
-    def statistics(self, spaces: Iterable[str], compat: bool = False) -> dict[str, SpaceStatistics]:
-        """The statistics of the named spaces: those seen before, and one pass over the images for the others."""
-        known, passes = self._statistics[compat], self.passes
-        wanted = {name for name in spaces if self.binding.spaces[name].probes}
+    def statistics(self, names: Iterable[str], compat: bool = False) -> dict[str, SpaceStatistics]:
+        """The statistics of the named spaces: those seen before, and one pass over the images for the others.
+
+        With a cache that pass observes every space, so that it is the only one for any merge of these models.
+        """
+        known, spaces = self._statistics[compat], self.binding.spaces
+        wanted = {name for name in names if spaces[name].probes}
         missing = wanted - set(known)
-        if missing:
-            models = [working_copy(source.model, passes.device, channels_last=not compat) for source in self.sources]
-            known |= collect(
-                models,
-                self.binding,
-                passes("Reading activations"),
-                spaces=missing,
-                tasks=len(passes.images),
-                names=[source.name for source in self.sources],
-                accelerator=passes.accelerator,
-                device=passes.device,
-                compat=compat,
-            )
+        if missing and self.cache and self.passes.images:
+            stored = StatisticsCache(self.sources, self.binding, self.passes, compat)
+            known |= stored.read(spaces[name] for name in sorted(missing))
+            if missing - set(known):
+                found = self._observe({name for name in spaces if spaces[name].probes} - set(known), compat)
+                stored.write(found)
+                known |= found
+        elif missing:
+            known |= self._observe(missing, compat)
         return {name: known[name] for name in known if name in wanted}
+
+    def _observe(self, spaces: set[str], compat: bool) -> dict[str, SpaceStatistics]:
+        passes = self.passes
+        return collect(
+            [working_copy(source.model, passes.device, channels_last=not compat) for source in self.sources],
+            self.binding,
+            passes("Reading activations"),
+            spaces=spaces,
+            tasks=len(passes.images),
+            names=[source.name for source in self.sources],
+            accelerator=passes.accelerator,
+            device=passes.device,
+            compat=compat,
+        )
 
     def _provenance(self, options: Options, calibrate: str, matches: Mapping[str, Match]) -> dict[str, Any]:
         recipe = {**asdict(options), "calibrate": calibrate, "seed": self.seed}

@@ -20,6 +20,12 @@ torch.set_num_threads(1)
 ROOT = Path(__file__).parent.parent
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache_of_the_session(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Statistics are kept where nothing of an earlier run is found."""
+    os.environ["HF_ZIPIT_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(scope="session")
 def digits() -> list[Path]:
     """The two trained models of the demo."""

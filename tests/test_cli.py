@@ -40,6 +40,20 @@ def test_merge_and_eval(run, digits, digits_data, tmp_path):
     assert "GFLOPs" in printed
 
 
+def test_cache_is_shown_cleared_and_left_alone(run, digits, digits_data, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_ZIPIT_CACHE", str(tmp_path / "cache"))
+    options = ["--data", digits_data, "--num-images", 32, "--calibrate", "none"]
+    assert run("merge", *digits, *options, "--no-cache", "-o", tmp_path / "a")[0] == 0
+    assert "0.0 of at most" in run("cache")[1]
+    assert run("merge", *digits, *options, "-o", tmp_path / "b")[0] == 0
+    (entry,) = json.loads(run("cache", "--json")[1])["entries"]
+    assert (entry["models"], entry["data"], entry["spaces"]) == (["digits-0-4", "digits-5-9"], ["digits"], 6)
+    assert "digits-0-4, digits-5-9  digits       6" in run("cache")[1]
+    assert "MB freed" in run("cache", "--clear")[1]
+    assert json.loads(run("cache", "--json")[1])["entries"] == []
+    assert json.loads(run("cache", "--clear", "--json")[1])["freed"] == 0
+
+
 def test_parents_that_moved_can_be_named_and_must_be_the_same(run, digits, digits_data, tmp_path):
     moved = [shutil.copytree(d, tmp_path / d.name) for d in digits]
     out = tmp_path / "merged"

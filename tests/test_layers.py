@@ -12,10 +12,11 @@ LAYERS = [
     ["__main__"],
     ["cli"],
     ["commands.merge", "commands.evaluate", "commands.inspect", "commands.check_spec", "commands.trace"],
+    ["commands.cache"],
     ["commands.options", "commands.terminal"],
     ["report"],
     ["evaluation", "merging", "saving"],
-    ["card", "calibrate", "matching.methods", "sources"],
+    ["card", "calibrate", "cache", "matching.methods", "sources"],
     ["assembly", "tracing.check", "batching"],
     ["tracing.cuts"],
     ["tracing.tracer"],
@@ -30,7 +31,7 @@ LAYERS = [
     ["matching.match", "moments", "wiring", "progress"],
     ["names", "spaces", "matching.greedy", "modeling_zipit"],
     ["spec", "configuration_zipit", "cifar_resnet"],
-    ["grammar"],
+    ["grammar", "hashing"],
     ["errors", "_register", "__init__", "tracing.__init__", "matching.__init__", "commands.__init__"],
 ]
 LEVEL = {name: -i for i, names in enumerate(LAYERS) for name in names}

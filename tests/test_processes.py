@@ -8,22 +8,31 @@ import torch
 from safetensors.torch import load_file
 
 
-def merge(launcher, digits, digits_data, out):
-    options = ["--data", digits_data, "--data", f"{digits_data}:test", "--num-images", 75, "--batch-size", 16]
+def merge(launcher, digits, digits_data, out, *more, cache):
+    options = [*more, "--data", digits_data, "--data", f"{digits_data}:test", "--num-images", 75, "--batch-size", 16]
     command = [sys.executable, "-m", *launcher, "merge", *digits, *options, "--cut", "layer2", "-o", out]
-    env = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    env = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "HF_ZIPIT_CACHE": str(cache)}
     done = subprocess.run([str(c) for c in command], env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return done.stdout, load_file(out / "model.safetensors")
 
 
+TWO = ["torch.distributed.run", "--nproc_per_node", "2", "-m", "hf_zipit"]
+
+
 def test_two_processes_merge_as_one(digits, digits_data, tmp_path):
-    """Statistics, matching, and batch norms over an odd number of uneven batches."""
-    launcher = ["torch.distributed.run", "--nproc_per_node", "2", "-m", "hf_zipit"]
-    printed, two = merge(launcher, digits, digits_data, tmp_path / "two")
-    _, one = merge(["hf_zipit"], digits, digits_data, tmp_path / "one")
+    """Statistics, matching, and batch norms over an odd number of uneven batches; then again from the cache."""
+    cache = tmp_path / "cache"
+    printed, two = merge(TWO, digits, digits_data, tmp_path / "two", cache=cache)
+    _, one = merge(["hf_zipit"], digits, digits_data, tmp_path / "one", "--no-cache", cache=cache)
     assert printed.strip() == str(tmp_path / "two")
     assert list(two) == list(one)
     for name, value in one.items():
         torch.testing.assert_close(two[name], value, rtol=1e-5, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
     assert two["trunk.bn1.num_batches_tracked"] == 10
+
+    kept = {path: path.stat().st_mtime_ns for path in cache.rglob("*.safetensors")}
+    assert len(kept) == 6
+    _, again = merge(TWO, digits, digits_data, tmp_path / "again", cache=cache)
+    assert all(torch.equal(again[name], value) for name, value in two.items())
+    assert {path: path.stat().st_mtime_ns for path in cache.rglob("*.safetensors")} == kept

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from hf_zipit.commands.options import BatchSize, Data, Device, Models, NumImages, SpecFile
+from hf_zipit.commands.options import BatchSize, Data, Device, Models, NoCache, NumImages, SpecFile
 from hf_zipit.commands.terminal import show, without_bars
 
 
@@ -25,6 +25,7 @@ def merge(
     seed: Annotated[int, typer.Option(help="Chooses the images.")] = 0,
     device: Device = None,
     spec: SpecFile = None,
+    no_cache: NoCache = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier merge in OUT.")] = False,
 ) -> None:
     """Merge models of one architecture into one model with a head per task."""
@@ -51,6 +52,7 @@ def merge(
         seed=seed,
         device=device,
         spec=spec,
+        cache=not no_cache,
     )
     if make_accelerator().is_main_process:
         folders = {i: source.folder for i, source in enumerate(sources) if source.folder and not source.origin["id"]}

@@ -77,8 +77,8 @@ def config_of(sources: Sequence[Source], names: Sequence[str], plan: Plan) -> Zi
     config = ZipItConfig(
         backbone=first.backbone,
         owns={step: list(mine) for step, mine in binding.owns.items() if mine != (step,)},
-        trunk=list(plan.trunk),
-        head=list(plan.head),
+        trunk=binding.calls(plan.trunk),
+        head=binding.calls(plan.head),
         cut=plan.cut,
         unmerge=unmerge,
         heads=heads,

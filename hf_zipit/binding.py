@@ -22,7 +22,7 @@ def bind(spec: Spec, model: nn.Module) -> Binding:
     >>> bind(read("timm_resnet.yaml"), timm.create_model("resnet18")).spaces["stem"].size  # doctest: +SKIP
     64
     """
-    wiring = Wiring(spec.file, model)
+    wiring = Wiring(spec.file, model, spec.channels_last)
     _wire(spec, wiring)
     missing = sorted(set(wiring.tensors) - set(wiring.claimed))
     if missing:
@@ -41,12 +41,12 @@ def bind(spec: Spec, model: nn.Module) -> Binding:
     for name, space in spaces.items():  # group axes may have been united after the space was made
         if space.group_axis:
             spaces[name] = replace(space, group_axis=wiring.axes.find(space.group_axis))
-    owns = _steps(spec, wiring)
+    owns, arguments = _steps(spec, wiring)
     after = _after(owns, wiring, spaces)
     classifier = tuple(name for name, line in wiring.claimed.items() if "classes" in line.names())
     lines = [*spec.wire, *(line for block in spec.blocks for line in block.wire)]
     unmatched = tuple(line for line in lines if line not in wiring.used)
-    return Binding(spec, spaces, table, owns, after, classifier, unmatched)
+    return Binding(spec, spaces, table, owns, arguments, after, classifier, unmatched)
 
 
 def _wire(spec: Spec, wiring: Wiring) -> None:
@@ -163,16 +163,29 @@ def _parts(probe: Probe, space: str, table: tuple[Row, ...]) -> list[Probe]:
     return [replace(probe, start=row.offset) for row in mine if row.space == space and not row.local] or [probe]
 
 
-def _steps(spec: Spec, wiring: Wiring) -> dict[str, tuple[str, ...]]:
-    """The steps of the model in order, each with the modules and parameters it runs; absent ones are left out."""
+def _steps(spec: Spec, wiring: Wiring) -> tuple[dict[str, tuple[str, ...]], dict[str, tuple[str, ...]]]:
+    """The steps of the model in order, with the modules and parameters each runs and what else it is given.
+
+    Steps whose modules the model lacks are left out.
+    """
     owns: dict[str, tuple[str, ...]] = {}
-    for step in spec.chain:
-        if ":" in step.name:
-            owns[step.name] = tuple(n for n in step.owns if n in wiring.modules or n in wiring.tensors)
+    arguments: dict[str, tuple[str, ...]] = {}
+    for steps in spec.chain:
+        if ":" in steps[0].name:
+            (step,) = steps
+            found = {step.name: step} if not step.owns or _present(step.owns, wiring) else {}
         else:
-            paths = (path for path in wiring.modules if path and pattern(step.name).fullmatch(path))
-            owns.update({path: (path,) for path in paths})
-    return owns
+            paths = [(path, step) for path in wiring.modules for step in steps if pattern(step.name).fullmatch(path)]
+            found = {path: step for path, step in paths if path}
+        for name, step in found.items():
+            owns[name] = _present(step.owns, wiring) if ":" in name else (name,)
+            given = (*(owns[name] if name.startswith("op:") else ()), *step.arguments)
+            arguments.update({name: given} if given else {})
+    return owns, arguments
+
+
+def _present(names: tuple[str, ...], wiring: Wiring) -> tuple[str, ...]:
+    return tuple(name for name in names if name in wiring.modules or name in wiring.tensors)
 
 
 def _after(owns: dict[str, tuple[str, ...]], wiring: Wiring, spaces: dict[str, FeatureSpace]) -> dict[str, str | None]:

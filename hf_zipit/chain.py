@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from hf_zipit.errors import OptionError, SourceError
-from hf_zipit.modeling_zipit import run_steps
 from hf_zipit.spaces import Binding
+from hf_zipit.steps import run_steps
 
 
 class ModelChain:
@@ -22,13 +22,13 @@ class ModelChain:
         last = [i for i, step in enumerate(binding.steps) if binding.under([step], until)]
         covered = all(any(binding.under([step], [name]) for step in binding.steps) for name in until)
         self.model = model
-        self.steps = binding.steps[: max(last) + 1] if last and covered else ()
+        self.steps = binding.calls(binding.steps[: max(last) + 1]) if last and covered else []
 
     def __call__(self, pixels: Tensor) -> None:
         """Run a batch `(B, 3, H, W)`."""
         if not self.steps:
             self.model(pixels)
-        run_steps(self.model, self.steps, pixels)
+        run_steps(self.model, self.steps, pixels, pixels.shape[-2:])
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def cut_costs(model: nn.Module, binding: Binding, input_size: tuple[int, int, in
     flops, parameters, cuts = 0, 0, []
     for step in binding.steps:
         with FlopCounterMode(display=False) as counter:
-            value = run_steps(net, [step], value)
+            value = run_steps(net, binding.calls([step]), value, input_size[1:])
         flops += counter.get_total_flops()
         parameters += sum(sizes[name] for name in binding.under([step], sizes))
         space = binding.after[step]
@@ -96,10 +96,11 @@ def cut_costs(model: nn.Module, binding: Binding, input_size: tuple[int, int, in
 
 @torch.no_grad()
 def channel_axis(model: nn.Module, binding: Binding, depth: int, input_size: tuple[int, int, int]) -> int:
-    """The axis of the tensor after `depth` steps along which its space runs: 1, or -1 for tokens."""
+    """The axis of the tensor after `depth` steps along which its space runs: 1 or -1."""
     net = copy.deepcopy(model).to("meta").eval()
-    value = run_steps(net, binding.steps[:depth], torch.empty(1, *input_size, device="meta"))
-    return -1 if value.ndim == 3 else 1
+    steps = binding.calls(binding.steps[:depth])
+    value = run_steps(net, steps, torch.empty(1, *input_size, device="meta"), input_size[1:])
+    return binding.axis(value.ndim)
 
 
 def logits_of(output: Any) -> Tensor:

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from hf_zipit.chain import logits_of
 from hf_zipit.errors import SpecError
 from hf_zipit.matching.match import Match
-from hf_zipit.modeling_zipit import run_steps
 from hf_zipit.spaces import Binding, Probe
 from hf_zipit.statistics import samples, units
+from hf_zipit.steps import run_steps
 from hf_zipit.transform import merge_states
 
 TOLERANCE = 1e-9
@@ -153,11 +153,11 @@ def _check_steps(
     a = b = pixels
     for step in binding.steps:
         try:
-            a, b = run_steps(net, [step], a), run_steps(moved, [step], b)
+            a, b = (run_steps(part, binding.calls([step]), x, pixels.shape[-2:]) for part, x in ((net, a), (moved, b)))
         except (RuntimeError, TypeError, AttributeError, KeyError) as error:
             raise SpecError(f"{binding.spec.file}: step {step} cannot run where it stands: {error}") from None
         space = binding.after[step]
-        back, axis = b, -1 if b.ndim == 3 else 1
+        back, axis = b, binding.axis(b.ndim)
         if space is not None:
             if b.shape[axis] != binding.spaces[space].size:
                 raise SpecError(f"{binding.spec.file}: after step {step} there is no tensor of space '{space}'")

@@ -47,10 +47,15 @@ class ProbeLine:
 
 @dataclass(frozen=True)
 class Step:
-    """A step of the chain: a module pattern, `call:method` of the model, or `op:name`; and what a method owns."""
+    """A step of the chain: a module pattern, `call:method` of the model, or `op:name`.
+
+    `owns` are the modules and parameters a method or a small function uses, `arguments` what the step is given besides
+    the tensor that is alive: `("resolution=$image",)`.
+    """
 
     name: str
     owns: tuple[str, ...] = ()
+    arguments: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -74,7 +79,8 @@ class Spec:
 
     family: str
     match: tuple[str, ...]
-    chain: tuple[Step, ...]
+    chain: tuple[tuple[Step, ...], ...]  # alternatives `a | b` run in the order of the model
+    channels_last: bool
     stream: str
     sizes: dict[str, tuple[str, ...]]
     wire: tuple[Line, ...]

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import ImageClassifierOutput
 
 from .configuration_zipit import ZipItConfig
+from .steps import part, run_steps, step_name
 
 
 @dataclass
@@ -71,8 +72,9 @@ class ZipItForImageClassification(PreTrainedModel):
             self.trunk = backbones[0]
         else:
             owns, unmerge = config.owns or {}, config.unmerge
-            self.trunk = _part(copy.deepcopy(backbones[0]), [n for s in trunk for n in owns.get(s, [s])])
-            self.heads.extend(_part(b, [n for s in head for n in owns.get(s, [s])]) for b in backbones)
+            used = [[n for s in map(step_name, steps) for n in owns.get(s, [s])] for steps in (trunk, head)]
+            self.trunk = part(copy.deepcopy(backbones[0]), used[0])
+            self.heads.extend(part(b, used[1]) for b in backbones)
             self.unmerge.extend(Unmerge(unmerge["size"], unmerge["axis"]) if unmerge else nn.Identity() for _ in heads)
         for name, shape in (config.shapes or {}).items():
             resize(self, name, shape)
@@ -109,9 +111,10 @@ class ZipItForImageClassification(PreTrainedModel):
             logits = output if isinstance(output, Tensor) else output.logits
             parts = logits.split([len(h["id2label"]) for h in self.config.heads or []], -1)
             return {task: parts[known.index(task)] for task in tasks}
-        features = run_steps(self.trunk, self.config.trunk or [], pixel_values)
+        size = pixel_values.shape[-2:]
+        features = run_steps(self.trunk, self.config.trunk or [], pixel_values, size)
         numbers = {task: known.index(task) for task in tasks}
-        return {task: run_steps(self.heads[i], head, self.unmerge[i](features)) for task, i in numbers.items()}
+        return {task: run_steps(self.heads[i], head, self.unmerge[i](features), size) for task, i in numbers.items()}
 
     def _chosen(self, tasks: Sequence[str] | str | None) -> list[str]:
         known = self.config.tasks
@@ -168,37 +171,6 @@ def _build(backbone: dict[str, Any], num_classes: int) -> nn.Module:
         backbone["architecture"], pretrained=False, num_classes=num_classes, **backbone.get("model_args", {})
     )
     return model.eval()
-
-
-def _part(net: nn.Module, owned: Sequence[str]) -> nn.Module:
-    """Keep only these modules and parameters, under their own names."""
-    for path, module in reversed(list(net.named_modules())):
-        inside = any(f"{path}.".startswith(f"{name}.") for name in owned)
-        above = not path or any(name.startswith(f"{path}.") for name in owned)
-        if not inside and not above:
-            parent, _, name = path.rpartition(".")
-            del net.get_submodule(parent)._modules[name]
-        elif not inside:
-            for name in list(module._parameters):
-                if (f"{path}.{name}" if path else name) not in owned:
-                    module._parameters[name] = None
-    return net
-
-
-OPS = {
-    "first_token": lambda x: x[:, 0],
-}
-
-
-def run_steps(net: nn.Module, steps: Sequence[str], value: Tensor) -> Tensor:
-    """Run a part: module paths, methods of the backbone (`call:`), and small functions without weights (`op:`)."""
-    for step in steps:
-        kind, _, name = step.rpartition(":")
-        if kind == "op":
-            value = OPS[name](value)
-        else:
-            value = getattr(net, name)(value) if kind == "call" else net.get_submodule(name)(value)
-    return value
 
 
 def resize(root: nn.Module, name: str, shape: Sequence[int]) -> None:

@@ -35,7 +35,8 @@ class Row:
 class Probe:
     """The input (`in`) or output (`out`) of a module, one axis of which runs over the units of a space.
 
-    That axis is the last of tokens (3 axes) and behind linear layers (`last`), otherwise axis 1. `start` is where the
+    That axis is the last of tokens (3 axes), at linear layers and in channels-last models (`last`), otherwise axis 1.
+    `start` is where the
     space begins on it: a fused q, k, v projection shows several spaces side by side.
     """
 
@@ -69,14 +70,16 @@ class FeatureSpace:
 class Binding:
     """A spec bound to a model: spaces, table, steps, and the space that lives after each step.
 
-    `owns` maps each step, in order, to the modules and parameters it runs. `classifier` names the parameters whose
-    width is the number of classes; `unmatched` holds the spec's lines that this model has no module for.
+    `owns` maps each step, in order, to the modules and parameters it runs, `arguments` to what else it is given.
+    `classifier` names the parameters whose width is the number of classes; `unmatched` holds the spec's lines that
+    this model has no module for.
     """
 
     spec: Spec
     spaces: dict[str, FeatureSpace]
     table: tuple[Row, ...]
     owns: dict[str, tuple[str, ...]]
+    arguments: dict[str, tuple[str, ...]]
     after: dict[str, str | None]
     classifier: tuple[str, ...]
     unmatched: tuple[Line, ...]
@@ -93,6 +96,14 @@ class Binding:
         The step that writes the classes is no cut, nor is anything after it.
         """
         return tuple(s for s in self.steps if self.after[s] is not None)
+
+    def calls(self, steps: Iterable[str]) -> list[str]:
+        """Steps as they are run: with their arguments, `layers.0(resolution=$image)`."""
+        return [f"{s}({', '.join(self.arguments[s])})" if s in self.arguments else s for s in steps]
+
+    def axis(self, ndim: int) -> int:
+        """The axis of a tensor with this many axes along which the units of a space run, between steps."""
+        return -1 if ndim == 3 or self.spec.channels_last else 1
 
     def rows(self, parameters: Iterable[str]) -> dict[str, list[Row]]:
         """The table's rows by parameter; a parameter without rows (all axes fixed) has an empty list."""

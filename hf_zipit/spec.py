@@ -16,9 +16,10 @@ from hf_zipit.grammar import Block, Expression, Line, ProbeLine, Same, Spec, Ste
 
 _NAME = re.compile(r"\.|[A-Za-z_][\w.]*")
 _SAME = re.compile(r"(?P<left>[\w.]+) = (?P<right>[\w.]+)(?: unless (?P<unless>[\w.]+))?")
-_STEP = re.compile(r"(?P<name>(call:|op:)?[\w.{}]+)(\((?P<owns>[\w., ]*)\))?")
+_STEP = re.compile(r"(?P<name>(call:|op:)?[\w.{}]+)(\((?P<inside>[^()]*)\))?")
+_ARGUMENT = re.compile(r"\w+=(none|\$image|\$grid|\$config\.\w+)")
 _PROBE = re.compile(r"(?P<module>[\w.]+)\.(?P<side>in|out)")
-_TOP = {"family", "match", "chain", "stream", "sizes", "wire", "blocks", "probe", "check"}
+_TOP = {"family", "match", "chain", "channels", "stream", "sizes", "wire", "blocks", "probe", "check"}
 _BLOCK = {"each", "when", "sizes", "wire", "same", "probe"}
 
 
@@ -78,7 +79,8 @@ class _Parser:
         return Spec(
             family=str(top["family"]),
             match=tuple(self.listed(top["match"])),
-            chain=tuple(self.step(entry) for entry in self.listed(top.get("chain", []))),
+            chain=tuple(self.steps(entry) for entry in self.listed(top.get("chain", []))),
+            channels_last=self.channels_last(top),
             stream=str(top.get("stream", "image")),
             sizes=self.sizes(top),
             wire=self.wire(top["wire"], ("wire",)),
@@ -134,11 +136,30 @@ class _Parser:
             probe=self.probes(block.get("probe", {}), (*where, "probe")),
         )
 
+    def channels_last(self, top: dict[str, Any]) -> bool:
+        value = top.get("channels", "first")
+        if value not in ("first", "last"):
+            raise self.error(("channels",), f"channels: is 'first' or 'last', not '{value}'")
+        return bool(value == "last")
+
+    def steps(self, text: str) -> tuple[Step, ...]:
+        steps = tuple(self.step(part.strip()) for part in text.split("|"))
+        if len(steps) > 1 and any(":" in step.name for step in steps):
+            raise self.error(("chain",), f"'{text}': only modules have an order of their own that '|' can follow")
+        return steps
+
     def step(self, text: str) -> Step:
         found = _STEP.fullmatch(text)
         if not found:
             raise self.error(("chain",), f"'{text}' is no step: expected a module, call:method(names) or op:name")
-        return Step(found["name"], tuple(name.strip() for name in (found["owns"] or "").split(",") if name.strip()))
+        inside = [part.strip() for part in (found["inside"] or "").split(",") if part.strip()]
+        owns = tuple(part for part in inside if "=" not in part)
+        arguments = tuple(part for part in inside if "=" in part)
+        bad = [a for a in arguments if not _ARGUMENT.fullmatch(a)] + [o for o in owns if not _NAME.fullmatch(o)]
+        if bad or (owns and ":" not in found["name"]):
+            known = "key=none, key=$image, key=$grid or key=$config.name; call: and op: also take names of modules"
+            raise self.error(("chain",), f"cannot read '{(bad or owns)[0]}' in the step '{text}': expected {known}")
+        return Step(found["name"], owns, arguments)
 
     def sizes(self, mapping: dict[str, Any]) -> dict[str, tuple[str, ...]]:
         return {name: tuple(self.listed(sources)) for name, sources in (mapping.get("sizes") or {}).items()}

@@ -16,8 +16,8 @@ OPEN = -1  # a tile count that is known once the size of its space is
 class Wiring:
     """The raw table of one model, filled line by line; names are resolved afterwards."""
 
-    def __init__(self, file: str, model: nn.Module) -> None:
-        self.file = file
+    def __init__(self, file: str, model: nn.Module, channels_last: bool = False) -> None:
+        self.file, self.channels_last = file, channels_last
         self.modules = dict(model.named_modules())
         self.tensors = {k: v for k, v in model.state_dict().items() if v.is_floating_point() and v.ndim}
         self.names, self.axes = Names(), Names()
@@ -60,7 +60,7 @@ class Wiring:
             path = scope.block if line.module == "block" else scope.path(line.module)
             known = path in self.modules and (self.has_parameters(path) or not scope.block)
             if known and scope(line.space) not in FIXED:
-                last = isinstance(self.modules[path], nn.Linear)
+                last = self.channels_last or isinstance(self.modules[path], nn.Linear)
                 self.probes.append((self.names.add(scope(line.space)), Probe(path, line.side, last)))
 
     def _bare(self, line: Line, name: str, scope: Scope) -> None:

@@ -30,7 +30,7 @@ LAYERS = [
     ["libraries", "chain", "matching.similarity", "transform", "binding"],
     ["matching.match", "moments", "wiring", "progress"],
     ["names", "spaces", "matching.greedy", "modeling_zipit"],
-    ["spec", "configuration_zipit", "cifar_resnet"],
+    ["spec", "configuration_zipit", "cifar_resnet", "steps"],
     ["grammar", "hashing"],
     ["errors", "_register", "__init__", "tracing.__init__", "matching.__init__", "commands.__init__"],
 ]

@@ -68,6 +68,33 @@ def test_patterns_take_integers_only():
 
 def test_steps_are_modules_methods_and_small_functions():
     text = GOOD.replace("chain: [a, b]", 'chain: ["l{i}", "call:embed(t, p)", "op:first_token"]')
-    assert specs.parse(text).chain == (Step("l{i}"), Step("call:embed", ("t", "p")), Step("op:first_token"))
+    assert specs.parse(text).chain == ((Step("l{i}"),), (Step("call:embed", ("t", "p")),), (Step("op:first_token"),))
     with pytest.raises(SpecError, match="'call embed' is no step"):
         specs.parse(GOOD.replace("chain: [a, b]", "chain: [call embed]"))
+
+
+def test_steps_take_arguments_and_alternatives():
+    text = GOOD.replace("chain: [a, b]", 'chain: ["l{i}(size=$image, mask=none) | m.{i}", "op:classify_tokens(b, c)"]')
+    assert specs.parse(text).chain == (
+        (Step("l{i}", (), ("size=$image", "mask=none")), Step("m.{i}")),
+        (Step("op:classify_tokens", ("b", "c")),),
+    )
+
+
+@pytest.mark.parametrize(
+    ("chain", "message"),
+    [
+        ("a(x=3)", "cannot read 'x=3' in the step 'a"),
+        ("a(b)", "cannot read 'b' in the step 'a"),
+        ("a | op:first_token", "only modules have an order"),
+    ],
+)
+def test_arguments_that_cannot_be_read_are_refused(chain, message):
+    with pytest.raises(SpecError, match=message):
+        specs.parse(GOOD.replace("chain: [a, b]", f'chain: ["{chain}"]'))
+
+
+def test_channels_are_first_or_last():
+    assert specs.parse(GOOD + "channels: last\n").channels_last
+    with pytest.raises(SpecError, match="'first' or 'last', not 'middle'"):
+        specs.parse(GOOD + "channels: middle\n")

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from hf_zipit import cifar_resnet as _cifar_resnet  # noqa: F401  (registers cifar_resnet20 with timm)
+from hf_zipit import cifar_vgg as _cifar_vgg  # noqa: F401  (registers cifar_vgg11)
 from hf_zipit.errors import SourceError
 
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pth.tar")

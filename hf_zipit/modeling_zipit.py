@@ -167,6 +167,8 @@ def _build(backbone: dict[str, Any], num_classes: int) -> nn.Module:
 
     if backbone["architecture"] == "cifar_resnet20":
         from .cifar_resnet import cifar_resnet20  # noqa: F401  (registers it)
+    elif backbone["architecture"] == "cifar_vgg11":
+        from .cifar_vgg import cifar_vgg11  # noqa: F401  (registers it)
     model: nn.Module = timm.create_model(
         backbone["architecture"], pretrained=False, num_classes=num_classes, **backbone.get("model_args", {})
     )

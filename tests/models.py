@@ -7,7 +7,8 @@ import torch
 import transformers
 from torch import nn
 
-import hf_zipit.cifar_resnet  # noqa: F401  (registers cifar_resnet20)
+import hf_zipit.cifar_resnet
+import hf_zipit.cifar_vgg  # noqa: F401  (both register their model with timm)
 from hf_zipit.binding import bind
 from hf_zipit.checks import permuted, random_labels, randomise
 from hf_zipit.spaces import Binding
@@ -53,6 +54,11 @@ def vgg(seed: int = 0, norm: bool = False) -> nn.Module:
     return randomise(model.eval(), seed)
 
 
+def cifar_vgg(seed: int = 0, norm: bool = False) -> nn.Module:
+    """A tiny VGG for 32 x 32 images."""
+    return randomise(timm.create_model("cifar_vgg11", width=1 / 8, batch_norm=norm, num_classes=5).eval(), seed)
+
+
 def described(name: str) -> nn.Module:
     """A model that a spec's `check:` names, without weights."""
     with torch.device("meta"):
@@ -71,7 +77,7 @@ FAMILIES = {
         "norm before": functools.partial(timm_vit, name="vit_base_patch16_clip_224"),
     },
     "hf-vit": {"plain": hf_vit},
-    "timm-vgg": {"plain": vgg, "batch norm": functools.partial(vgg, norm=True)},
+    "timm-vgg": {"plain": vgg, "batch norm": functools.partial(vgg, norm=True), "cifar": cifar_vgg},
 }
 
 

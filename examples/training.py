@@ -1,0 +1,124 @@
+"""One training loop for all examples: a classifier, labelled images, accelerate. Merging itself trains nothing."""
+
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+
+class Pixels(Dataset):
+    """Images in memory that are cropped and flipped a batch at a time.
+
+    Args:
+        images: `(images, 3, H, W)`, uint8.
+        labels: `(images,)`, class ids.
+        mean, std: of the model's preprocessing, for pixels in [0, 1].
+        pad: crop at random after padding by this many pixels, and flip where `flip`; `0` leaves the images alone.
+    """
+
+    def __init__(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        mean: Sequence[float],
+        std: Sequence[float],
+        pad: int = 4,
+        flip: bool = True,
+    ) -> None:
+        self.images, self.labels, self.pad, self.flip = images, labels, pad, flip
+        self.mean, self.std = (255 * torch.tensor(value).view(3, 1, 1) for value in (mean, std))
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitems__(self, index: list[int]) -> tuple[Tensor, Tensor]:
+        """A batch `(B, 3, H, W)` of normalised pixels with its labels."""
+        pixels = self.images[index]
+        if self.pad:
+            pixels = _cropped(pixels, self.pad)
+        if self.flip:
+            pixels = torch.where(torch.rand(len(pixels), 1, 1, 1) < 0.5, pixels.flip(3), pixels)
+        return pixels.float().sub_(self.mean).div_(self.std), self.labels[index]
+
+    def loader(self, batch_size: int) -> DataLoader[Any]:
+        """Shuffled batches; the last one is dropped where it is not full."""
+        full = len(self) >= batch_size
+        return DataLoader(self, batch_size=batch_size, shuffle=True, drop_last=full, collate_fn=lambda batch: batch)
+
+
+def _cropped(pixels: Tensor, pad: int) -> Tensor:
+    """Each image shifted by at most `pad` pixels each way, zeros moving in."""
+    count, _, height, width = pixels.shape
+    padded = nn.functional.pad(pixels, (pad,) * 4)
+    rows = torch.randint(2 * pad + 1, (count, 1)) + torch.arange(height)
+    columns = torch.randint(2 * pad + 1, (count, 1)) + torch.arange(width)
+    images = torch.arange(count)
+    return padded[images[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def fit(
+    model: nn.Module,
+    batches: DataLoader[Any],
+    *,
+    epochs: int,
+    lr: float,
+    optimiser: str = "sgd",
+    weight_decay: float = 5e-4,
+    label_smoothing: float = 0.0,
+    precision: str = "no",
+    name: str = "model",
+) -> nn.Module:
+    """Train a classifier in place with a one-cycle schedule and return it in eval mode.
+
+    Args:
+        model: a timm or transformers classifier.
+        batches: `(pixels, labels)` batches of one epoch.
+        lr: the highest learning rate.
+        optimiser: `sgd` (momentum 0.9, Nesterov) or `adamw`.
+        precision: accelerate's `mixed_precision`: `no`, `bf16` or `fp16`.
+        name: shown with the progress.
+    """
+    accelerator = Accelerator(mixed_precision=precision)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    if optimiser == "adamw":
+        steps: torch.optim.Optimizer = torch.optim.AdamW(parameters, lr, weight_decay=weight_decay)
+    else:
+        steps = torch.optim.SGD(parameters, lr, momentum=0.9, nesterov=True, weight_decay=weight_decay)
+    trained, steps, batches = accelerator.prepare(model.train(), steps, batches)
+    trained.to(memory_format=torch.channels_last)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(steps, lr, total_steps=epochs * len(batches), pct_start=0.25)
+    for epoch in range(epochs):
+        started, total = time.perf_counter(), 0.0
+        for pixels, labels in batches:
+            logits = logits_of(trained(pixels.contiguous(memory_format=torch.channels_last))).float()
+            loss = nn.functional.cross_entropy(logits, labels, label_smoothing=label_smoothing)
+            accelerator.backward(loss)
+            nn.utils.clip_grad_norm_(parameters, 5.0)
+            steps.step()
+            steps.zero_grad()
+            schedule.step()
+            total += float(loss.detach())
+        seconds = time.perf_counter() - started
+        report = f"{name}: epoch {epoch + 1} of {epochs}, loss {total / len(batches):.3f}, {seconds:.0f} s"
+        accelerator.print(report, file=sys.stderr, flush=True)
+    return accelerator.unwrap_model(trained).to("cpu", memory_format=torch.contiguous_format).eval()
+
+
+def logits_of(output: Any) -> Tensor:
+    """The logits of either library's output."""
+    return output if isinstance(output, Tensor) else output.logits
+
+
+@torch.inference_mode()
+def accuracy(model: nn.Module, images: Pixels, batch_size: int = 500) -> float:
+    """The share of images whose highest logit is their label's."""
+    hits = 0
+    for index in torch.arange(len(images)).split(batch_size):
+        pixels, labels = images.__getitems__(index.tolist())
+        hits += int((logits_of(model(pixels)).argmax(-1) == labels).sum())
+    return hits / len(images)

@@ -44,7 +44,60 @@ class Unmerge(nn.Module):
         return x.index_select(self.axis, self.index)
 
 
-class ZipItForImageClassification(PreTrainedModel):
+class ZipItPreTrainedModel(PreTrainedModel):
+    """What all merged models share: how tasks are named, and how a merge is saved."""
+
+    config: ZipItConfig
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    base_model_prefix = "trunk"
+    model_tags = ["zipit", "merge"]  # noqa: RUF012  (transformers reads a list)
+    auto_classes: tuple[str, ...] = ()  # the Auto classes that load it where the code is trusted
+    spec_text: str | None = None  # the spec it was merged with, where it is known
+    image_processor: Any = None  # transformers sources: what is saved beside the model
+
+    def _chosen(self, tasks: Sequence[str] | str | None) -> list[str]:
+        known = self.config.tasks
+        if tasks is None:
+            return known if self.config.active_task is None else [self.config.active_task]
+        tasks = [tasks] if isinstance(tasks, str) else list(tasks)
+        unknown = [task for task in tasks if task not in known]
+        if unknown or not tasks:
+            raise ValueError(f"unknown task {unknown[0] if unknown else tasks!r}; tasks: {', '.join(known)}")
+        return tasks
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
+        """Write the model, after making sure that its config describes it.
+
+        Raises:
+            ValueError: a backbone that was given in memory is not what its name and arguments build.
+        """
+        with torch.device("meta"):
+            planned = {k: v.shape for k, v in type(self)(self.config).state_dict().items()}
+        mine = {k: v.shape for k, v in self.state_dict().items()}
+        odd = sorted(k for k in planned.keys() | mine.keys() if planned.get(k) != mine.get(k))
+        if odd:
+            raise ValueError(
+                f"{(self.config.backbone or {}).get('architecture')} cannot be rebuilt by name: {odd[0]} differs. "
+                "Merge Hub-format folders, whose config.json holds the models' arguments, or "
+                "hf_zipit.load_source(module, model_args={...})"
+            )
+        type(self.config).register_for_auto_class()  # so the code files go along
+        type(self).register_for_auto_class(self.auto_classes[0])
+        name = f"{type(self).__module__.rpartition('.')[2]}.{type(self).__name__}"
+        self.config.auto_map = dict.fromkeys(self.auto_classes, name)
+        return super().save_pretrained(save_directory, *args, **kwargs)
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """All weights come from the checkpoint; only buffers that are never saved need values."""
+        for name in ("init_non_persistent_buffers", "_init_buffers"):
+            if hasattr(module, name):
+                getattr(module, name)()
+                return
+
+
+class ZipItForImageClassification(ZipItPreTrainedModel):
     """The trunk runs once, then only the heads asked for.
 
     >>> model = ZipItForImageClassification.from_pretrained("merged")  # doctest: +SKIP
@@ -52,13 +105,7 @@ class ZipItForImageClassification(PreTrainedModel):
     """
 
     config_class = ZipItConfig
-    config: ZipItConfig
-    main_input_name = "pixel_values"
-    input_modalities = ("image",)
-    base_model_prefix = "trunk"
-    model_tags = ["zipit", "merge"]  # noqa: RUF012  (transformers reads a list)
-    spec_text: str | None = None  # the spec it was merged with, where it is known
-    image_processor: Any = None  # transformers sources: what is saved beside the model
+    auto_classes = ("AutoModelForImageClassification",)
 
     def __init__(self, config: ZipItConfig, backbones: Sequence[nn.Module] | None = None) -> None:
         """Build from the config alone, or from one backbone per task, which are then taken apart."""
@@ -66,7 +113,7 @@ class ZipItForImageClassification(PreTrainedModel):
         heads, trunk, head = config.heads or [], config.trunk or [], config.head or []
         classes = [len(h["id2label"]) for h in heads]
         if backbones is None:
-            backbones = [_build(config.backbone or {}, n) for n in (classes if head else [sum(classes)])]
+            backbones = [build_backbone(config.backbone or {}, n) for n in (classes if head else [sum(classes)])]
         self.heads, self.unmerge = nn.ModuleList(), nn.ModuleList()
         if not head:
             self.trunk = backbones[0]
@@ -116,46 +163,8 @@ class ZipItForImageClassification(PreTrainedModel):
         numbers = {task: known.index(task) for task in tasks}
         return {task: run_steps(self.heads[i], head, self.unmerge[i](features), size) for task, i in numbers.items()}
 
-    def _chosen(self, tasks: Sequence[str] | str | None) -> list[str]:
-        known = self.config.tasks
-        if tasks is None:
-            return known if self.config.active_task is None else [self.config.active_task]
-        tasks = [tasks] if isinstance(tasks, str) else list(tasks)
-        unknown = [task for task in tasks if task not in known]
-        if unknown or not tasks:
-            raise ValueError(f"unknown task {unknown[0] if unknown else tasks!r}; tasks: {', '.join(known)}")
-        return tasks
 
-    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
-        """Write the model, after making sure that its config describes it.
-
-        Raises:
-            ValueError: a backbone that was given in memory is not what its name and arguments build.
-        """
-        with torch.device("meta"):
-            planned = {k: v.shape for k, v in type(self)(self.config).state_dict().items()}
-        mine = {k: v.shape for k, v in self.state_dict().items()}
-        odd = sorted(k for k in planned.keys() | mine.keys() if planned.get(k) != mine.get(k))
-        if odd:
-            raise ValueError(
-                f"{(self.config.backbone or {}).get('architecture')} cannot be rebuilt by name: {odd[0]} differs. "
-                "Merge Hub-format folders, whose config.json holds the models' arguments, or "
-                "hf_zipit.load_source(module, model_args={...})"
-            )
-        type(self.config).register_for_auto_class()  # so the code files go along
-        type(self).register_for_auto_class("AutoModelForImageClassification")
-        return super().save_pretrained(save_directory, *args, **kwargs)
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        """All weights come from the checkpoint; only buffers that are never saved need values."""
-        for name in ("init_non_persistent_buffers", "_init_buffers"):
-            if hasattr(module, name):
-                getattr(module, name)()
-                return
-
-
-def _build(backbone: dict[str, Any], num_classes: int) -> nn.Module:
+def build_backbone(backbone: dict[str, Any], num_classes: int) -> nn.Module:
     """The backbone with a classifier of its own, untrained."""
     if backbone["library"] == "transformers":
         from transformers import AutoConfig, AutoModelForImageClassification

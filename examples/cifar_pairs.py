@@ -34,7 +34,7 @@ def train(args: argparse.Namespace, half: str, init: int, out: Path) -> None:
         lr=RATES[args.model],
         optimiser="adamw" if vit else "sgd",
         weight_decay=0.05 if vit else 5e-4,
-        precision=args.precision,
+        bf16=args.bf16,
         name=out.name,
     )
     test = Pixels(*only(classes, *read(args.data, "test")[:2]), MEAN, STD, pad=0, flip=False)
@@ -66,7 +66,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--same-init", action="store_true", help="both models start from the same weights")
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--batch-size", type=int, default=250)
-    parser.add_argument("--precision", choices=["no", "bf16", "fp16"], default="bf16")
+    parser.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--only", choices=["a", "b", "ab"], default="ab", help="train only these")
     return parser.parse_args()
 

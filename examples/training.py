@@ -69,8 +69,7 @@ def fit(
     lr: float,
     optimiser: str = "sgd",
     weight_decay: float = 5e-4,
-    label_smoothing: float = 0.0,
-    precision: str = "no",
+    bf16: bool = False,
     name: str = "model",
 ) -> nn.Module:
     """Train a classifier in place with a one-cycle schedule and return it in eval mode.
@@ -80,10 +79,10 @@ def fit(
         batches: `(pixels, labels)` batches of one epoch.
         lr: the highest learning rate.
         optimiser: `sgd` (momentum 0.9, Nesterov) or `adamw`.
-        precision: accelerate's `mixed_precision`: `no`, `bf16` or `fp16`.
+        bf16: compute the model in bfloat16, which takes about half the time where the processor can.
         name: shown with the progress.
     """
-    accelerator = Accelerator(mixed_precision=precision)
+    accelerator = Accelerator()
     parameters = [p for p in model.parameters() if p.requires_grad]
     if optimiser == "adamw":
         steps: torch.optim.Optimizer = torch.optim.AdamW(parameters, lr, weight_decay=weight_decay)
@@ -95,8 +94,9 @@ def fit(
     for epoch in range(epochs):
         started, total = time.perf_counter(), 0.0
         for pixels, labels in batches:
-            logits = logits_of(trained(pixels.contiguous(memory_format=torch.channels_last))).float()
-            loss = nn.functional.cross_entropy(logits, labels, label_smoothing=label_smoothing)
+            with torch.autocast(accelerator.device.type, torch.bfloat16, enabled=bf16):
+                logits = logits_of(trained(pixels.contiguous(memory_format=torch.channels_last)))
+            loss = nn.functional.cross_entropy(logits.float(), labels)
             accelerator.backward(loss)
             nn.utils.clip_grad_norm_(parameters, 5.0)
             steps.step()

@@ -1,0 +1,113 @@
+"""Fine-tune a model for each of four fine-grained data sets, merge all pairs and all four, and evaluate them.
+
+    python examples/four_datasets.py OUT dogs=DOGS pets=timm/oxford-iiit-pet cub=CUB nabirds=NABIRDS
+    python examples/four_datasets.py OUT pets=PETS wild=WILD --base BASE --image-size 64 --cuts layer3 layer2
+
+Each argument is a name and a folder or Hub id. `dogs`, `pets`, `cub` and `nabirds` may be folders with the original
+files (see the script of each); any other name is a data set with an image and a label column. Models and merges are
+Hub-format folders in OUT; models that are there already are not trained again.
+"""
+
+import argparse
+import itertools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import mean
+
+import cub200
+import nabirds
+import oxford_pets
+import stanford_dogs
+from fine_tuning import Task, fine_tune, from_library, push, training_arguments
+
+from hf_zipit import saving
+from hf_zipit.evaluation import Row, evaluate
+from hf_zipit.matching.methods import Options
+from hf_zipit.merging import Merger
+from hf_zipit.report import table
+
+TASKS = {module.TASK.name: module.TASK for module in (stanford_dogs, oxford_pets, cub200, nabirds)}
+Setting = tuple[str, str | None]  # method, cut
+
+
+def task(name: str) -> Task:
+    """A known data set, or any other that `datasets` reads."""
+    return TASKS.get(name) or Task(name, lambda root, split: from_library(str(root), split), None, "resnet50.a1_in1k")
+
+
+class Group:
+    """Some of the models, opened once: every merge of them reads the same statistics."""
+
+    def __init__(self, names: Sequence[str], args: argparse.Namespace) -> None:
+        self.names, self.args = list(names), args
+        data = dict(args.data)
+        train, self.test = ([task(n).split(data[n], split) for n in names] for split in ("train", "test"))
+        folders = [args.out / name for name in names]
+        self.merger = Merger(folders, train, num_images=args.num_images, tasks=self.names)
+
+    def rows(self, settings: Sequence[Setting]) -> dict[str, Row]:
+        """One row for each setting, then the ensemble; the merges are written to OUT."""
+        found: dict[str, Row] = {}
+        for method, cut in settings:
+            label = f"{method}, cut after {cut}" if cut else method
+            merged = self.merger.merge(Options(method), cut=cut, calibrate=self.args.calibrate)
+            folder = self.args.out / "-".join([*self.names, method, *([cut] if cut else [])])
+            saving.save(merged, folder, overwrite=True)
+            if self.args.push:
+                push(folder, f"{self.args.push}/{folder.name}")
+            parents = [] if "ensemble" in found else self.merger.sources
+            mine, *others = evaluate(merged, self.test, parents=parents, batch_size=self.args.batch_size)
+            found |= {label: mine, **{row.model: row for row in others if row.model == "ensemble"}}
+        return found | {"ensemble": found.pop("ensemble")}
+
+
+def averaged(groups: Sequence[Mapping[str, Row]], names: Sequence[str]) -> str:
+    """A table like the papers': for each data set the mean over the groups that it is in, in percent."""
+    lines = []
+    for setting in groups[0]:
+        rows = [group[setting] for group in groups]
+        scores = [100 * mean(row.tasks[name] for row in rows if name in row.tasks) for name in names]
+        flops = f"{mean(row.flops for row in rows) / 1e9:.2f}"
+        lines.append([setting, flops, *(f"{score:.1f}" for score in scores), f"{mean(scores):.1f}"])
+    return table(["accuracy, %", "GFLOPs", *names, "average"], lines)
+
+
+def pair(text: str) -> tuple[str, str]:
+    """`name=data`."""
+    name, equals, data = text.partition("=")
+    if not (name and equals and data):
+        raise argparse.ArgumentTypeError(f"'{text}' is not of the form name=data")
+    return name, data
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("data", nargs="+", type=pair, metavar="NAME=DATA", help="two or more")
+    training_arguments(parser)
+    parser.add_argument("--methods", nargs="+", default=["average", "permute", "zip"])
+    parser.add_argument("--cuts", nargs="*", default=["layer3", "layer2"], help="partial zips")
+    parser.add_argument("--calibrate", default="batchnorm")
+    parser.add_argument("--num-images", type=int, default=500, help="unlabelled images of each data set")
+    parser.add_argument("--push", metavar="USER", help="upload all models and merges to this account")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Fine-tune, merge, evaluate."""
+    args = parse()
+    names = [name for name, _ in args.data]
+    for name, data in args.data:
+        folder = fine_tune(task(name), data, args.out / name, args)
+        if args.push:
+            push(folder, f"{args.push}/{name}")
+    settings: list[Setting] = [*((method, None) for method in args.methods), *(("zip", cut) for cut in args.cuts)]
+    pairs = [Group(two, args).rows(settings) for two in itertools.combinations(names, 2)]
+    print(f"Pairs ({len(pairs)}), {args.num_images} unlabelled images of each data set:\n{averaged(pairs, names)}")
+    if len(names) > 2:
+        print(f"\nAll {len(names)} in one model:\n{averaged([Group(names, args).rows(settings)], names)}")
+
+
+if __name__ == "__main__":
+    main()

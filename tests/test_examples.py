@@ -1,0 +1,198 @@
+"""The examples, each run as a user runs it, on tiny made-up copies of the data sets' original files."""
+
+import importlib
+import re
+import runpy
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from scipy.io import savemat
+from timm.models import save_for_hf
+from transformers import ViTImageProcessor
+
+import hf_zipit.cifar_resnet  # noqa: F401  (registers cifar_resnet20)
+from hf_zipit.sources import load
+from tests.models import hf_vit
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+DATA = Path(__file__).parent.parent.parent / "shared" / "data"
+BREEDS = ["n02085620-Chihuahua", "n02110185-Siberian_husky", "n02085782-Japanese_spaniel"]
+SHORT = {"dogs": "stanford_dogs", "pets": "oxford_pets", "nabirds": "nabirds"}
+QUICK = ["--image-size", "32", "--epochs", "1", "--batch-size", "8"]
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Run a script with arguments, as its own main program but in this process, and return what it prints."""
+
+    def run(script: str, *arguments: object) -> str:
+        monkeypatch.syspath_prepend(EXAMPLES)
+        monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
+        torch.manual_seed(0)
+        runpy.run_path(str(EXAMPLES / script), run_name="__main__")
+        return capsys.readouterr().out
+
+    return run
+
+
+def picture(path: Path, label: int, number: int) -> None:
+    """A noisy square of the class's colour."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    colour = np.array([60 * label, 200 - 60 * label, 40 + 50 * label])
+    noise = np.random.default_rng(100 * label + number).integers(0, 40, (40, 48, 3))
+    Image.fromarray((colour + noise).clip(0, 255).astype(np.uint8)).save(path)
+
+
+def stanford_dogs(root: Path) -> Path:
+    """`Images/`, `train_list.mat`, `test_list.mat`: cells of paths, classes from 1."""
+    for split, numbers in (("train", range(8)), ("test", range(8, 12))):
+        paths, labels = [], []
+        for label, breed in enumerate(BREEDS):
+            for number in numbers:
+                name = f"{breed}/{breed[:9]}_{number}"
+                picture(root / "Images" / f"{name}.jpg", label, number)
+                paths.append(name)
+                labels.append(label + 1)
+        cells = np.array([[path] for path in paths], dtype=object)
+        files = np.array([[f"{path}.jpg"] for path in paths], dtype=object)
+        lists = {"annotation_list": cells, "file_list": files, "labels": np.array(labels, np.uint8)[:, None]}
+        savemat(root / f"{split}_list.mat", lists)
+    return root
+
+
+def oxford_pets(root: Path) -> Path:
+    """`images/`, `annotations/{trainval,test}.txt`."""
+    (root / "annotations").mkdir(parents=True)
+    for file, numbers in (("trainval", range(8)), ("test", range(8, 12))):
+        lines = []
+        for label, breed in enumerate(["Abyssinian", "american_bulldog", "British_Shorthair"]):
+            for number in numbers:
+                picture(root / "images" / f"{breed}_{number}.jpg", label, number)
+                lines.append(f"{breed}_{number} {label + 1} {1 + (label == 1)} {label + 1}")
+        (root / "annotations" / f"{file}.txt").write_text("\n".join(lines) + "\n")
+    return root
+
+
+def bird_files(root: Path, classes: dict[str, str], image_ids: list[str]) -> Path:
+    """Text files that are joined on the image's id; only the last three classes have images."""
+    images, labels, splits = [], [], []
+    for label, number in enumerate(list(classes)[-3:]):
+        for count in range(12):
+            image = image_ids[12 * label + count]
+            path = f"{int(number):04d}/{image.replace('-', '')}.jpg"
+            picture(root / "images" / path, label, count)
+            images.append(f"{image} {path}")
+            labels.append(f"{image} {number}")
+            splits.append(f"{image} {int(count < 8)}")
+    files = {"images": images, "image_class_labels": labels, "train_test_split": splits}
+    files["classes"] = [f"{number} {name}" for number, name in classes.items()]
+    for name, lines in files.items():
+        (root / f"{name}.txt").write_text("\n".join(lines) + "\n")
+    return root
+
+
+def cub200(root: Path) -> Path:
+    """As it is unpacked: in a folder of its own."""
+    classes = {"1": "001.Black_footed_Albatross", "2": "002.Laysan_Albatross", "3": "003.Sooty_Albatross"}
+    bird_files(root / "CUB_200_2011", classes, [str(i + 1) for i in range(36)])
+    return root
+
+
+def nabirds(root: Path) -> Path:
+    """Ids with gaps, image ids that are UUIDs, and classes without images."""
+    classes = {
+        "0": "Birds",
+        "295": "Common Eider (Adult male)",
+        "817": "Oak Titmouse",
+        "1010": "Black-and-white Warbler",
+    }
+    ids = [f"{i:08x}-9a2e-4ff1-a2a7-{i:012x}" for i in range(36)]
+    return bird_files(root, classes, ids)
+
+
+LAYOUTS = {f.__name__: f for f in (stanford_dogs, oxford_pets, cub200, nabirds)}
+NAMES = {
+    "stanford_dogs": ["Chihuahua", "Siberian_husky", "Japanese_spaniel"],
+    "oxford_pets": ["Abyssinian", "american_bulldog", "British_Shorthair"],
+    "cub200": ["001.Black_footed_Albatross", "002.Laysan_Albatross", "003.Sooty_Albatross"],
+    "nabirds": ["Common Eider (Adult male)", "Oak Titmouse", "Black-and-white Warbler"],
+}
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory) -> Path:
+    """A tiny pretrained model."""
+    folder = tmp_path_factory.mktemp("base")
+    args = {"depth": 8, "width": 1}
+    model = timm.create_model("cifar_resnet20", num_classes=7, **args)
+    save_for_hf(model, folder, model_args=args, safe_serialization=True)
+    return folder
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_each_data_set_trains_from_its_original_files(name, run, base, tmp_path):
+    data, out = LAYOUTS[name](tmp_path / "data"), tmp_path / "model"
+    printed = run(f"{name}.py", data, "--out", out, "--base", base, *QUICK)
+    assert re.fullmatch(rf"\w+: [\d.]+ % of 12 test images, {out}\n", printed)
+    source = load(out)
+    assert source.labels == NAMES[name]
+    assert source.input_size == (3, 32, 32)
+
+
+def test_a_transformers_model_is_fine_tuned_in_the_same_way(run, tmp_path):
+    hf_vit().save_pretrained(tmp_path / "base")
+    ViTImageProcessor().save_pretrained(tmp_path / "base")
+    data = oxford_pets(tmp_path / "data")
+    run("oxford_pets.py", data, "--out", tmp_path / "model", "--base", tmp_path / "base", *QUICK)
+    source = load(tmp_path / "model")
+    assert source.labels == NAMES["oxford_pets"]
+    assert source.transform(Image.open(next(data.rglob("*.jpg")))).shape == (3, 32, 32)
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_images_and_labels_belong_together(name, tmp_path, monkeypatch):
+    """Every class has a colour of its own in the made-up files."""
+    monkeypatch.syspath_prepend(EXAMPLES)
+    original = importlib.import_module(name).TASK.original
+    root = LAYOUTS[name](tmp_path)
+    rows = {split: original(root, split) for split in ("train", "test")}
+    assert {split: len(part) for split, part in rows.items()} == {"train": 24, "test": 12}
+    for part in rows.values():
+        assert part.features["label"].names == NAMES[name]
+        for row in part:
+            assert round((np.asarray(row["image"])[..., 0].mean() - 20) / 60) == row["label"]
+
+
+def test_a_listed_file_that_is_missing_is_named(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(EXAMPLES)
+    root = cub200(tmp_path)
+    gone = next(root.rglob("*.jpg"))
+    gone.unlink()
+    with pytest.raises(SystemExit, match=f"{gone} is listed but not there"):
+        [importlib.import_module("cub200").TASK.original(root, split) for split in ("train", "test")]
+
+
+def test_pairs_and_all_are_merged_and_evaluated(run, base, tmp_path):
+    data = [f"{short}={LAYOUTS[name](tmp_path / name)}" for short, name in SHORT.items()]
+    options = ["--methods", "average", "zip", "--cuts", "layer1", "--num-images", "8", "--base", base]
+    printed = run("four_datasets.py", tmp_path / "out", *data, *options, *QUICK)
+    pairs, everything = printed.split("All 3 in one model")
+    for part in (pairs, everything):
+        for row in ("average", "zip", "zip, cut after layer1", "ensemble"):
+            assert re.search(rf"^{row}( +[\d.]+){{5}}$", part, re.M), part
+    assert (tmp_path / "out" / "dogs-pets-nabirds-zip-layer1" / "model.safetensors").exists()
+    assert load(tmp_path / "out" / "pets").labels == NAMES["oxford_pets"]
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason="needs the Tiny ImageNet subsets")
+def test_the_tiny_imagenet_subsets_are_merged(run, base, tmp_path):
+    data = [f"{name}={DATA / f'tinyimagenet_{name}'}" for name in ("pets", "wild")]
+    options = ["--methods", "zip", "--cuts", "layer1", "--num-images", "64", "--train-images", "256", "--base", base]
+    printed = run("four_datasets.py", tmp_path / "out", *data, *options, *QUICK)
+    assert re.search(r"^zip, cut after layer1( +[\d.]+){4}$", printed, re.M), printed
+    assert len(load(tmp_path / "out" / "wild").labels) == 15

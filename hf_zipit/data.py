@@ -91,19 +91,31 @@ def open_images(
     return Images(get, labels, names, name, lambda: mark)
 
 
-def open_all(data: Any, count: int, transform: Callable[[Any], Tensor] | None, **options: Any) -> list[Images]:
+def open_all(
+    data: Any,
+    count: int,
+    transform: Callable[[Any], Tensor] | None,
+    *,
+    num_images: int | Sequence[int] | None = None,
+    **options: Any,
+) -> list[Images]:
     """Open the data of `count` models: one data set for all of them, or a list with one for each.
 
+    `num_images` is one number for all data sets, or a list with one for each.
+
     Raises:
-        DataError: a list with another number of data sets.
+        DataError: a list with another number of data sets, or of numbers.
     """
     if data is None:
         raise DataError(NO_DATA)
     if not isinstance(data, list | tuple) or (len(data) and _is_batch(data[0], alone=len(data) != count)):
-        return [open_images(data, transform, **options)]
+        data = [data]
     if len(data) not in (1, count):
         raise DataError(f"{len(data)} data sets for {count} models: give one for all, or one for each")
-    opened = [open_images(d, transform, **options) for d in data]
+    numbers = list(num_images) if isinstance(num_images, Sequence) else [num_images] * len(data)
+    if len(numbers) != len(data):
+        raise DataError(f"{len(numbers)} numbers of images for {len(data)} data sets: give one, or one for each")
+    opened = [open_images(d, transform, num_images=n, **options) for d, n in zip(data, numbers, strict=True)]
     shapes = {tuple(images[0].shape): images.name for images in opened}
     if len(shapes) > 1:
         found = ", ".join(f"{list(shape)} ({name})" for shape, name in shapes.items())

@@ -52,7 +52,7 @@ def evaluate(
     data: Any,
     *,
     parents: Sequence[Source] = (),
-    num_images: int | None = None,
+    num_images: int | Sequence[int] | None = None,
     batch_size: int = 64,
     seed: int = 0,
     device: str | None = None,
@@ -65,7 +65,7 @@ def evaluate(
             task's classes by name, or by number where the data set or the model has no names; images of other
             classes are left out.
         parents: the source models, in task order.
-        num_images: images per data set, chosen by the seed.
+        num_images: images per data set, chosen by the seed: one number for all, or one each.
         batch_size: images per forward pass.
         seed: chooses the images.
         device: where to run; a GPU if there is one.

@@ -34,7 +34,7 @@ def merge(
     alpha: float = 0.1,
     beta: float = 0.8,
     compat: bool = False,
-    num_images: int | None = None,
+    num_images: int | Sequence[int] | None = None,
     batch_size: int = 32,
     calibrate: str = "batchnorm",
     tasks: Sequence[str] | None = None,
@@ -56,7 +56,7 @@ def merge(
         alpha: penalty on merging many units into one, in [0, 1] (`zip`).
         beta: share of the merges that may happen within a model, in [0, 1] (`zip`).
         compat: follow the authors' code where it differs from the repaired method.
-        num_images: images per data set, chosen by the seed; `None` uses all.
+        num_images: images per data set, chosen by the seed: one number for all, or one each; `None` uses all.
         batch_size: images per forward pass.
         calibrate: `batchnorm` re-estimates the norms' statistics on the data, `none` leaves them.
         tasks: a name for each model's task; by default the models' names.
@@ -113,7 +113,7 @@ class Merger:
         sources: Sequence[str | Path | nn.Module | Source],
         data: Any = None,
         *,
-        num_images: int | None = None,
+        num_images: int | Sequence[int] | None = None,
         batch_size: int = 32,
         tasks: Sequence[str] | None = None,
         seed: int = 0,
@@ -128,6 +128,7 @@ class Merger:
         transform = self.sources[0].transform
         images = [] if data is None else open_all(data, len(self.sources), transform, num_images=num_images, seed=seed)
         self.passes = Passes(images, batch_size, device)
+        self.places = _places(self.sources, data)
         self.states = [source.model.state_dict() for source in self.sources]
         self.cache = cache
         self._statistics: dict[bool, dict[str, SpaceStatistics]] = {False: {}, True: {}}  # by `compat`
@@ -143,6 +144,7 @@ class Merger:
         config.zipit = self._provenance(options, calibrate, matches)
         merged = build(config, self.sources, merged_state(self.sources, plan, matches))
         merged.spec_text, merged.image_processor = self.binding.spec.text, self.sources[0].processor
+        merged.places = self.places
         merged.to(self.passes.device)
         CALIBRATIONS[calibrate](Merge(merged, self.sources, plan, matches, self.passes))
         merged.to("cpu").eval()
@@ -193,7 +195,9 @@ class Merger:
         )
 
     def _provenance(self, options: Options, calibrate: str, matches: Mapping[str, Match]) -> dict[str, Any]:
-        recipe = {**asdict(options), "calibrate": calibrate, "seed": self.seed}
+        counts = [len(part) for part in self.passes.images]
+        recipe = {**asdict(options), "calibrate": calibrate, "seed": self.seed, "num_images": counts or None}
+        recipe["batch_size"] = self.passes.batch_size
         return {
             "generator": f"hf-zipit {__version__}",
             "sources": [source.origin for source in self.sources],
@@ -206,6 +210,13 @@ class Merger:
 def _check_calibration(calibrate: str) -> None:
     if calibrate not in CALIBRATIONS:
         raise OptionError(f"unknown calibration '{calibrate}'; calibrations: {', '.join(CALIBRATIONS)}")
+
+
+def _places(sources: Sequence[Source], data: Any) -> dict[str, Any]:
+    """Where models and data were found, as far as they have a place."""
+    refs = list(data) if isinstance(data, list | tuple) else [data]
+    named = all(isinstance(ref, str | Path) for ref in refs)
+    return {"sources": [source.folder for source in sources], "data": [str(r) for r in refs] if named else None}
 
 
 def _task_names(sources: Sequence[Source], tasks: Sequence[str] | None) -> list[str]:

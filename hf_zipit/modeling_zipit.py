@@ -54,6 +54,7 @@ class ZipItPreTrainedModel(PreTrainedModel):
     model_tags = ["zipit", "merge"]  # noqa: RUF012  (transformers reads a list)
     auto_classes: tuple[str, ...] = ()  # the Auto classes that load it where the code is trusted
     spec_text: str | None = None  # the spec it was merged with, where it is known
+    places: dict[str, Any] | None = None  # where sources and data were, for the recipe that is saved beside the model
     image_processor: Any = None  # transformers sources: what is saved beside the model
 
     def _chosen(self, tasks: Sequence[str] | str | None) -> list[str]:

@@ -17,6 +17,7 @@ from hf_zipit.configuration_zipit import ZipItConfig
 from hf_zipit.errors import OptionError, SourceError
 from hf_zipit.libraries import Source
 from hf_zipit.modeling_zipit import ZipItForImageClassification
+from hf_zipit.recipe import PinnedSource, Recipe, make_recipe
 
 _log = logging.getLogger("hf_zipit")
 SPEC, RECIPE = "zipit_spec.yaml", "zipit_config.yml"
@@ -50,7 +51,6 @@ def save(
     folder: str | Path,
     *,
     overwrite: bool = False,
-    source_folders: dict[int, Path] | None = None,
 ) -> Path:
     """Write a merged model: config, weights, code files, spec, recipe and card.
 
@@ -61,8 +61,6 @@ def save(
         model: the merged model.
         folder: where to; must not exist unless `overwrite`.
         overwrite: replace an earlier merge.
-        source_folders: where the local source models are, by task number, so that `hf-zipit eval` finds them; kept
-            relative to `folder`.
 
     Raises:
         OptionError: the folder exists.
@@ -73,15 +71,15 @@ def save(
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
-        about = model.config.zipit or {}
-        for index, path in (source_folders or {}).items():
-            about["sources"][index]["path"] = os.path.relpath(path.resolve(), folder.resolve())
+        places = _relative(model.places or {}, folder)
+        for source, path in zip((model.config.zipit or {}).get("sources", []), places.get("sources", []), strict=False):
+            source.update({} if path is None or source.get("id") else {"path": path})
         model.save_pretrained(partial)
         if model.image_processor is not None:
             model.image_processor.save_pretrained(partial)
         if model.spec_text:
             (partial / SPEC).write_text(model.spec_text, encoding="utf-8")
-        (partial / RECIPE).write_text(yaml.safe_dump(recipe(model.config), sort_keys=False), encoding="utf-8")
+        (partial / RECIPE).write_text(_recipe_text(recipe(model.config, places.get("data"))), encoding="utf-8")
         (partial / "README.md").write_text(card(model.config), encoding="utf-8")
         partial.chmod(0o755)
         for file in partial.iterdir():
@@ -94,19 +92,43 @@ def save(
     return folder
 
 
-def recipe(config: ZipItConfig) -> dict[str, Any]:
-    """What was merged and how, as plain values."""
+def recipe(config: ZipItConfig, data: list[str] | None = None) -> Recipe:
+    """The recipe that makes these weights again.
+
+    Args:
+        config: of the merged model.
+        data: what the images were read from, where they have a place.
+    """
     about = config.zipit or {}
-    return {
-        "sources": [
-            {"task": head["task"], **{k: v for k, v in source.items() if v is not None}}
-            for head, source in zip(config.heads or [], about.get("sources", []), strict=True)
-        ],
-        "data": about.get("data"),
-        "cut": config.cut,
+    known = PinnedSource.model_fields
+    sources = [{k: v for k, v in source.items() if k in known} for source in about.get("sources", [])]
+    return make_recipe(
+        sources=sources,
+        data=data,
+        tasks=config.tasks,
+        cut=config.cut,
+        spec=SPEC,
+        generator=about.get("generator"),
         **about.get("recipe", {}),
-        "generator": about.get("generator"),
-    }
+    )
+
+
+def _recipe_text(recipe: Recipe) -> str:
+    text = yaml.safe_dump(recipe.recorded(), sort_keys=False, allow_unicode=True)
+    return f"# hf-zipit merge {RECIPE} -o OUT makes these weights again; paths are relative to this file\n{text}"
+
+
+def _relative(places: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Places relative to the folder that is written: no path of this machine gets into it."""
+
+    def shown(place: str | Path | None) -> str | None:
+        path = Path(os.path.expanduser(place)) if place is not None else None
+        bare = Path(str(place).rpartition(":")[0])
+        if path is None or not (path.exists() or bare.exists()):
+            return None if place is None else str(place)
+        return os.path.relpath(path.absolute(), folder.absolute())
+
+    return {kind: found and [shown(place) for place in found] for kind, found in places.items()}
 
 
 def load(folder: str | Path) -> ZipItForImageClassification:

@@ -54,6 +54,18 @@ def test_cache_is_shown_cleared_and_left_alone(run, digits, digits_data, tmp_pat
     assert json.loads(run("cache", "--clear", "--json")[1])["freed"] == 0
 
 
+def test_a_recipe_file_with_flags_beside_it(run, digits, digits_data, tmp_path):
+    recipe = tmp_path / "recipe.yml"
+    recipe.write_text(f"sources: [{digits[0]}, {digits[1]}]\ndata: {digits_data}\nnum_images: 64\ncut: layer1\n")
+    assert run("merge", recipe, "--cut", "layer2", "-o", tmp_path / "a")[0] == 0
+    assert "cut: layer2" in (tmp_path / "a" / "zipit_config.yml").read_text()
+    code, _, err = run("merge", recipe, "--num-images", 1, "--num-images", 2, "--num-images", 3, "-o", tmp_path / "b")
+    assert (code, "3 numbers of images for 1 data sets" in err) == (1, True)
+    recipe.write_text("colour: red")
+    code, _, err = run("merge", recipe, "-o", tmp_path / "b")
+    assert (code, "recipe.yml: unknown key 'colour'" in err) == (2, True)
+
+
 def test_parents_that_moved_can_be_named_and_must_be_the_same(run, digits, digits_data, tmp_path):
     moved = [shutil.copytree(d, tmp_path / d.name) for d in digits]
     out = tmp_path / "merged"

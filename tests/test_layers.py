@@ -13,8 +13,8 @@ LAYERS = [
     ["cli"],
     ["commands.merge", "commands.evaluate", "commands.inspect", "commands.check_spec", "commands.trace"],
     ["commands.cache"],
-    ["commands.options", "commands.terminal"],
-    ["report"],
+    ["commands.options", "commands.terminal", "commands.recipe_flags"],
+    ["report", "from_recipe"],
     ["evaluation", "merging", "saving"],
     ["card", "calibrate", "cache", "matching.methods", "sources"],
     ["assembly", "tracing.check", "batching"],
@@ -31,7 +31,7 @@ LAYERS = [
     ["matching.match", "moments", "wiring", "progress"],
     ["names", "spaces", "matching.greedy", "modeling_zipit"],
     ["spec", "configuration_zipit", "cifar_resnet", "cifar_vgg", "steps"],
-    ["grammar", "hashing"],
+    ["grammar", "hashing", "recipe"],
     ["errors", "_register", "__init__", "tracing.__init__", "matching.__init__", "commands.__init__"],
 ]
 LEVEL = {name: -i for i, names in enumerate(LAYERS) for name in names}

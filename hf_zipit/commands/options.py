@@ -5,7 +5,6 @@ from typing import Annotated
 
 import typer
 
-Models = Annotated[list[str], typer.Argument(help="Two or more Hub ids (user/name[@revision]) or local folders.")]
 Model = Annotated[str, typer.Argument(help="Hub id, local folder, or a timm architecture such as resnet50.")]
 Data = Annotated[
     list[str],

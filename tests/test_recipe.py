@@ -1,0 +1,119 @@
+"""Recipes: one schema for keywords, flags and files; a merged repository's recipe makes its weights again."""
+
+import hashlib
+import inspect
+import json
+import shutil
+
+import pytest
+import typer
+import yaml
+
+import hf_zipit
+from hf_zipit import cli, saving
+from hf_zipit.errors import OptionError, SourceError
+from hf_zipit.from_recipe import merge_recipe
+from hf_zipit.recipe import OF_THE_RUN, Recipe, make_recipe, read_recipe
+from tests.models import images, tiny
+
+
+def sha256(folder):
+    return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+
+
+@pytest.fixture(scope="module")
+def merged(digits, digits_data, tmp_path_factory):
+    """A merge with no option at its default, whose parents and data lie beside it."""
+    home = tmp_path_factory.mktemp("recipes")
+    parents = [shutil.copytree(d, home / d.name) for d in digits]
+    data = shutil.copytree(digits_data, home / "images")
+    options = {"cut": "layer2", "alpha": 0.2, "beta": 0.5, "compat": True, "seed": 3, "batch_size": 16}
+    model = hf_zipit.merge(parents, [data, f"{data}:test"], num_images=[40, 56], tasks=["low", "high"], **options)
+    return saving.save(model, home / "merged")
+
+
+def test_keywords_flags_and_recipes_agree():
+    """An option that is added in one place only fails here."""
+    keywords = {
+        name: parameter.default if parameter.kind is parameter.KEYWORD_ONLY else None
+        for name, parameter in inspect.signature(hf_zipit.merge).parameters.items()
+    }
+    keys = {name: field.default for name, field in Recipe.model_fields.items() if name != "generator"}
+    assert keywords == {**keys, "sources": None}
+    command = typer.main.get_command(cli.app).commands["merge"]
+    flags = {parameter.name for parameter in command.params}
+    assert set(keys) - {"sources"} <= flags
+    assert {"--task", "--no-compat", "--num-images"} <= {
+        f for p in command.params for f in [*p.opts, *p.secondary_opts]
+    }
+
+
+def test_everything_that_decides_the_result_is_recorded(merged):
+    recorded = yaml.safe_load((merged / saving.RECIPE).read_text())
+    assert set(recorded) == set(Recipe.model_fields) - (OF_THE_RUN - {"generator"})
+    assert recorded["data"] == ["../images", "../images:test"]
+    assert recorded["num_images"] == [40, 56]
+    assert [s["path"] for s in recorded["sources"]] == ["../digits-0-4", "../digits-5-9"]
+    assert str(merged.parent) not in (merged / saving.RECIPE).read_text() + (merged / "config.json").read_text()
+
+
+def test_the_recipe_of_a_merge_makes_the_same_weights(merged, tmp_path):
+    again = saving.save(merge_recipe(merged / saving.RECIPE), merged.parent / "again")
+    assert sha256(again) == sha256(merged)
+    assert (again / saving.RECIPE).read_text() == (merged / saving.RECIPE).read_text()
+    other = saving.save(merge_recipe(merged / saving.RECIPE, seed=4), tmp_path / "other")
+    assert sha256(other) != sha256(merged)
+
+
+def test_another_model_in_the_place_of_a_source_is_refused(merged, tmp_path):
+    values = yaml.safe_load((merged / saving.RECIPE).read_text())
+    values["sources"][0]["path"], values["sources"][1]["path"] = (str(merged.parent / "digits-5-9"),) * 2
+    (tmp_path / "recipe.yml").write_text(yaml.safe_dump(values))
+    with pytest.raises(SourceError, match="digits-5-9 is not the model that the recipe was written for"):
+        merge_recipe(tmp_path / "recipe.yml")
+
+
+def test_models_and_data_without_a_place_must_be_named(tmp_path):
+    args = {"layers": (2, 1, 1, 1), "channels": (8, 16, 24, 32)}
+    sources = [hf_zipit.load_source(tiny("resnet18", seed), args) for seed in (0, 1)]
+    folder = saving.save(hf_zipit.merge(sources, images(16), tasks=["a", "b"]), tmp_path / "out")
+    with pytest.raises(OptionError, match=r"model 1 of the recipe was a model in memory: name the models beside"):
+        merge_recipe(folder / saving.RECIPE)
+    assert read_recipe(folder / saving.RECIPE).data is None
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("sources: [a/b, c/d]\nalhpa: 0.2", r"recipe.yml: unknown key 'alhpa'; did you mean 'alpha'\?"),
+        ("token: hf_x", r"recipe.yml: unknown key 'token'; keys: sources, data, method"),
+        ("sources: [{id: a/b, sha: x}]", r"recipe.yml: unknown key 'sources.0.sha'; did you mean 'sha256'\?"),
+        ("alpha: much", "recipe.yml: alpha is 'much': input should be a valid number"),
+        ("num_images: [1, two]", "recipe.yml: num_images"),
+        ("- a", "is no recipe"),
+        ("a: [", "cannot read the recipe"),
+    ],
+)
+def test_a_wrong_recipe_names_file_and_key(tmp_path, text, message):
+    (tmp_path / "recipe.yml").write_text(text)
+    with pytest.raises(OptionError, match=message):
+        read_recipe(tmp_path / "recipe.yml")
+
+
+def test_relative_paths_are_relative_to_the_recipe(tmp_path, monkeypatch):
+    (tmp_path / "here" / "a").mkdir(parents=True)
+    (tmp_path / "user" / "name").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "here" / "recipe.yml"
+    file.write_text("sources: [a, user/name, ./gone, /abs]\ndata: 'a:test'\nspec: my.yaml")
+    recipe = read_recipe(file)
+    here = str(tmp_path / "here")
+    assert recipe.sources == [f"{here}/a", "user/name", f"{here}/gone", "/abs"]
+    assert (recipe.data, recipe.spec) == ([f"{here}/a:test"], f"{here}/my.yaml")
+
+
+def test_the_json_schema_refuses_unknown_keys_and_explains_every_key():
+    schema = Recipe.model_json_schema()
+    assert schema["additionalProperties"] is False
+    assert all(json.dumps(value["description"]) for value in schema["properties"].values())
+    assert make_recipe(sources=["a/b"], data="d").arguments()["data"] == ["d"]

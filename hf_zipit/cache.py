@@ -132,7 +132,7 @@ class StatisticsCache:
 
     def _load(self, space: FeatureSpace) -> SpaceStatistics | None:
         try:
-            tensors = load_file(self._file(space), str(self.device))
+            tensors = {name: value.to(self.device) for name, value in load_file(self._file(space)).items()}
         except (OSError, SafetensorError):
             return None
         kind = ReferenceMoments if self.compat else Moments

@@ -7,6 +7,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from hf_zipit import repair as repairing
 from hf_zipit.assembly import Plan
 from hf_zipit.batching import Passes
 from hf_zipit.libraries import Source
@@ -67,11 +68,17 @@ def _reduce(norm: nn.modules.batchnorm._BatchNorm, accelerator: Accelerator) -> 
     state["num_batches_tracked"].copy_(total)
 
 
+def repair(merge: Merge) -> None:
+    """Set every unit's mean and deviation to its parents'; see `repair.repair`."""
+    repairing.repair(merge.model, merge.parents, merge.plan, merge.matches, merge.passes)
+
+
 def none(merge: Merge) -> None:
     """Leave the merged model as it is."""
 
 
 CALIBRATIONS: dict[str, Calibration] = {
     "batchnorm": batchnorm,
+    "repair": repair,
     "none": none,
 }

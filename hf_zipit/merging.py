@@ -58,7 +58,8 @@ def merge(
         compat: follow the authors' code where it differs from the repaired method.
         num_images: images per data set, chosen by the seed: one number for all, or one each; `None` uses all.
         batch_size: images per forward pass.
-        calibrate: `batchnorm` re-estimates the norms' statistics on the data, `none` leaves them.
+        calibrate: `batchnorm` re-estimates the norms' statistics on the data, `repair` gives every unit the mean and
+            deviation of its parents, `none` leaves the merge as it is (see `CALIBRATIONS`).
         tasks: a name for each model's task; by default the models' names.
         seed: chooses the images.
         device: where to run; by default what accelerate finds. The result is on the CPU.

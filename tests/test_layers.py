@@ -17,6 +17,7 @@ LAYERS = [
     ["report", "from_recipe"],
     ["evaluation", "merging", "saving"],
     ["card", "calibrate", "cache", "matching.methods", "sources"],
+    ["repair"],
     ["assembly", "tracing.check", "batching"],
     ["tracing.cuts"],
     ["tracing.tracer"],

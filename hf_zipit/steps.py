@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 
-def first_and_mean(x: Tensor, skip: int | None = None) -> Tensor:
-    """The first token beside the mean of the others; `skip` registers after the first do not count."""
-    return torch.cat([x[:, 0], x[:, 1 + (skip or 0) :].mean(1)], -1)
+def classify_first_and_mean(x: Tensor, classifier: nn.Module, skip: int | None = None) -> Tensor:
+    """The classifier reads the first token beside the mean of the others, less `skip` registers after the first."""
+    logits: Tensor = classifier(torch.cat([x[:, 0], x[:, 1 + (skip or 0) :].mean(1)], -1))
+    return logits
 
 
 def classify_tokens(x: Tensor, *classifiers: nn.Module) -> Tensor:
@@ -23,8 +24,8 @@ OPS: dict[str, Callable[..., Tensor]] = {
     "mean_tokens": lambda x: x.mean(1),
     "mean_patches": lambda x: x[:, 1:].mean(1),
     "mean_map": lambda x: x.mean((-2, -1)),
-    "first_and_mean": first_and_mean,
     "classify_tokens": classify_tokens,
+    "classify_first_and_mean": classify_first_and_mean,
 }
 
 

@@ -59,28 +59,6 @@ def cifar_vgg(seed: int = 0, norm: bool = False) -> nn.Module:
     return randomise(timm.create_model("cifar_vgg11", width=1 / 8, batch_norm=norm, num_classes=5).eval(), seed)
 
 
-def described(name: str) -> nn.Module:
-    """A model that a spec's `check:` names, without weights."""
-    with torch.device("meta"):
-        if not name.startswith("transformers."):
-            return timm.create_model(name)
-        cls = getattr(transformers, name.partition(".")[2])
-        return cls(cls.config_class(hidden_size=48, intermediate_size=64))
-
-
-FAMILIES = {
-    "timm-resnet": {name: functools.partial(tiny, name) for name in TINY},
-    "timm-vit": {
-        "plain": timm_vit,
-        "layer scale, registers": functools.partial(timm_vit, name="vit_small_patch14_reg4_dinov2"),
-        "mean pooling": functools.partial(timm_vit, class_token=False, global_pool="avg"),
-        "norm before": functools.partial(timm_vit, name="vit_base_patch16_clip_224"),
-    },
-    "hf-vit": {"plain": hf_vit},
-    "timm-vgg": {"plain": vgg, "batch norm": functools.partial(vgg, norm=True), "cifar": cifar_vgg},
-}
-
-
 def resnet_spec_binding(model: nn.Module) -> Binding:
     spec = next(s for s in list_specs() if s.family == "timm-resnet")
     return bind(spec, model)

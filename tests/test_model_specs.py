@@ -8,7 +8,7 @@ from hf_zipit import spec as specs
 from hf_zipit.binding import bind
 from hf_zipit.checks import check_spec
 from hf_zipit.errors import SpecError
-from tests.models import FAMILIES, described
+from tests.families import FAMILIES, described
 
 SPECS = {s.family: s for s in specs.list_specs()}
 TINY = [(family, name) for family, models in FAMILIES.items() for name in models]

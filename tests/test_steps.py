@@ -21,6 +21,7 @@ class Net(nn.Module):
     def __init__(self):
         super().__init__()
         self.layer, self.a, self.b = Layer(), nn.Linear(4, 2), nn.Linear(4, 2)
+        self.wide = nn.Linear(8, 2)
         self.config = SimpleNamespace(registers=2)
 
     def embed(self, x):
@@ -48,8 +49,9 @@ def test_methods_and_functions():
     assert torch.equal(tokens, pixels.view(1, 4, 6).mT)
     both = run_steps(net, ["op:classify_tokens(a, b)"], tokens, (2, 3))
     torch.testing.assert_close(both, (net.a(tokens[:, 0]) + net.b(tokens[:, 1])) / 2)
-    skipped = run_steps(net, ["op:first_and_mean(skip=$config.registers)"], tokens, (2, 3))
-    assert torch.equal(skipped, torch.cat([tokens[:, 0], tokens[:, 3:].mean(1)], -1))
+    step = "op:classify_first_and_mean(wide, skip=$config.registers)"
+    read = torch.cat([tokens[:, 0], tokens[:, 3:].mean(1)], -1)
+    assert torch.equal(run_steps(net, [step], tokens, (2, 3)), net.wide(read))
     assert torch.equal(OPS["mean_map"](pixels), OPS["mean_tokens"](tokens))
     assert torch.equal(OPS["mean_patches"](tokens), tokens[:, 1:].mean(1))
     assert torch.equal(OPS["first_token"](tokens), tokens[:, 0])

@@ -11,7 +11,7 @@ class ZipItConfig(PreTrainedConfig):
 
     Attributes:
         backbone: `{"library": "timm", "architecture": name, "model_args": {...}}` or
-            `{"library": "transformers", "config": {...}}`.
+            `{"library": "transformers", "architecture": name of the class, "config": {...}}`.
         trunk: the merged steps in running order: module paths of the backbone, `call:method`, or `op:name`.
         head: the steps after the cut; every task has its own copy. Without trunk and head steps the whole backbone
             is merged, and its classifier has the classes of all tasks.

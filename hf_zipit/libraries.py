@@ -148,7 +148,7 @@ def _transformers_source(
     config = model.config.to_dict()
     labels = [model.config.id2label[i] for i in range(model.config.num_labels)]
     config = {k: v for k, v in config.items() if k not in _NOT_ARCHITECTURE}
-    backbone = {"library": "transformers", "config": config}
+    backbone = {"library": "transformers", "architecture": type(model).__name__, "config": config}
     preprocessing: dict[str, Any] = {"input_size": _image_size(config)}
     if processor is not None:
         noise = {"_processor_class", "image_processor_type"}
@@ -162,6 +162,7 @@ def _transformers_source(
 
 
 def _image_size(config: dict[str, Any]) -> tuple[int, int, int]:
+    config = config.get("vision_config", config)
     size = config.get("image_size", 224)
     height, width = size if isinstance(size, list | tuple) else (size, size)
     return int(config.get("num_channels", 3)), int(height), int(width)

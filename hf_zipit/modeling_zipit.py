@@ -168,10 +168,14 @@ class ZipItForImageClassification(ZipItPreTrainedModel):
 def build_backbone(backbone: dict[str, Any], num_classes: int) -> nn.Module:
     """The backbone with a classifier of its own, untrained."""
     if backbone["library"] == "transformers":
-        from transformers import AutoConfig, AutoModelForImageClassification
+        import transformers
 
-        config = AutoConfig.for_model(**{**backbone["config"], "num_labels": num_classes})
-        classifier: nn.Module = AutoModelForImageClassification.from_config(config)
+        config = transformers.AutoConfig.for_model(**{**backbone["config"], "num_labels": num_classes})
+        classifier: nn.Module
+        if "architecture" in backbone:  # several classes may share one kind of configuration
+            classifier = getattr(transformers, backbone["architecture"])(config)
+        else:
+            classifier = transformers.AutoModelForImageClassification.from_config(config)
         return classifier.eval()
     import timm
 

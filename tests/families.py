@@ -43,7 +43,8 @@ def timm_convnext(seed: int = 0, name: str = "convnext_atto", **changes: object)
 def timm_swin(seed: int = 0, **changes: object) -> nn.Module:
     """A tiny timm Swin."""
     args = {"img_size": 32, "patch_size": 2, "embed_dim": 16, "depths": (2, 2), "num_heads": (2, 4), "window_size": 4}
-    return randomise(timm.create_model("swin_tiny_patch4_window7_224", num_classes=5, **{**args, **changes}).eval(), seed)
+    model = timm.create_model("swin_tiny_patch4_window7_224", num_classes=5, **{**args, **changes})
+    return randomise(model.eval(), seed)
 
 
 def described(name: str) -> nn.Module:

@@ -1,7 +1,5 @@
 """Tiny models of the real classes, with random parameters and norm statistics."""
 
-import functools
-
 import timm
 import torch
 import transformers
@@ -47,9 +45,9 @@ def timm_vit(seed: int = 0, name: str = "vit_tiny_patch16_224", **changes: objec
 
 
 def vgg(seed: int = 0, norm: bool = False) -> nn.Module:
-    """A tiny timm VGG; its classifier keeps timm's 4096 units."""
+    """A tiny timm VGG; its last layer keeps timm's 4096 units."""
     norm_layer = nn.BatchNorm2d if norm else None
-    model = timm.models.vgg.VGG([6, "M", 8, 10, "M"], num_classes=5, norm_layer=norm_layer)
+    model = timm.models.vgg.VGG([6, "M", 8, 10, "M"], num_classes=5, norm_layer=norm_layer, mlp_ratio=1 / 64)
     model.pretrained_cfg = {"architecture": "vgg11", "input_size": (3, 32, 32)}
     return randomise(model.eval(), seed)
 

@@ -1,21 +1,20 @@
 """Models of timm and transformers as `Source`: the one module that knows model libraries."""
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import timm
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from hf_zipit import cifar_resnet as _cifar_resnet  # noqa: F401  (registers cifar_resnet20 with timm)
 from hf_zipit import cifar_vgg as _cifar_vgg  # noqa: F401  (registers cifar_vgg11)
+from hf_zipit.access import Access
+from hf_zipit.checkpoint import MAX_IMAGE_SIDE, digest, no_larger_than, read_weights, weight_files
 from hf_zipit.errors import SourceError
 
-_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pth.tar")
+_CREATION = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir")  # read files
 _NOT_ARCHITECTURE = {"id2label", "label2id", "num_labels", "_name_or_path", "architectures", "transformers_version"}
 
 
@@ -38,6 +37,10 @@ class Source:
     settings: dict[str, Any]
     folder: Path | None = None
     processor: Any = None
+
+    def __post_init__(self) -> None:
+        if max(self.input_size) > MAX_IMAGE_SIDE:
+            raise SourceError(f"{self.name} is made for images of {list(self.input_size)}: no image is that large")
 
     @property
     def input_size(self) -> tuple[int, int, int]:
@@ -83,23 +86,38 @@ def timm_module(model: Any, model_args: dict[str, Any] | None) -> Source:
     return _timm_source(config["architecture"], model, backbone, config.get("label_names"), origin)
 
 
-def timm_folder(folder: Path, config: dict[str, Any], name: str, origin: dict[str, Any]) -> Source:
+def timm_folder(folder: Path, config: dict[str, Any], name: str, origin: dict[str, Any], access: Access) -> Source:
     """A folder in timm's Hub format."""
-    args = {k: v for k, v in config.get("model_args", {}).items() if k != "num_classes"}
-    settings = {**config.get("pretrained_cfg", {}), "architecture": config["architecture"]}
+    architecture, file = config["architecture"], folder / "config.json"
+    args = {k: v for k, v in _mapping(config, "model_args", file).items() if k != "num_classes"}
+    settings = {**_mapping(config, "pretrained_cfg", file), "architecture": architecture}
     classes = config.get("num_classes", settings.get("num_classes", 1000))
+    if not timm.is_model(architecture):
+        raise SourceError(f"{file}: timm cannot build {architecture}: it has no such model")
+    if any(key in args for key in _CREATION):
+        raise SourceError(f"{file}: model_args may not hold {next(key for key in _CREATION if key in args)}")
+    files = weight_files(folder, access.allow_pickle)
+    state = read_weights(files)
     try:
-        model = timm.create_model(
-            config["architecture"], pretrained=False, num_classes=classes, pretrained_cfg=settings, **args
-        )
+        with no_larger_than(files, file):
+            model = timm.create_model(
+                architecture, pretrained=False, num_classes=classes, pretrained_cfg=settings, **args
+            )
+    except SourceError:
+        raise
     except (RuntimeError, TypeError, ValueError) as error:
-        raise SourceError(f"{folder}: timm cannot build {config['architecture']}: {error}") from None
-    weights = folder / "model.safetensors"
-    _fill(model, read_weights(weights), weights)
-    backbone = {"library": "timm", "architecture": config["architecture"], "model_args": args}
+        raise SourceError(f"{folder}: timm cannot build {architecture}: {error}") from None
+    _fill(model, state, files[0])
+    backbone = {"library": "timm", "architecture": architecture, "model_args": args}
     labels = config.get("label_names", settings.get("label_names"))
-    origin = {**origin, "sha256": hashlib.sha256(weights.read_bytes()).hexdigest()}
-    return _timm_source(name, model, backbone, labels, origin, folder)
+    return _timm_source(name, model, backbone, labels, {**origin, "sha256": digest(files)}, folder)
+
+
+def _mapping(config: dict[str, Any], key: str, file: Path) -> dict[str, Any]:
+    value = config.get(key) or {}
+    if not isinstance(value, dict):
+        raise SourceError(f"{file}: {key} is {value!r}, not a mapping")
+    return value
 
 
 def _timm_source(
@@ -123,23 +141,35 @@ def _timm_source(
     return Source(name, model, backbone, names, preprocessing, transform, origin, described, folder)
 
 
-def transformers_folder(folder: Path, name: str, origin: dict[str, Any]) -> Source:
+def transformers_folder(
+    folder: Path, config: dict[str, Any], name: str, origin: dict[str, Any], access: Access
+) -> Source:
     """A folder in transformers' format, with an image classifier in it."""
     from transformers import AutoImageProcessor, AutoModelForImageClassification
 
-    weights = folder / "model.safetensors"
-    read_weights(weights)
+    files, trust = weight_files(folder, access.allow_pickle), access.trust_remote_code
     try:
-        model, info = AutoModelForImageClassification.from_pretrained(folder, output_loading_info=True)
-        processor = AutoImageProcessor.from_pretrained(folder)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        with no_larger_than(files, folder / "config.json"):
+            model, info = AutoModelForImageClassification.from_pretrained(
+                folder,
+                output_loading_info=True,
+                trust_remote_code=trust,
+                use_safetensors=files[0].suffix == ".safetensors",
+            )
+        processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=trust)
+    except SourceError:
+        raise
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+        if "trust_remote_code" in str(error):
+            raise SourceError(
+                f"{folder} needs the code files that come with it: read them, and allow them with --trust-remote-code"
+            ) from error
         first = str(error).strip().splitlines()[0]
         raise SourceError(f"{folder}: transformers cannot load an image classifier: {first}") from error
     wrong = sorted(str(key) for keys in info.values() for key in keys)
     if wrong:
-        raise SourceError(f"{weights} does not fit its config.json: {', '.join(wrong[:3])}")
-    origin = {**origin, "sha256": hashlib.sha256(weights.read_bytes()).hexdigest()}
-    return _transformers_source(model, name, processor, origin, folder)
+        raise SourceError(f"{files[0]} does not fit its config.json: {', '.join(wrong[:3])}")
+    return _transformers_source(model, name, processor, {**origin, "sha256": digest(files)}, folder)
 
 
 def _transformers_source(
@@ -186,19 +216,6 @@ def preprocessing_of(merged: Any) -> tuple[tuple[int, int, int], Callable[[Any],
 
         processor = AutoImageProcessor.from_pretrained(merged.name_or_path)
     return _image_size(config.backbone["config"]), _transform(processor)
-
-
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file."""
-    if not path.is_file():
-        pickles = sorted(p.name for pattern in _PICKLES for p in path.parent.glob(pattern))
-        if pickles:
-            raise SourceError(f"{path.parent} has only pickled weights ({pickles[0]}): save it as model.safetensors")
-        raise SourceError(f"{path.parent} has no model.safetensors")
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise SourceError(f"{path} is damaged: {error}") from None
 
 
 def _fill(model: nn.Module, state: dict[str, Tensor], path: Path) -> None:

@@ -1,9 +1,7 @@
 """Source models: Hub ids, local folders or loaded modules -> `Source`, and whether they can be merged."""
 
 import copy
-import json
 import logging
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,8 +10,11 @@ import torch
 from torch import nn
 
 from hf_zipit import spec as specs
+from hf_zipit.access import NOTHING, Access
 from hf_zipit.binding import bind
+from hf_zipit.checkpoint import read_json
 from hf_zipit.errors import SourceError, SpecError
+from hf_zipit.hub.download import HUB_ID, fetch
 from hf_zipit.libraries import Source, from_module, timm_folder, transformers_folder, untrained
 from hf_zipit.spaces import Binding
 from hf_zipit.tracing.check import describe, tally
@@ -21,10 +22,10 @@ from hf_zipit.tracing.tracer import trace
 
 _log = logging.getLogger("hf_zipit")
 
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 
-
-def load(source: str | Path | nn.Module | Source, model_args: dict[str, Any] | None = None) -> Source:
+def load(
+    source: str | Path | nn.Module | Source, model_args: dict[str, Any] | None = None, access: Access = NOTHING
+) -> Source:
     """Load one model.
 
     Args:
@@ -32,9 +33,11 @@ def load(source: str | Path | nn.Module | Source, model_args: dict[str, Any] | N
             a timm module made by `timm.create_model`. A `Source` is returned as it is.
         model_args: the keyword arguments a module was created with, apart from the number of classes; timm does not
             keep them, and a saved merge needs them.
+        access: what the user allows: an access token of the Hub, code that comes with models, pickled weights.
 
     Raises:
-        SourceError: it is no model, its weights are missing, damaged, pickled or do not fit, or its kind is unknown.
+        SourceError: it is no model, its weights are missing, damaged, pickled or do not fit, its kind is unknown, or
+            the Hub does not give it.
     """
     if isinstance(source, Source):
         return source
@@ -42,11 +45,13 @@ def load(source: str | Path | nn.Module | Source, model_args: dict[str, Any] | N
         return from_module(source, model_args)
     path = Path(source)
     if path.is_dir():
-        return _from_folder(path, {"id": None, "folder": path.resolve().name, "revision": None})
+        return _from_folder(path, {"id": None, "folder": path.resolve().name, "revision": None}, access)
     if path.exists():
         raise SourceError(f"{source} is a file: a model is a folder with config.json and model.safetensors")
-    if _HUB_ID.fullmatch(str(source)):
-        return _from_hub(str(source))
+    if HUB_ID.fullmatch(str(source)):
+        got = fetch(str(source), access)
+        origin = {"id": got.name, "folder": None, "revision": got.revision}
+        return _from_folder(got.folder, origin, access, got.name.partition("/")[2])
     raise SourceError(f"no model at '{source}': it is neither a folder nor a Hub id (user/name)")
 
 
@@ -145,32 +150,13 @@ def _same_modules(first: Source, other: Source, binding: Binding, pair: str) -> 
             raise SourceError(f"{pair}: the module {path or 'itself'} is {shown[0]} and {shown[1]}")
 
 
-def _from_hub(ref: str) -> Source:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    name, _, revision = ref.partition("@")
-    try:
-        folder = Path(snapshot_download(name, revision=revision or None, allow_patterns=["*.json", "*.safetensors"]))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise SourceError(f"cannot get {ref} from the Hub, and there is no such folder: {first}") from error
-    return _from_folder(folder, {"id": name, "folder": None, "revision": folder.name}, name.partition("/")[2])
-
-
-def _from_folder(folder: Path, origin: dict[str, Any], name: str | None = None) -> Source:
+def _from_folder(folder: Path, origin: dict[str, Any], access: Access, name: str | None = None) -> Source:
     name = name or folder.resolve().name
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise SourceError(f"{folder} is no model: it has no config.json") from None
-    except ValueError as error:
-        raise SourceError(f"{folder}/config.json is not valid JSON: {error}") from None
-    config = config if isinstance(config, dict) else {}
+    config = read_json(folder / "config.json")
     if config.get("model_type") == "zipit":
         raise SourceError(f"{folder} is itself a merge of several models: merge its sources instead")
     if isinstance(config.get("architecture"), str):
-        return timm_folder(folder, config, name, origin)
+        return timm_folder(folder, config, name, origin, access)
     if config.get("model_type"):
-        return transformers_folder(folder, name, origin)
+        return transformers_folder(folder, config, name, origin, access)
     raise SourceError(f"{folder}/config.json names neither a timm architecture nor a transformers model_type")

@@ -76,7 +76,7 @@ def test_truncated_weights_are_refused(folder):
 def test_what_is_neither_a_folder_nor_an_id_is_refused(folder):
     for name, message in (
         ("not a model", "neither a folder nor a Hub id"),
-        ("user/does-not-exist", "cannot get user/does-not-exist from the Hub"),
+        ("user/does-not-exist", "user/does-not-exist is no folder, nor wholly in the cache"),
         (folder / "config.json", "is a file"),
     ):
         with pytest.raises(SourceError, match=message):

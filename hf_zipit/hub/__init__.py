@@ -1,0 +1,1 @@
+"""The Hugging Face Hub: getting models from it, sending merges to it, and saying what went wrong."""

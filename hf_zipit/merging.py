@@ -18,10 +18,9 @@ from hf_zipit.data import open_all
 from hf_zipit.errors import OptionError, SourceError
 from hf_zipit.libraries import Source
 from hf_zipit.matching.match import Match
-from hf_zipit.matching.methods import Options, match_spaces
+from hf_zipit.matching.matcher import match_spaces
+from hf_zipit.matching.methods import Options
 from hf_zipit.modeling_zipit import ZipItForImageClassification
-from hf_zipit.progress import progress
-from hf_zipit.spaces import FeatureSpace
 from hf_zipit.statistics import SpaceStatistics, collect
 
 
@@ -34,6 +33,8 @@ def merge(
     alpha: float = 0.1,
     beta: float = 0.8,
     compat: bool = False,
+    balance: float = 0.5,
+    sweeps: int = 100,
     num_images: int | Sequence[int] | None = None,
     batch_size: int = 32,
     calibrate: str = "batchnorm",
@@ -50,12 +51,15 @@ def merge(
         data: images for the statistics, no labels needed: one data set for all, or a list with one for each model.
             A Hub id, an image folder, parquet files, a `datasets.Dataset`, or batches of pixels (see `open_images`).
             Not read where neither the method nor the calibration needs images.
-        method: `zip`, `permute` or `average`.
+        method: `zip`, `permute`, `average`, `optimal`, `kmeans`, `git-rebasin`, `weight-zip`, `mudsc-align` or
+            `mudsc-zip` (see `METHODS`).
         cut: merge up to this step or stage (`layer2`); each task keeps its own layers after it. `None` merges
             everything but the classifiers.
-        alpha: penalty on merging many units into one, in [0, 1] (`zip`).
-        beta: share of the merges that may happen within a model, in [0, 1] (`zip`).
+        alpha: penalty on merging many units into one, in [0, 1] (`zip`, `*-zip`).
+        beta: share of the merges that may happen within a model, in [0, 1] (`zip`, `*-zip`).
         compat: follow the authors' code where it differs from the repaired method.
+        balance: weight of the similarity of weights against that of activations, in [0, 1] (`mudsc-*`).
+        sweeps: over all spaces, at most (methods that compare weights; they stop when no match changes).
         num_images: images per data set, chosen by the seed: one number for all, or one each; `None` uses all.
         batch_size: images per forward pass.
         calibrate: `batchnorm` re-estimates the norms' statistics on the data, `repair` gives every unit the mean and
@@ -78,7 +82,7 @@ def merge(
 
     >>> merged = merge(["user/pets", "user/birds"], ["user/pets-data", "user/birds-data"])  # doctest: +SKIP
     """
-    options = Options(method, alpha, beta, compat)
+    options = Options(method, alpha, beta, compat, balance, sweeps)
     _check_calibration(calibrate)
     needed = options.needs_statistics or calibrate != "none"
     merger = Merger(
@@ -155,12 +159,9 @@ class Merger:
         """Match the spaces that the trunk touches."""
         rows = self.binding.rows(plan.touched(self.states[0])).values()
         touched = {row.space for mine in rows for row in mine}
-        spaces: Iterable[FeatureSpace] = [space for name, space in self.binding.spaces.items() if name in touched]
-        if not options.needs_statistics:
-            return match_spaces(spaces, {}, self.states, self.binding, options)
-        statistics = self.statistics(touched, options.compat)
-        spaces = progress(spaces, "Matching", self.passes.accelerator)
-        return match_spaces(spaces, statistics, self.states, self.binding, options)
+        spaces = [space for name, space in self.binding.spaces.items() if name in touched]
+        statistics = self.statistics(touched, options.compat) if options.needs_statistics else {}
+        return match_spaces(spaces, statistics, self.states, self.binding, options, self.passes.accelerator)
 
     def statistics(self, names: Iterable[str], compat: bool = False) -> dict[str, SpaceStatistics]:
         """The statistics of the named spaces: those seen before, and one pass over the images for the others.

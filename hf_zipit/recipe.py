@@ -53,11 +53,16 @@ class Recipe(BaseModel):
         description="Images without labels: Hub id, image folder or parquet, with or without :split; "
         "one for all models, or one each.",
     )
-    method: str = Field("zip", description="zip, permute or average.")
+    method: str = Field(
+        "zip",
+        description="zip, permute, average, optimal, kmeans, git-rebasin, weight-zip, mudsc-align or mudsc-zip.",
+    )
     cut: str | None = Field(None, description="Merge up to here, e.g. layer2; default: all layers.")
-    alpha: float = Field(0.1, description="zip: penalty on merging many units into one, 0 to 1.")
-    beta: float = Field(0.8, description="zip: share of merges that may happen within a model, 0 to 1.")
+    alpha: float = Field(0.1, description="zip, *-zip: penalty on merging many units into one, 0 to 1.")
+    beta: float = Field(0.8, description="zip, *-zip: share of merges that may happen within a model, 0 to 1.")
     compat: bool = Field(False, description="Follow the authors' code exactly.")
+    balance: float = Field(0.5, description="mudsc-*: weight of the weights against the activations, 0 to 1.")
+    sweeps: int = Field(100, description="Methods that compare weights: sweeps over all spaces, at most.")
     num_images: int | list[int] | None = Field(
         None, description="Images per data set, one number for all or one each; default: all."
     )

@@ -37,7 +37,7 @@ def unmerge_reads(
         tensor = state[name]
         for row in rows:
             if row.role == "read" and row.space in matches:
-                tensor = _along(tensor.double(), row.axis, [row], matches, model)
+                tensor = along(tensor.double(), row.axis, [row], matches, model)
         out[name] = tensor.to(state[name].dtype).clone()
     return out
 
@@ -53,11 +53,11 @@ def _merged(tensors: Sequence[Tensor], rows: Sequence[Row], matches: Mapping[str
     for model, tensor in enumerate(tensors):
         value = tensor.double()
         for axis, mine in reads.items():
-            value = _along(value, axis, mine, matches, model)
+            value = along(value, axis, mine, matches, model)
         axis = writes[0].axis if writes else 0
         ones = torch.ones(value.shape[axis] if value.ndim else 1, dtype=value.dtype, device=value.device)
-        value = _along(value, axis, writes, matches, model)
-        ones = _along(ones, 0, writes, matches, model)
+        value = along(value, axis, writes, matches, model)
+        ones = along(ones, 0, writes, matches, model)
         total = value if total is None else total + value
         count = ones if count is None else count + ones
     assert total is not None
@@ -66,8 +66,16 @@ def _merged(tensors: Sequence[Tensor], rows: Sequence[Row], matches: Mapping[str
     return (total / count.view(shape)).to(first.dtype) if total.ndim else (total / len(tensors)).to(first.dtype)
 
 
-def _along(value: Tensor, axis: int, rows: Sequence[Row], matches: Mapping[str, Match], model: int) -> Tensor:
-    """Sum the entries along one axis that share a merged unit; fixed parts of the axis keep their place."""
+def along(value: Tensor, axis: int, rows: Sequence[Row], matches: Mapping[str, Match], model: int) -> Tensor:
+    """Sum the entries along one axis that share a merged unit; fixed parts of the axis keep their place.
+
+    Args:
+        value: a parameter of one model.
+        axis: the axis to bring to merged units.
+        rows: all of the table's rows for this axis.
+        matches: a match for the space of every row.
+        model: which model the parameter is from.
+    """
     if not rows:
         return value
     if rows[0].local:
@@ -85,6 +93,8 @@ def _along(value: Tensor, axis: int, rows: Sequence[Row], matches: Mapping[str, 
         done = row.offset + row.length
     rest = value.shape[axis] - done
     index = torch.cat([*pieces, torch.arange(width, width + rest)]).to(value.device)
+    if len(index) == width + rest and torch.equal(index.sort()[0], torch.arange(width + rest, device=index.device)):
+        return value.index_select(axis, index.argsort())
     kept = (index >= 0).nonzero().flatten()
     shape = [width + rest if i == axis else n for i, n in enumerate(value.shape)]
     return value.new_zeros(shape).index_add_(axis, index[kept], value.index_select(axis, kept))

@@ -45,9 +45,12 @@ def timm_vit(seed: int = 0, name: str = "vit_tiny_patch16_224", **changes: objec
 
 
 def vgg(seed: int = 0, norm: bool = False) -> nn.Module:
-    """A tiny timm VGG; its last layer keeps timm's 4096 units."""
+    """A tiny timm VGG; its classifier, which timm builds with 4096 units, is made anew with 16."""
     norm_layer = nn.BatchNorm2d if norm else None
-    model = timm.models.vgg.VGG([6, "M", 8, 10, "M"], num_classes=5, norm_layer=norm_layer, mlp_ratio=1 / 64)
+    model = timm.models.vgg.VGG([6, "M", 8, 10, "M"], num_classes=5, norm_layer=norm_layer)
+    model.num_features = model.head_hidden_size = 16
+    model.pre_logits = timm.models.vgg.ConvMlp(10, 16)
+    model.head = timm.models.vgg.ClassifierHead(16, 5)
     model.pretrained_cfg = {"architecture": "vgg11", "input_size": (3, 32, 32)}
     return randomise(model.eval(), seed)
 

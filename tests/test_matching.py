@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from hf_zipit.errors import OptionError
-from hf_zipit.matching.match import average_match, match_groups, permute_match, zip_match
+from hf_zipit.matching.groups import match_groups
+from hf_zipit.matching.match import average_match, permute_match, zip_match
 
 
 def similarity(models: int, width: int, seed: int, dead: bool = False) -> torch.Tensor:

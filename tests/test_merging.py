@@ -158,11 +158,13 @@ def test_unknown_modules_are_refused():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"method": "magic"}, "unknown method 'magic'; methods: zip, permute, average"),
+        ({"method": "magic"}, "unknown method 'magic'; methods: zip, permute, average, optimal, kmeans, git-rebasin"),
         ({"cut": "layer9"}, r"unknown cut 'layer9'; legal cuts: conv1, .*layer2, .*global_pool"),
         ({"cut": "fc"}, "unknown cut 'fc'"),
         ({"alpha": 2.0}, "alpha is 2"),
         ({"beta": -1.0}, "beta is -1"),
+        ({"balance": 1.5}, "balance is 1.5"),
+        ({"sweeps": 0}, "sweeps is 0"),
         ({"calibrate": "hope"}, "unknown calibration 'hope'; calibrations: batchnorm, .*none"),
         ({"tasks": ["a"]}, "2 different names are needed"),
         ({"tasks": ["a", "a"]}, "2 different names are needed"),

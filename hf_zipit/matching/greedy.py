@@ -4,6 +4,8 @@ The similarity matrix is updated in place. Each row keeps an upper bound of its 
 exact when its row comes up as the global maximum, so a step costs a few passes over one row and one column.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
@@ -12,14 +14,42 @@ Labels = NDArray[np.int64]
 _NEVER = np.float32(-np.inf)
 
 
+@dataclass
+class Budget:
+    """How many merges within each model the reference still allows in a space, and inside each group of groups.
+
+    A model is closed once a merge has used up its last one: from then on none of its units may meet.
+    """
+
+    left: list[int]
+    share: int | None
+    closed: list[bool]
+
+    @classmethod
+    def of(cls, sizes: tuple[int, ...], beta: float, keep: int, groups: int = 1) -> "Budget":
+        """The budget of a space whose models have `sizes` units, merged down to `keep`."""
+        merges = sum(sizes) - keep
+        share = merges // (len(sizes) * groups) if groups > 1 else None
+        return cls([int((merges // len(sizes)) * beta + 1e-4)] * len(sizes), share, [False] * len(sizes))
+
+
 def greedy_zip(
-    similarity: NDArray[np.floating], sizes: tuple[int, ...], alpha: float, beta: float, keep: int, compat: bool
-) -> Labels:
-    """Cluster the units down to `keep`; returns the label of every unit, clusters ordered by their smallest unit."""
-    pairs = _Pairs(similarity)
-    rules = _Reference(pairs, sizes, alpha, beta, keep) if compat else _Repaired(pairs, sizes, alpha, beta, keep)
+    similarity: NDArray[np.floating],
+    sizes: tuple[int, ...],
+    alpha: float,
+    beta: float,
+    keep: int,
+    budget: Budget | None = None,
+) -> tuple[Labels, float]:
+    """Cluster the units down to `keep`, by the reference's rules if its budget is given.
+
+    Returns the label of every unit, clusters ordered by their smallest unit, and the mean of the similarities at
+    which clusters were merged.
+    """
+    pairs, compat = _Pairs(similarity), budget is not None
+    rules = _Reference(pairs, sizes, alpha, budget) if budget else _Repaired(pairs, sizes, alpha, beta, keep)
     cluster = np.arange(len(similarity))
-    left = len(similarity)
+    left, values = len(similarity), []
     while left > keep:
         i, j = pairs.best_pair()
         if i < 0:
@@ -30,11 +60,13 @@ def greedy_zip(
             cluster[cluster == first] = -1
             pairs.remove(first)
         else:
+            values.append(float(pairs.values[i, j]))
             cluster[cluster == j] = i
             rules.merge(i, j)
         left -= 1
     kept = np.unique(cluster[cluster >= 0])
-    return np.where(cluster >= 0, np.searchsorted(kept, cluster), -1).astype(np.int64)
+    labels = np.where(cluster >= 0, np.searchsorted(kept, cluster), -1).astype(np.int64)
+    return labels, float(np.mean(values)) if values else 0.0
 
 
 class _Pairs:
@@ -131,11 +163,14 @@ class _Repaired:
 class _Reference:
     """The rules of the authors' code, defects included; a cluster counts as the model of its smallest unit."""
 
-    def __init__(self, pairs: _Pairs, sizes: tuple[int, ...], alpha: float, beta: float, keep: int) -> None:
-        self.pairs, self.alpha = pairs, alpha
+    def __init__(self, pairs: _Pairs, sizes: tuple[int, ...], alpha: float, budget: Budget) -> None:
+        self.pairs, self.alpha, self.budget = pairs, alpha, budget
         self.origin = np.repeat(np.arange(len(sizes)), sizes)
         self.width = sum(sizes) // len(sizes)
-        self.budget = [int(((sum(sizes) - keep) // len(sizes)) * beta + 1e-4)] * len(sizes)
+        self.share = [sum(sizes) if budget.share is None else budget.share] * len(sizes)
+        for model, closed in enumerate(budget.closed):
+            if closed:
+                self._close(model)
 
     def merge(self, i: int, j: int) -> None:
         values, pairs = self.pairs.values, self.pairs
@@ -147,9 +182,14 @@ class _Reference:
         pairs.set_row(i, self._penalised(row, i, j))
         origin = self.origin[i]
         if origin == self.origin[j]:
-            self.budget[origin] -= 1
-            if self.budget[origin] <= 0:
-                pairs.forbid(pairs.alive & (self.origin == origin))
+            self.share[origin] -= 1
+            self.budget.left[origin] -= 1
+            self.budget.closed[origin] = self.budget.left[origin] <= 0
+            if self.budget.closed[origin] or self.share[origin] <= 0:
+                self._close(origin)
+
+    def _close(self, model: int) -> None:
+        self.pairs.forbid(self.pairs.alive & (self.origin == model))
 
     def _penalised(self, values: NDArray[np.float32], i: int, j: int) -> NDArray[np.float32]:
         if self.alpha > 0:

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from hf_zipit.errors import OptionError
-from hf_zipit.matching.greedy import greedy_zip
+from hf_zipit.matching.greedy import Budget, Labels, greedy_zip
 
 UnitMatch = Callable[[Tensor, Sequence[int]], "Match"]
 
@@ -23,7 +24,7 @@ class Match:
 
     `labels` has shape `(n,)` with values in `0 .. width - 1`, the units of model 0 first, then model 1, and so on;
     `sizes` gives the number of units of each model. A label of -1 is a unit that was dropped (reference behaviour,
-    only under `compat=True`).
+    only under `compat=True`). `score` is the mean similarity of what was merged, as the method counts it.
 
     >>> match = Match(torch.tensor([0, 1, 1, 0]), (2, 2), 2)
     >>> match.merge
@@ -34,6 +35,7 @@ class Match:
     labels: Tensor
     sizes: tuple[int, ...]
     width: int
+    score: float = 0.0
 
     @property
     def counts(self) -> Tensor:
@@ -76,6 +78,7 @@ def zip_match(
     beta: float = 0.8,
     keep: int | None = None,
     compat: bool = False,
+    budget: Budget | None = None,
 ) -> Match:
     """Greedy matching across and within models (ZipIt!, section 4.3 and appendix B), in O(n^2) time and memory.
 
@@ -92,6 +95,7 @@ def zip_match(
         beta: in [0, 1].
         keep: merged units; the mean of `sizes` by default.
         compat: follow the authors' code exactly instead: its ties, order, budgets and dropped units.
+        budget: under `compat`, the budget that the groups of one space share; by default this match's own.
 
     Raises:
         OptionError: alpha, beta or keep out of range, or a similarity of another shape.
@@ -108,24 +112,65 @@ def zip_match(
         raise OptionError(
             f"keep={keep}: compat=True reproduces merges to one model's width, {sum(sizes) // len(sizes)}"
         )
-    labels = greedy_zip(similarity.detach().cpu().numpy(), sizes, alpha, beta, keep, compat)
-    return Match(torch.from_numpy(labels), sizes, keep)
+    if compat and budget is None:
+        budget = Budget.of(sizes, beta, keep)
+    labels, score = greedy_zip(similarity.detach().cpu().numpy(), sizes, alpha, beta, keep, budget)
+    return Match(torch.from_numpy(labels), sizes, keep, score)
 
 
-def permute_match(similarity: Tensor, sizes: Sequence[int]) -> Match:
-    """Align every model to the first by the assignment that maximises the summed similarity (eq. 3).
+def permute_match(similarity: Tensor, sizes: Sequence[int], *, compat: bool = False) -> Match:
+    """Align the models one-to-one by assignments that maximise the summed similarity (eq. 3).
+
+    Two models: the optimum. More: every model is first aligned to the one that is most alike to all others; then,
+    time after time, the model that gains most is aligned anew to the sum of all others, until none gains. That sum
+    over all pairs of models never falls, and the result does not depend on the models' order.
+
+    Args:
+        similarity: `(n, n)`, units of model 0 first.
+        sizes: units per model, all the same.
+        compat: align every model to the first one, as the authors' code does.
 
     >>> permute_match(torch.tensor([[1, 0, 0, 0.9], [0, 1, 0.9, 0], [0, 0.9, 1, 0], [0.9, 0, 0, 1]]), [2, 2]).labels
     tensor([0, 1, 1, 0])
     """
     sizes, _ = _checked(similarity, sizes, None)
-    width = _equal(sizes, "permute")
-    values = similarity.detach().cpu().double().numpy()
-    labels = [np.arange(width)]
-    for model in range(1, len(sizes)):
-        rows, columns = linear_sum_assignment(values[:width, model * width : (model + 1) * width], maximize=True)
-        labels.append(rows[np.argsort(columns)])
-    return Match(torch.from_numpy(np.concatenate(labels)), sizes, width)
+    width, models = _equal(sizes, "permute"), range(len(sizes))
+    values = similarity.detach().cpu().double().numpy().reshape(len(sizes), width, len(sizes), width)
+    pairs = {(0, k): _assign(values[0, :, k]) for k in models[1:]}
+    score = float(np.mean([values[0, range(width), k, pairs[0, k]].mean() for k in models[1:]]))
+    columns = np.stack([np.arange(width), *(pairs[0, k] for k in models[1:])])  # (N, width): model k's unit at place m
+    if len(sizes) > 2 and not compat:
+        columns = _jointly(values, pairs)
+    labels = torch.from_numpy(np.argsort(columns, axis=1).reshape(-1))
+    return Match(labels, sizes, width, score)
+
+
+def _assign(scores: NDArray[np.float64]) -> Labels:
+    """The column of every row in the assignment with the largest sum."""
+    columns: Labels = linear_sum_assignment(scores, maximize=True)[1]
+    return columns
+
+
+def _jointly(values: NDArray[np.float64], pairs: dict[tuple[int, int], Labels]) -> Labels:
+    """Which unit of each model sits at each place, `(N, width)`; the first model's units keep their order."""
+    n, width = values.shape[:2]
+    rows = np.arange(width)
+    for i in range(1, n):
+        pairs |= {(i, j): _assign(values[i, :, j]) for j in range(i + 1, n)}
+    pairs |= {(j, i): np.argsort(columns) for (i, j), columns in pairs.items()}
+    totals = [sum(values[i, rows, j, pairs[i, j]].sum() for j in range(n) if j != i) for i in range(n)]
+    hub = int(np.argmax(totals))
+    seats = np.stack([rows if k == hub else pairs[hub, k] for k in range(n)])
+    while True:
+        gains, found = [], []
+        for k in range(n):
+            others = sum(values[j, seats[j], k] for j in range(n) if j != k)  # (width, units of k)
+            found.append(_assign(others))
+            gains.append(others[rows, found[k]].sum() - others[rows, seats[k]].sum())
+        best = int(np.argmax(gains))
+        if gains[best] <= 1e-9 * width:
+            return seats[:, np.argsort(seats[0])]
+        seats[best] = found[best]
 
 
 def average_match(sizes: Sequence[int]) -> Match:
@@ -136,75 +181,6 @@ def average_match(sizes: Sequence[int]) -> Match:
     """
     width = _equal(tuple(sizes), "average")
     return Match(torch.arange(width).repeat(len(sizes)), tuple(sizes), width)
-
-
-def match_groups(
-    similarities: Sequence[Tensor | None], models: int, groups: int, methods: Sequence[UnitMatch]
-) -> list[Match]:
-    """Match spaces whose units move in whole groups (grouped convolutions, GroupNorm), one order for all of them.
-
-    Each model's groups are assigned one-to-one to the first model's by the best inner match of the units of a pair,
-    summed over the spaces; then each space's method runs inside every group of groups.
-
-    Args:
-        similarities: one `(N * n_i, N * n_i)` matrix per space, `None` for a space with one unit per group that only
-            follows the others.
-        models: number of models N.
-        groups: how many groups each space has.
-        methods: for each space, the method for the units of one group.
-    """
-    orders = [np.arange(groups)]  # orders[k][g]: the group of model k that joins group g
-    blocks = [None if s is None else _by_group(s, models, groups) for s in similarities]
-    for model in range(1, models):
-        scores = np.zeros((groups, groups))
-        for block in blocks:
-            if block is not None:
-                scores += _group_scores(block, model)
-        orders.append(linear_sum_assignment(scores, maximize=True)[1])
-    return [
-        _follow(orders) if block is None else _inside(block, orders, method)
-        for block, method in zip(blocks, methods, strict=True)
-    ]
-
-
-def _group_scores(block: np.ndarray, model: int) -> np.ndarray:
-    """Best summed similarity of the units of each group of the first model with each group of another."""
-    groups = block.shape[1]
-    scores = np.empty((groups, groups))
-    for a in range(groups):
-        for b in range(groups):
-            pair = block[0, a, :, model, b]
-            rows, columns = linear_sum_assignment(pair, maximize=True)
-            scores[a, b] = pair[rows, columns].sum()
-    return scores
-
-
-def _follow(orders: list[np.ndarray]) -> Match:
-    """The match of a space that has one unit per group."""
-    labels = np.concatenate([np.argsort(order) for order in orders])
-    return Match(torch.from_numpy(labels), (len(orders[0]),) * len(orders), len(orders[0]))
-
-
-def _by_group(similarity: Tensor, models: int, groups: int) -> np.ndarray:
-    """(N n, N n) -> (model, group, unit, model, group, unit)."""
-    n = similarity.shape[0] // models
-    shape = (models, groups, n // groups)
-    return similarity.detach().cpu().double().numpy().reshape(*shape, *shape)
-
-
-def _inside(block: np.ndarray, orders: list[np.ndarray], match: UnitMatch) -> Match:
-    models, groups, units = block.shape[:3]
-    labels = np.empty((models, groups, units), dtype=np.int64)
-    width = units
-    for group in range(groups):
-        chosen = [int(order[group]) for order in orders]
-        part = np.stack([[block[i, a, :, j, b] for j, b in enumerate(chosen)] for i, a in enumerate(chosen)])
-        part = part.transpose(0, 2, 1, 3).reshape(models * units, models * units)
-        inner = match(torch.from_numpy(np.ascontiguousarray(part)), [units] * models)
-        width = inner.width
-        for model, a in enumerate(chosen):
-            labels[model, a] = group * width + inner.of(model).numpy()
-    return Match(torch.from_numpy(labels.reshape(-1)), (groups * units,) * models, groups * width)
 
 
 def _checked(similarity: Tensor, sizes: Sequence[int], keep: int | None) -> tuple[tuple[int, ...], int]:

@@ -1,103 +1,88 @@
 """Methods by name: which similarity they read and how they match. A new method is one entry of `METHODS`."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-
-from torch import Tensor
+from functools import partial
 
 from hf_zipit.errors import OptionError
-from hf_zipit.matching.fingerprint import fingerprints, likeness
-from hf_zipit.matching.match import Match, UnitMatch, average_match, match_groups, permute_match, zip_match
-from hf_zipit.matching.similarity import correlation, reference_correlation
-from hf_zipit.spaces import Binding, FeatureSpace
-from hf_zipit.statistics import SpaceStatistics
+from hf_zipit.matching.greedy import Budget
+from hf_zipit.matching.kmeans import kmeans_match
+from hf_zipit.matching.match import UnitMatch, average_match, permute_match, zip_match
+from hf_zipit.matching.optimal import optimal_match
 
 
 @dataclass(frozen=True)
 class Options:
     """What the user chose about matching.
 
+    Args:
+        method: a name of `METHODS`.
+        alpha: penalty on merging many units into one, in [0, 1] (`*zip`).
+        beta: share of the merges that may happen within a model, in [0, 1] (`*zip`).
+        compat: follow the authors' code where it differs from the repaired method.
+        balance: how much the similarity of weights counts against that of activations, in [0, 1] (`mudsc-*`).
+        sweeps: over all spaces, at most, for methods that read weights.
+
     Raises:
-        OptionError: unknown method, or alpha or beta out of range.
+        OptionError: unknown method, or a number out of range.
     """
 
     method: str = "zip"
     alpha: float = 0.1
     beta: float = 0.8
     compat: bool = False
+    balance: float = 0.5
+    sweeps: int = 100
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise OptionError(f"unknown method '{self.method}'; methods: {', '.join(METHODS)}")
-        for name in ("alpha", "beta"):
+        for name in ("alpha", "beta", "balance"):
             if not 0 <= getattr(self, name) <= 1:
                 raise OptionError(f"{name} is {getattr(self, name):g}: it must lie between 0 and 1")
+        if self.sweeps < 1:
+            raise OptionError(f"sweeps is {self.sweeps}: at least one is needed")
 
     @property
     def needs_statistics(self) -> bool:
         """Whether the method reads activations."""
-        return METHODS[self.method] is not None
+        return METHODS[self.method].activations
 
 
-def _zip(options: Options) -> UnitMatch:
-    def match(similarity: Tensor, sizes: Sequence[int]) -> Match:
-        return zip_match(similarity, sizes, alpha=options.alpha, beta=options.beta, compat=options.compat)
+@dataclass(frozen=True)
+class Method:
+    """What is compared and how it is matched. Where weights count, spaces are matched in sweeps, until none changes.
 
-    return match
-
-
-def _permute(options: Options) -> UnitMatch:
-    return permute_match
-
-
-METHODS: dict[str, Callable[[Options], UnitMatch] | None] = {
-    "zip": _zip,  # ZipIt!, section 4: greedy, across and within models
-    "permute": _permute,  # activation alignment, Li et al. (2015): one-to-one across models
-    "average": None,  # unit i with unit i; reads no statistics
-}
-
-
-def match_spaces(
-    spaces: Iterable[FeatureSpace],
-    statistics: Mapping[str, SpaceStatistics],
-    states: Sequence[Mapping[str, Tensor]],
-    binding: Binding,
-    options: Options,
-) -> dict[str, Match]:
-    """Match every space; spaces whose groups move together are matched together.
-
-    Args:
-        spaces: the spaces to match.
-        statistics: by space name; empty for a method that reads none.
-        states: the models' state dicts, whose weights tell units apart that the data does not.
-        binding: where the spaces are in them.
-        options: the method and its parameters.
+    `match` makes the function that matches the units of one space or group; `within` says whether it may merge units
+    of one model.
     """
-    models = len(states)
-    make = METHODS[options.method]
-    if make is None:
-        return {space.name: average_match([space.size] * models) for space in spaces}
-    method, measure = make(options), reference_correlation if options.compat else correlation
 
-    def match_of(space: FeatureSpace) -> UnitMatch:
-        return permute_match if space.one_to_one and not options.compat else method
+    match: Callable[[Options, Budget | None], UnitMatch]
+    activations: bool = False
+    weights: bool = False
+    within: bool = False
 
-    def similarity(space: FeatureSpace) -> Tensor | None:
-        if not space.probes:
-            return None
-        return measure(statistics[space.name].pooled, likeness(fingerprints(states, binding, space)))
 
-    out: dict[str, Match] = {}
-    groups: dict[str, list[FeatureSpace]] = {}
-    for space in spaces:
-        if space.group_axis is None:
-            found = similarity(space)
-            assert found is not None
-            out[space.name] = match_of(space)(found, [space.size] * models)
-        else:
-            groups.setdefault(space.group_axis, []).append(space)
-    for together in groups.values():
-        matrices = [similarity(space) for space in together]
-        matched = match_groups(matrices, models, together[0].groups, [match_of(space) for space in together])
-        out.update(zip((space.name for space in together), matched, strict=True))
-    return out
+def _zip(options: Options, budget: Budget | None) -> UnitMatch:
+    return partial(zip_match, alpha=options.alpha, beta=options.beta, compat=options.compat, budget=budget)
+
+
+def _permute(options: Options, _: Budget | None) -> UnitMatch:
+    return partial(permute_match, compat=options.compat)
+
+
+def _average(*_: object) -> UnitMatch:
+    return lambda _, sizes: average_match(sizes)
+
+
+METHODS: dict[str, Method] = {
+    "zip": Method(_zip, activations=True, within=True),  # ZipIt! (2024), section 4: greedy, across and within models
+    "permute": Method(_permute, activations=True),  # activation alignment, Li et al. (2015): one-to-one across models
+    "average": Method(_average),  # unit i with unit i
+    "optimal": Method(lambda *_: optimal_match, activations=True, within=True),  # the best pairs (ZipIt!, section 5)
+    "kmeans": Method(lambda *_: kmeans_match, activations=True, within=True),  # ZipIt!, section 5
+    "git-rebasin": Method(_permute, weights=True),  # weight matching, Ainsworth et al. (2023)
+    "weight-zip": Method(_zip, weights=True, within=True),  # zip on weights (MuDSC, section 4)
+    "mudsc-align": Method(_permute, activations=True, weights=True),  # MuDSC (2024): activations and weights
+    "mudsc-zip": Method(_zip, activations=True, weights=True, within=True),
+}

@@ -1,0 +1,89 @@
+"""Matching of spaces whose units move in whole groups: attention heads, GroupNorm, grouped convolutions."""
+
+from collections.abc import Sequence
+from itertools import combinations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from hf_zipit.matching.match import Match, UnitMatch, permute_match
+
+Blocks = NDArray[np.float64]  # (model, group, unit, model, group, unit)
+
+
+def match_groups(
+    similarities: Sequence[Tensor | None],
+    models: int,
+    groups: int,
+    methods: Sequence[UnitMatch],
+    *,
+    compat: bool = False,
+) -> list[Match]:
+    """Match spaces whose groups move together, one order of groups for all of them.
+
+    The groups of all models are aligned one-to-one by the best inner match of the units of a pair, summed over the
+    spaces; then each space's method runs inside every group of groups, in the first model's order.
+
+    Args:
+        similarities: one `(N * n_i, N * n_i)` matrix per space, `None` for a space with one unit per group that only
+            follows the others.
+        models: number of models N.
+        groups: how many groups each space has.
+        methods: for each space, the method for the units of one group.
+        compat: align every model's groups to the first model's, as the authors' code does.
+    """
+    blocks = [None if s is None else _by_group(s, models, groups) for s in similarities]
+    scores = np.zeros((models, groups, models, groups))
+    for i, j in combinations(range(models), 2):
+        if i == 0 or not compat:
+            scores[i, :, j] = sum(_group_scores(block[i, :, :, j]) for block in blocks if block is not None)
+            scores[j, :, i] = scores[i, :, j].T
+    table = torch.from_numpy(scores.reshape(models * groups, -1))
+    labels = permute_match(table, [groups] * models, compat=compat).labels.reshape(models, groups)
+    orders = labels.argsort(1).numpy()  # orders[k][g]: the group of model k that joins group g
+    return [
+        Match(labels.reshape(-1), (groups,) * models, groups) if block is None else _inside(block, orders, method)
+        for block, method in zip(blocks, methods, strict=True)
+    ]
+
+
+def _group_scores(pairs: Blocks) -> NDArray[np.float64]:
+    """Best summed similarity of the units of each group of one model with each group of another.
+
+    `pairs` has shape (group, unit, group, unit), the result (group, group).
+    """
+    groups = len(pairs)
+    scores = np.empty((groups, groups))
+    for a in range(groups):
+        for b in range(groups):
+            pair = pairs[a, :, b]
+            rows, columns = linear_sum_assignment(pair, maximize=True)
+            scores[a, b] = pair[rows, columns].sum()
+    return scores
+
+
+def _by_group(similarity: Tensor, models: int, groups: int) -> Blocks:
+    n = similarity.shape[0] // models
+    shape = (models, groups, n // groups)
+    return similarity.detach().cpu().double().numpy().reshape(*shape, *shape)
+
+
+def _inside(block: Blocks, orders: NDArray[np.int64], match: UnitMatch) -> Match:
+    models, groups, units = block.shape[:3]
+    labels = np.empty((models, groups, units), dtype=np.int64)
+    width, scores = units, []
+    for group in range(groups):
+        chosen = [int(order[group]) for order in orders]
+        part = np.stack([[block[i, a, :, j, b] for j, b in enumerate(chosen)] for i, a in enumerate(chosen)])
+        part = part.transpose(0, 2, 1, 3).reshape(models * units, models * units)
+        inner = match(torch.from_numpy(np.ascontiguousarray(part)), [units] * models)
+        width = inner.width
+        scores.append(inner.score)
+        for model, a in enumerate(chosen):
+            found = inner.of(model).numpy()
+            labels[model, a] = np.where(found < 0, found, group * width + found)
+    sizes = (groups * units,) * models
+    return Match(torch.from_numpy(labels.reshape(-1)), sizes, groups * width, float(np.mean(scores)))

@@ -1,0 +1,80 @@
+"""k-means over the units of all models."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from hf_zipit.matching.match import Match, average_match
+from hf_zipit.matching.quality import agreement
+
+STEPS = 100
+
+
+def kmeans_match(similarity: Tensor, sizes: Sequence[int]) -> Match:
+    """k-means with one cluster per unit of a model (ZipIt!, appendix), across and within the models.
+
+    Lloyd's steps on the standardised activations, whose inner products are the similarity: the squared distance of
+    unit i to the mean of a cluster is `s_ii - 2 mean_j s_ij + mean_jk s_jk` over its members. The first means are
+    units far from each other. A cluster that loses all units takes the one that is farthest from its own mean.
+    Deterministic, and independent of the models' order.
+
+    Raises:
+        OptionError: models of different widths.
+
+    >>> s = torch.tensor([[1, 0, 0.9, 0], [0, 1, 0, 0.8], [0.9, 0, 1, 0], [0, 0.8, 0, 1]])
+    >>> kmeans_match(s, [2, 2]).labels
+    tensor([0, 1, 0, 1])
+    """
+    sizes = tuple(sizes)
+    width = average_match(sizes).width
+    values = similarity.detach().cpu().double()
+    units, labels = torch.arange(len(values)), _spread(values, width)
+    for _ in range(STEPS):
+        distance = _distances(values, labels, width)  # (n, m)
+        own = distance[units, labels]
+        near, closest = distance.min(1)
+        moved = torch.where(near < own - 1e-9, closest, labels)
+        counts = torch.bincount(moved, minlength=width)
+        for empty in (counts == 0).nonzero().flatten():
+            unit = int(torch.where(counts[moved] > 1, distance[units, moved], -torch.inf).argmax())
+            counts[moved[unit]] -= 1
+            counts[empty] += 1
+            moved[unit] = empty
+        if torch.equal(moved, labels):
+            break
+        labels = moved
+    match = Match(_numbered(labels), sizes, width)
+    return replace(match, score=agreement(values, match))
+
+
+def _spread(values: Tensor, width: int) -> Tensor:
+    """Every unit with the nearest of `width` units that are far from each other, the most central one first."""
+    square = values.diagonal()
+    centres = [int(values.sum(1).argmax())]
+    nearest = torch.full_like(square, torch.inf)
+    for _ in range(width - 1):
+        last = centres[-1]
+        nearest = torch.minimum(nearest, square - 2 * values[last] + square[last])
+        nearest[last] = -torch.inf
+        centres.append(int(nearest.argmax()))
+    chosen = torch.tensor(centres)
+    labels = (square[:, None] - 2 * values[:, chosen] + square[chosen]).argmin(1)
+    labels[chosen] = torch.arange(width)
+    return labels
+
+
+def _distances(values: Tensor, labels: Tensor, width: int) -> Tensor:
+    """Squared distance of every unit to every cluster's mean, `(n, m)`."""
+    counts = torch.bincount(labels, minlength=width)
+    means = values.new_zeros(width, len(values)).index_add_(0, labels, values) / counts[:, None]  # (m, n)
+    inner = values.new_zeros(width).index_add_(0, labels, means[labels, torch.arange(len(values))]) / counts
+    return values.diagonal()[:, None] - 2 * means.T + inner
+
+
+def _numbered(labels: Tensor) -> Tensor:
+    """Clusters in the order of their first unit."""
+    first = torch.full((int(labels.max()) + 1,), len(labels))
+    first.scatter_reduce_(0, labels, torch.arange(len(labels)), "amin")
+    return first.argsort().argsort()[labels]

@@ -12,7 +12,8 @@ from hf_zipit.commands.check_spec import check_spec
 from hf_zipit.commands.evaluate import evaluate
 from hf_zipit.commands.inspect import inspect
 from hf_zipit.commands.merge import merge
-from hf_zipit.commands.terminal import quieten
+from hf_zipit.commands.recipe import recipe
+from hf_zipit.commands.terminal import quieten, takes_verbosity
 from hf_zipit.commands.trace import trace
 from hf_zipit.errors import OptionError, ZipItError
 
@@ -22,6 +23,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "inspect": inspect,
     "check-spec": check_spec,
     "trace": trace,
+    "recipe": recipe,
     "cache": cache,
 }
 
@@ -32,7 +34,7 @@ app = typer.Typer(
     add_completion=True,
 )
 for _name, _command in COMMANDS.items():
-    app.command(_name)(_command)
+    app.command(_name)(takes_verbosity(_command))
 
 
 def _version(wanted: bool) -> None:

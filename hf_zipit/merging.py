@@ -1,5 +1,6 @@
 """The merge as a straight line: load, bind, observe, match, transform, build, calibrate."""
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -22,6 +23,8 @@ from hf_zipit.matching.matcher import match_spaces
 from hf_zipit.matching.methods import Options
 from hf_zipit.modeling_zipit import ZipItForImageClassification
 from hf_zipit.statistics import SpaceStatistics, collect
+
+_log = logging.getLogger("hf_zipit")
 
 
 def merge(
@@ -145,12 +148,21 @@ class Merger:
         _check_calibration(calibrate)
         plan = Plan(self.binding, resolve_cut(self.binding, cut), cut)
         matches = self.match(plan, options)
+        for name, match in matches.items():
+            _log.debug("%s: %d units, of which %s", name, match.width, match.composition())
         config = config_of(self.sources, self.tasks, plan)
         config.zipit = self._provenance(options, calibrate, matches)
         merged = build(config, self.sources, merged_state(self.sources, plan, matches))
         merged.spec_text, merged.image_processor = self.binding.spec.text, self.sources[0].processor
         merged.places = self.places
         merged.to(self.passes.device)
+        _log.info(
+            "merged %d spaces by %s up to %s; calibrating: %s",
+            len(matches),
+            options.method,
+            cut or "the classifiers",
+            calibrate,
+        )
         CALIBRATIONS[calibrate](Merge(merged, self.sources, plan, matches, self.passes))
         merged.to("cpu").eval()
         return merged

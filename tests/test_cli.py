@@ -54,6 +54,29 @@ def test_cache_is_shown_cleared_and_left_alone(run, digits, digits_data, tmp_pat
     assert json.loads(run("cache", "--clear", "--json")[1])["freed"] == 0
 
 
+def test_recipes_are_checked_and_shown(run, tmp_path):
+    file = tmp_path / "recipe.yml"
+    file.write_text("sources: [user/a, user/b]\ncut: layer2\n")
+    code, printed, _ = run("recipe", file)
+    assert (code, "beta: 0.8" in printed, "cut: layer2" in printed) == (0, True, True)
+    assert json.loads(run("recipe", file, "--json")[1])["sources"] == ["user/a", "user/b"]
+    schema = json.loads(run("recipe", "--schema")[1])
+    assert (schema["additionalProperties"], schema["properties"]["alpha"]["default"]) == (False, 0.1)
+    assert run("recipe")[0] == 2
+    file.write_text("cuts: layer2")
+    assert "unknown key 'cuts'; did you mean 'cut'?" in run("recipe", file)[2]
+
+
+def test_verbosity(run, digits, digits_data, tmp_path):
+    options = ["--data", digits_data, "--num-images", 32, "--method", "average", "--calibrate", "none"]
+    code, printed, told = run("merge", *digits, *options, "-o", tmp_path / "a", "--json")
+    assert (code, told, json.loads(printed)["tasks"]) == (0, "", ["digits-0-4", "digits-5-9"])
+    assert "Info: merged 6 spaces by average" in run("merge", *digits, *options, "-o", tmp_path / "b", "-v")[2]
+    assert "Debug: layer1.0.mid1" in run("merge", *digits, *options, "-o", tmp_path / "c", "-vv")[2]
+    assert run("trace", "mobilenetv3_small_050", "-q", "--json")[2] == ""
+    assert "Warning: no spec describes" in run("trace", "mobilenetv3_small_050")[2]
+
+
 def test_a_recipe_file_with_flags_beside_it(run, digits, digits_data, tmp_path):
     recipe = tmp_path / "recipe.yml"
     recipe.write_text(f"sources: [{digits[0]}, {digits[1]}]\ndata: {digits_data}\nnum_images: 64\ncut: layer1\n")

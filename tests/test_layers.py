@@ -12,7 +12,7 @@ LAYERS = [
     ["__main__"],
     ["cli"],
     ["commands.merge", "commands.evaluate", "commands.inspect", "commands.check_spec", "commands.trace"],
-    ["commands.cache"],
+    ["commands.recipe", "commands.cache"],
     ["commands.options", "commands.terminal", "commands.recipe_flags"],
     ["report", "from_recipe"],
     ["evaluation", "merging", "saving"],

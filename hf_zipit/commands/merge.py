@@ -5,8 +5,9 @@ from typing import Annotated, Any
 
 import typer
 
+from hf_zipit.commands.options import Json
 from hf_zipit.commands.recipe_flags import takes_recipe
-from hf_zipit.commands.terminal import show, without_bars
+from hf_zipit.commands.terminal import show, show_json, without_bars
 from hf_zipit.recipe import SUFFIXES, Recipe, make_recipe, read_recipe
 
 
@@ -18,6 +19,7 @@ def merge(
     ],
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the merged model.")],
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier merge in OUT.")] = False,
+    as_json: Json = False,
     **given: Any,
 ) -> None:
     """Merge models of one architecture into one model with a head per task.
@@ -34,7 +36,11 @@ def merge(
     merged = merge_recipe(recipe)
     if make_accelerator().is_main_process:
         saving.save(merged, out, overwrite=overwrite)
-        show(out)
+        if as_json:
+            about = merged.config.zipit or {}
+            show_json({"folder": str(out), "tasks": merged.config.tasks, "cut": merged.config.cut, **about})
+        else:
+            show(out)
 
 
 def _recipe(models: list[str], given: dict[str, Any]) -> Recipe:

@@ -1,9 +1,11 @@
 """What every command does to the terminal: results on stdout, everything else on stderr, no chatter of libraries."""
 
+import inspect
 import json
 import logging
 import os
-from typing import Any
+from collections.abc import Callable
+from typing import Annotated, Any
 
 import typer
 
@@ -16,6 +18,45 @@ def show(text: Any) -> None:
 def show_json(value: Any) -> None:
     """Print a result as JSON."""
     typer.echo(json.dumps(value, indent=2))
+
+
+class _OnStderr(logging.Handler):
+    """One line per message, as `Warning: ...`, on what stderr is at that time."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        typer.echo(f"{record.levelname.capitalize()}: {record.getMessage()}", err=True)
+
+
+_VERBOSE = Annotated[int, typer.Option("-v", "--verbose", count=True, help="Tell what is done; -vv in detail.")]
+_QUIET = Annotated[bool, typer.Option("-q", "--quiet", help="No bars and no warnings.")]
+
+
+def takes_verbosity(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command `-v` and `-q`."""
+    signature = inspect.signature(command)
+    extra = [
+        inspect.Parameter("verbose", inspect.Parameter.KEYWORD_ONLY, default=0, annotation=_VERBOSE),
+        inspect.Parameter("quiet", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=_QUIET),
+    ]
+
+    def run(verbose: int, quiet: bool, **values: Any) -> None:
+        set_verbosity(-1 if quiet else verbose)
+        command(**values)
+
+    run.__doc__ = command.__doc__
+    run.__signature__ = signature.replace(  # type: ignore[attr-defined]
+        parameters=[*signature.parameters.values(), *extra]
+    )
+    return run
+
+
+def set_verbosity(level: int) -> None:
+    """What is told on stderr: -1 errors only and no bars, 0 warnings, 1 what is done, 2 in detail."""
+    log = logging.getLogger("hf_zipit")
+    log.handlers = [handler for handler in log.handlers if not isinstance(handler, _OnStderr)] + [_OnStderr()]
+    log.setLevel({-1: logging.ERROR, 0: logging.WARNING, 1: logging.INFO}.get(level, logging.DEBUG))
+    if level < 0:
+        os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 
 
 def quieten() -> None:

@@ -5,14 +5,15 @@ from typing import Annotated
 
 import typer
 
-from hf_zipit.commands.options import Model
-from hf_zipit.commands.terminal import show
+from hf_zipit.commands.options import Json, Model
+from hf_zipit.commands.terminal import show, show_json
 from hf_zipit.errors import OptionError
 
 
 def trace(
     model: Model,
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Write the spec to this file.")] = None,
+    as_json: Json = False,
 ) -> None:
     """Write a spec file for a model of any class, from one forward pass; it is checked before it is written."""
     from hf_zipit.sources import load_or_build, trace_source
@@ -20,8 +21,9 @@ def trace(
     if out is not None and out.exists():
         raise OptionError(f"{out} exists already: choose another file")
     text = trace_source(load_or_build(model))
-    if out is None:
-        show(text.rstrip("\n"))
-    else:
+    if out is not None:
         out.write_text(text, encoding="utf-8")
-        show(out)
+    if as_json:
+        show_json({"file": None if out is None else str(out), "spec": text})
+    else:
+        show(out or text.rstrip("\n"))

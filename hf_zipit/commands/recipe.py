@@ -1,0 +1,31 @@
+"""`hf-zipit recipe`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hf_zipit.commands.options import Json
+from hf_zipit.commands.terminal import show, show_json
+from hf_zipit.errors import OptionError
+from hf_zipit.recipe import Recipe, read_recipe
+
+
+def recipe(
+    file: Annotated[Path | None, typer.Argument(help="A recipe to check and show with every default.")] = None,
+    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema of recipes.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Check a recipe file and show what it means in full, or print the JSON schema of recipes for an editor."""
+    import yaml
+
+    if schema == (file is not None):
+        raise OptionError("give a recipe file, or --schema")
+    if file is None:
+        show_json(Recipe.model_json_schema())
+        return
+    values = read_recipe(file).model_dump(mode="json")
+    if as_json:
+        show_json(values)
+    else:
+        show(yaml.safe_dump(values, sort_keys=False, allow_unicode=True).rstrip())

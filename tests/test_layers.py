@@ -16,7 +16,7 @@ LAYERS = [
     ["commands.options", "commands.terminal", "commands.recipe_flags"],
     ["report", "from_recipe"],
     ["evaluation", "merging", "saving"],
-    ["card", "calibrate", "cache", "matching.matcher", "sources"],
+    ["card", "calibrate", "cache", "protocols", "matching.matcher", "sources"],
     ["repair"],
     ["assembly", "tracing.check", "batching"],
     ["tracing.cuts"],

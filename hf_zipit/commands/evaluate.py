@@ -1,11 +1,13 @@
 """`hf-zipit eval`."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from hf_zipit.commands.options import BatchSize, Data, Device, Json, NumImages
 from hf_zipit.commands.terminal import show, show_json, without_bars
+from hf_zipit.errors import OptionError
 
 
 def evaluate(
@@ -17,17 +19,38 @@ def evaluate(
     num_images: NumImages = None,
     batch_size: BatchSize = 64,
     device: Device = None,
+    class_embeddings: Annotated[
+        Path | None,
+        typer.Option(
+            help="Compare outputs by cosine with these: a safetensors file with TASK (classes, D), [TASK.ids]."
+        ),
+    ] = None,
+    average_heads: Annotated[
+        bool, typer.Option("--average-heads", help="With class embeddings: compare the mean of all heads' outputs.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Accuracy of a merged model, its parents and their ensemble, with FLOPs and parameters."""
     from hf_zipit.evaluation import evaluate as run
+    from hf_zipit.protocols import read_class_embeddings
     from hf_zipit.report import result_table
     from hf_zipit.saving import load, load_parents
 
+    if average_heads and class_embeddings is None:
+        raise OptionError("--average-heads needs --class-embeddings: logits of different classes cannot be averaged")
+    embeddings = read_class_embeddings(class_embeddings, average_heads) if class_embeddings else None
     without_bars()
     merged = load(model)
     parents = load_parents(merged.config, model, parent)
-    rows = run(merged, data, parents=parents, num_images=num_images, batch_size=batch_size, device=device)
+    rows = run(
+        merged,
+        data,
+        parents=parents,
+        num_images=num_images,
+        batch_size=batch_size,
+        device=device,
+        class_embeddings=embeddings,
+    )
     if as_json:
         show_json({"rows": [row.to_dict() for row in rows]})
     else:

@@ -17,8 +17,9 @@ LAYERS = [
     ["report", "from_recipe"],
     ["evaluation", "merging", "saving"],
     ["card", "calibrate", "cache", "protocols", "matching.matcher", "sources"],
-    ["repair"],
-    ["assembly", "tracing.check", "batching"],
+    ["repair", "refit.sweep"],
+    ["refit.replay", "refit.fold", "refit.targets"],
+    ["refit.observe", "refit.normal", "assembly", "tracing.check", "batching"],
     ["tracing.cuts"],
     ["tracing.tracer"],
     ["tracing.rules", "tracing.writer", "checks"],
@@ -31,14 +32,14 @@ LAYERS = [
     ["libraries", "chain", "matching.methods", "matching.similarity", "transform", "binding"],
     ["matching.groups", "matching.kmeans", "matching.optimal"],
     ["matching.quality"],
-    ["matching.match", "moments", "wiring", "progress"],
+    ["matching.match", "moments", "refit.layers", "wiring", "progress"],
     ["names", "spaces", "matching.greedy", "modeling_zipit"],
     ["hub.download"],
     ["checkpoint", "hub.faults"],
     ["access", "hub.__init__"],
     ["spec", "configuration_zipit", "cifar_resnet", "cifar_vgg", "steps"],
     ["grammar", "hashing", "recipe"],
-    ["errors", "_register", "__init__", "tracing.__init__", "matching.__init__", "commands.__init__"],
+    ["errors", "_register", "__init__", "tracing.__init__", "matching.__init__", "commands.__init__", "refit.__init__"],
 ]
 LEVEL = {name: -i for i, names in enumerate(LAYERS) for name in names}
 ALLOWED = {

@@ -9,7 +9,14 @@ import torch
 from PIL import Image
 from timm.models import save_for_hf
 from torch import Tensor, nn
-from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
+from training import logits_of
+from transformers import (
+    AutoTokenizer,
+    CLIPTextModelWithProjection,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTImageProcessor,
+)
 
 import hf_zipit.cifar_resnet
 import hf_zipit.cifar_vgg  # noqa: F401  (both register their model with timm)
@@ -54,9 +61,10 @@ def only(classes: list[int], images: Tensor, labels: Tensor) -> tuple[Tensor, Te
     return images[kept], place[labels[kept]]
 
 
-def build(name: str, width: float, names: list[str], seed: int) -> nn.Module:
-    """An untrained classifier; the seed decides its weights, those of the classifier last."""
+def build(name: str, width: float, names: list[str] | int, seed: int) -> Any:
+    """An untrained model with these classes, or this many outputs; the seed decides its weights."""
     torch.manual_seed(seed)
+    names = [str(i) for i in range(names)] if isinstance(names, int) else names
     if name != "vit":
         architecture, args = MODELS[name]
         width = int(width) if width == int(width) else width
@@ -73,6 +81,55 @@ def build(name: str, width: float, names: list[str], seed: int) -> nn.Module:
         label2id={label: i for i, label in enumerate(names)},
     )
     return ViTForImageClassification._from_config(config, attn_implementation="eager")  # the faster one on a CPU
+
+
+def class_vectors(names: list[str], targets: str) -> Tensor | None:
+    """A vector of length one for each class, `(classes, dimension)`; `None` where the targets are labels.
+
+    Args:
+        names: all classes of the data set.
+        targets: `labels`; `codes` for random orthogonal vectors, the same in every run; or a CLIP model, by folder or
+            Hub id, for its text features of "a photo of a ...".
+    """
+    if targets == "labels":
+        return None
+    if targets == "codes":
+        random = torch.randn(len(names), max(64, len(names)), generator=torch.Generator().manual_seed(0))
+        return torch.linalg.qr(random.T).Q.T.contiguous()
+    encoder, tokenizer = CLIPTextModelWithProjection.from_pretrained(targets), AutoTokenizer.from_pretrained(targets)
+    texts = tokenizer([f"a photo of a {name.replace('_', ' ')}" for name in names], padding=True, return_tensors="pt")
+    with torch.no_grad():
+        return nn.functional.normalize(encoder(**texts).text_embeds, dim=-1)
+
+
+class Towards(nn.Module):
+    """A model whose output is compared with class vectors by cosine (ZipIt!, section 5.1)."""
+
+    def __init__(self, model: Any, vectors: Tensor) -> None:
+        super().__init__()
+        self.model = model
+        self.register_buffer("vectors", vectors)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Cosine to every class vector, times 100 as in CLIP where those are close to each other, else 16."""
+        output = nn.functional.normalize(logits_of(self.model(pixels)).float(), dim=-1)
+        close = (self.vectors @ self.vectors.T).mean() > 0.5
+        return (100 if close else 16) * output @ self.vectors.T
+
+    def folded(self, names: list[str]) -> Any:
+        """The model as a classifier: its linear output and the class vectors in one layer, not divided by norms."""
+        vit = isinstance(self.model, ViTForImageClassification)
+        old = self.model.classifier if vit else self.model.get_classifier()
+        new = nn.Linear(old.in_features, len(names))
+        new.weight.data, new.bias.data = self.vectors @ old.weight.data, self.vectors @ old.bias.data
+        if vit:
+            self.model.classifier, self.model.num_labels = new, len(names)
+            self.model.config.id2label = dict(enumerate(names))
+            self.model.config.label2id = {label: i for i, label in enumerate(names)}
+        else:
+            self.model.reset_classifier(len(names))
+            self.model.get_classifier().load_state_dict(new.state_dict())
+        return self.model
 
 
 def save(model: Any, out: Path, names: list[str]) -> None:

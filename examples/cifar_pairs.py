@@ -1,19 +1,27 @@
 """Train two classifiers on disjoint halves of CIFAR's classes, merge them in several ways, and print one table.
 
-    python examples/cifar_pairs.py CIFAR OUT --model resnet20 --width 2 --split 0 --epochs 8
-    python examples/cifar_pairs.py CIFAR OUT --model vit --same-init
+    python examples/cifar_pairs.py CIFAR OUT --model resnet20 --width 2 --cuts layer2 layer1
+    python examples/cifar_pairs.py CIFAR OUT --model vit --same-init --cuts vit.layers.1
+    python examples/cifar_pairs.py CIFAR OUT --model resnet20 --targets openai/clip-vit-base-patch32
 
 CIFAR is a Hub id (`uoft-cs/cifar10`) or a folder with `train.parquet` and `test.parquet`. `--split` shuffles the
 classes. The models are Hub-format folders in OUT; those that are there already are not trained again, so two
 processes with `--only a` and `--only b` can share the work.
+
+With `--targets` both models learn to point at the same vectors, one for each class, as the papers' do: the text
+features of a CLIP model, or `codes`, random orthogonal vectors that need no download.
 """
 
 import argparse
 from pathlib import Path
 
 import torch
-from cifar import MEAN, STD, build, halves, only, read, save
+from cifar import MEAN, STD, Towards, build, class_vectors, halves, only, read, save
+from merge_table import merge_rows, merging_arguments, settings_of
 from training import Pixels, accuracy, fit
+
+from hf_zipit.merging import Merger
+from hf_zipit.report import result_table
 
 RATES = {"resnet20": 0.2, "vgg11": 0.03, "vgg11_bn": 0.1, "vit": 2e-3}
 
@@ -23,12 +31,14 @@ def train(args: argparse.Namespace, half: str, init: int, out: Path) -> None:
     images, labels, names = read(args.data, "train")
     classes = halves(len(names), args.split)["ab".index(half)]
     mine = [names[i] for i in classes]
-    model = build(args.model, args.width, mine, init)
+    vectors = class_vectors(names, args.targets)
+    model = build(args.model, args.width, mine if vectors is None else vectors.shape[1], init)
+    learner = model if vectors is None else Towards(model, vectors[classes])
     torch.manual_seed(1000 * init + ord(half))
     batches = Pixels(*only(classes, images, labels), MEAN, STD).loader(args.batch_size)
     vit = args.model == "vit"
     fit(
-        model,
+        learner,
         batches,
         epochs=args.epochs,
         lr=RATES[args.model],
@@ -37,20 +47,23 @@ def train(args: argparse.Namespace, half: str, init: int, out: Path) -> None:
         bf16=args.bf16,
         name=out.name,
     )
+    if vectors is not None:
+        model = learner.folded(mine)
     test = Pixels(*only(classes, *read(args.data, "test")[:2]), MEAN, STD, pad=0, flip=False)
     print(f"{out.name}: {100 * accuracy(model, test):.1f} % of {len(test)} test images", flush=True)
     save(model, out, mine)
 
 
-def parents(args: argparse.Namespace) -> dict[str, Path]:
+def parents(args: argparse.Namespace) -> list[Path]:
     """The folders of both parents; those that are not there yet are trained."""
-    found = {}
+    found = []
     for number, half in enumerate("ab"):
         init = args.init + (0 if args.same_init else number)
-        out = args.out / f"{args.model}-w{args.width:g}-s{args.split}-{half}-i{init}"
+        targets = "" if args.targets == "labels" else "-" + args.targets.rpartition("/")[2]
+        out = args.out / f"{args.model}-w{args.width:g}{targets}-s{args.split}-{half}-i{init}"
         if half in args.only and not (out / "model.safetensors").exists():
             train(args, half, init, out)
-        found[half] = out
+        found.append(out)
     return found
 
 
@@ -61,15 +74,26 @@ def parse() -> argparse.Namespace:
     parser.add_argument("out", type=Path)
     parser.add_argument("--model", choices=sorted(RATES), default="resnet20")
     parser.add_argument("--width", type=float, default=1)
+    parser.add_argument("--targets", default="labels", help="labels, codes, or a CLIP model")
     parser.add_argument("--split", type=int, default=0, help="how the classes are shuffled")
     parser.add_argument("--init", type=int, default=0, help="seed of the first model; the second has the next")
     parser.add_argument("--same-init", action="store_true", help="both models start from the same weights")
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--batch-size", type=int, default=250)
     parser.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=True)
-    parser.add_argument("--only", choices=["a", "b", "ab"], default="ab", help="train only these")
+    parser.add_argument("--only", choices=["a", "b"], nargs="+", default=["a", "b"], help="train these, merge nothing")
+    merging_arguments(parser, cuts=[])
     return parser.parse_args()
 
 
+def main() -> None:
+    """Train, merge, evaluate."""
+    args = parse()
+    folders = parents(args)
+    if len(args.only) == 2:
+        merger = Merger(folders, args.data, num_images=args.num_images)
+        print(result_table(list(merge_rows(merger, args.data, settings_of(args)).values()), merger.tasks))
+
+
 if __name__ == "__main__":
-    parents(parse())
+    main()

@@ -13,21 +13,21 @@ import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
 import cub200
 import nabirds
 import oxford_pets
 import stanford_dogs
 from fine_tuning import Task, fine_tune, from_library, push, training_arguments
+from merge_table import merge_rows, merging_arguments, settings_of
 
 from hf_zipit import saving
-from hf_zipit.evaluation import Row, evaluate
-from hf_zipit.matching.methods import Options
+from hf_zipit.evaluation import Row
 from hf_zipit.merging import Merger
 from hf_zipit.report import table
 
 TASKS = {module.TASK.name: module.TASK for module in (stanford_dogs, oxford_pets, cub200, nabirds)}
-Setting = tuple[str, str | None]  # method, cut
 
 
 def task(name: str) -> Task:
@@ -35,30 +35,20 @@ def task(name: str) -> Task:
     return TASKS.get(name) or Task(name, lambda root, split: from_library(str(root), split), None, "resnet50.a1_in1k")
 
 
-class Group:
-    """Some of the models, opened once: every merge of them reads the same statistics."""
+def merge_group(names: Sequence[str], args: argparse.Namespace) -> dict[str, Row]:
+    """Merge the models of some data sets in every way, write the merges to OUT, and evaluate them."""
+    data = dict(args.data)
+    train, test = ([task(name).split(data[name], split) for name in names] for split in ("train", "test"))
+    merger = Merger([args.out / name for name in names], train, num_images=args.num_images, tasks=names)
 
-    def __init__(self, names: Sequence[str], args: argparse.Namespace) -> None:
-        self.names, self.args = list(names), args
-        data = dict(args.data)
-        train, self.test = ([task(n).split(data[n], split) for n in names] for split in ("train", "test"))
-        folders = [args.out / name for name in names]
-        self.merger = Merger(folders, train, num_images=args.num_images, tasks=self.names)
+    def keep(slug: str, merged: Any) -> None:
+        folder = args.out / "-".join([*names, slug])
+        saving.save(merged, folder, overwrite=True)
+        if args.push:
+            push(folder, f"{args.push}/{folder.name}")
 
-    def rows(self, settings: Sequence[Setting]) -> dict[str, Row]:
-        """One row for each setting, then the ensemble; the merges are written to OUT."""
-        found: dict[str, Row] = {}
-        for method, cut in settings:
-            label = f"{method}, cut after {cut}" if cut else method
-            merged = self.merger.merge(Options(method), cut=cut, calibrate=self.args.calibrate)
-            folder = self.args.out / "-".join([*self.names, method, *([cut] if cut else [])])
-            saving.save(merged, folder, overwrite=True)
-            if self.args.push:
-                push(folder, f"{self.args.push}/{folder.name}")
-            parents = [] if "ensemble" in found else self.merger.sources
-            mine, *others = evaluate(merged, self.test, parents=parents, batch_size=self.args.batch_size)
-            found |= {label: mine, **{row.model: row for row in others if row.model == "ensemble"}}
-        return found | {"ensemble": found.pop("ensemble")}
+    rows = merge_rows(merger, test, settings_of(args), keep)
+    return {name: row for name, row in rows.items() if not name.startswith("parent:")}
 
 
 def averaged(groups: Sequence[Mapping[str, Row]], names: Sequence[str]) -> str:
@@ -86,10 +76,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("out", type=Path)
     parser.add_argument("data", nargs="+", type=pair, metavar="NAME=DATA", help="two or more")
     training_arguments(parser)
-    parser.add_argument("--methods", nargs="+", default=["average", "permute", "zip"])
-    parser.add_argument("--cuts", nargs="*", default=["layer3", "layer2"], help="partial zips")
-    parser.add_argument("--calibrate", default="batchnorm")
-    parser.add_argument("--num-images", type=int, default=500, help="unlabelled images of each data set")
+    merging_arguments(parser, cuts=["layer3", "layer2"])
     parser.add_argument("--push", metavar="USER", help="upload all models and merges to this account")
     return parser.parse_args()
 
@@ -102,11 +89,10 @@ def main() -> None:
         folder = fine_tune(task(name), data, args.out / name, args)
         if args.push:
             push(folder, f"{args.push}/{name}")
-    settings: list[Setting] = [*((method, None) for method in args.methods), *(("zip", cut) for cut in args.cuts)]
-    pairs = [Group(two, args).rows(settings) for two in itertools.combinations(names, 2)]
+    pairs = [merge_group(two, args) for two in itertools.combinations(names, 2)]
     print(f"Pairs ({len(pairs)}), {args.num_images} unlabelled images of each data set:\n{averaged(pairs, names)}")
     if len(names) > 2:
-        print(f"\nAll {len(names)} in one model:\n{averaged([Group(names, args).rows(settings)], names)}")
+        print(f"\nAll {len(names)} in one model:\n{averaged([merge_group(names, args)], names)}")
 
 
 if __name__ == "__main__":

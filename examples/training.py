@@ -90,9 +90,11 @@ def fit(
         steps = torch.optim.SGD(parameters, lr, momentum=0.9, nesterov=True, weight_decay=weight_decay)
     trained, steps, batches = accelerator.prepare(model.train(), steps, batches)
     trained.to(memory_format=torch.channels_last)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(steps, lr, total_steps=epochs * len(batches), pct_start=0.25)
+    total = max(2, epochs * len(batches))
+    rise = max(0.25, 2 / total)  # one step up and one down at least
+    schedule = torch.optim.lr_scheduler.OneCycleLR(steps, lr, total_steps=total, pct_start=rise)
     for epoch in range(epochs):
-        started, total = time.perf_counter(), 0.0
+        started, losses = time.perf_counter(), 0.0
         for pixels, labels in batches:
             with torch.autocast(accelerator.device.type, torch.bfloat16, enabled=bf16):
                 logits = logits_of(trained(pixels.contiguous(memory_format=torch.channels_last)))
@@ -102,9 +104,9 @@ def fit(
             steps.step()
             steps.zero_grad()
             schedule.step()
-            total += float(loss.detach())
+            losses += float(loss.detach())
         seconds = time.perf_counter() - started
-        report = f"{name}: epoch {epoch + 1} of {epochs}, loss {total / len(batches):.3f}, {seconds:.0f} s"
+        report = f"{name}: epoch {epoch + 1} of {epochs}, loss {losses / len(batches):.3f}, {seconds:.0f} s"
         accelerator.print(report, file=sys.stderr, flush=True)
     return accelerator.unwrap_model(trained).to("cpu", memory_format=torch.contiguous_format).eval()
 

@@ -6,6 +6,7 @@ import runpy
 import sys
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import timm
@@ -13,7 +14,7 @@ import torch
 from PIL import Image
 from scipy.io import savemat
 from timm.models import save_for_hf
-from transformers import ViTImageProcessor
+from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer, ViTImageProcessor
 
 import hf_zipit.cifar_resnet  # noqa: F401  (registers cifar_resnet20)
 from hf_zipit.sources import load
@@ -196,3 +197,65 @@ def test_the_tiny_imagenet_subsets_are_merged(run, base, tmp_path):
     printed = run("four_datasets.py", tmp_path / "out", *data, *options, *QUICK)
     assert re.search(r"^zip, cut after layer1( +[\d.]+){4}$", printed, re.M), printed
     assert len(load(tmp_path / "out" / "wild").labels) == 15
+
+
+def cifar(root: Path) -> Path:
+    """Four classes of coloured squares as parquet files."""
+    names = ["apple", "bear", "crab", "dolphin"]
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=names)})
+    for split, count in (("train", 64), ("test", 16)):
+        labels = [i % 4 for i in range(count)]
+        noise = np.random.default_rng(count).integers(0, 60, (count, 32, 32, 3))
+        colours = np.array([[180, 0, 0], [0, 180, 0], [0, 0, 180], [180, 180, 0]])[labels]
+        pixels = (noise + colours[:, None, None]).astype(np.uint8)
+        rows = {"image": [Image.fromarray(p) for p in pixels], "label": labels}
+        root.mkdir(exist_ok=True)
+        datasets.Dataset.from_dict(rows, features=features).to_parquet(str(root / f"{split}.parquet"))
+    return root
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--model", "vit", "--width", "0.34", "--same-init", "--cuts", "vit.layers.1"],
+        ["--model", "vgg11_bn", "--width", "0.0625", "--targets", "codes", "--cuts", "features.1"],
+    ],
+    ids=["vit", "vgg, class vectors"],
+)
+def test_cifar_pairs_are_trained_and_merged(options, run, tmp_path):
+    data = cifar(tmp_path / "data")
+    quick = ["--epochs", "2", "--batch-size", "16", "--num-images", "16", "--no-bf16", "--methods", "average", "zip"]
+    printed = run("cifar_pairs.py", data, tmp_path / "out", *options, *quick)
+    for row in ("average", "zip", "zip, cut after .*", "ensemble"):
+        assert re.search(rf"^{row}( +[\d.]+){{6}}$", printed, re.M), printed
+    labels = [load(folder).labels for folder in sorted((tmp_path / "out").iterdir())]
+    assert sorted(labels[0] + labels[1]) == ["apple", "bear", "crab", "dolphin"]
+    again = run("cifar_pairs.py", data, tmp_path / "out", *options, *quick)
+    assert again in printed  # the models were there already: only the table is printed
+
+
+def test_folding_the_class_vectors_keeps_the_order_of_the_classes(monkeypatch):
+    monkeypatch.syspath_prepend(EXAMPLES)
+    cifar = importlib.import_module("cifar")
+    for name, width in (("resnet20", 1), ("vit", 1 / 3)):
+        vectors = cifar.class_vectors([str(i) for i in range(6)], "codes")
+        learner = cifar.Towards(cifar.build(name, width, vectors.shape[1], seed=0), vectors[:3]).eval()
+        pixels = torch.randn(16, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+        with torch.no_grad():
+            cosines = learner(pixels)
+            scores = cifar.logits_of(learner.folded(["a", "b", "c"])(pixels))
+        assert torch.equal(scores.argsort(1), cosines.argsort(1))
+
+
+def test_class_vectors_come_from_a_text_encoder(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(EXAMPLES)
+    letters = {letter: i for i, letter in enumerate("abcdefghijklmnopqrstuvwxyz")}
+    words = {f"{letter}</w>": i + 26 for letter, i in letters.items()}
+    CLIPTokenizer({**letters, **words, "<|startoftext|>": 52, "<|endoftext|>": 53}, []).save_pretrained(tmp_path)
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = CLIPTextConfig(vocab_size=54, eos_token_id=53, bos_token_id=52, projection_dim=8, **sizes)
+    CLIPTextModelWithProjection(config).save_pretrained(tmp_path)
+    vectors = importlib.import_module("cifar").class_vectors(["cat", "maple_tree"], str(tmp_path))
+    torch.testing.assert_close(vectors.norm(dim=1), torch.ones(2))
+    assert vectors.shape == (2, 8)
+    assert not torch.allclose(vectors[0], vectors[1])

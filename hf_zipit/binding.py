@@ -5,7 +5,7 @@ from dataclasses import replace
 from torch import nn
 
 from hf_zipit.errors import SpecError
-from hf_zipit.grammar import Block, Spec
+from hf_zipit.grammar import Block, Line, ProbeLine, Spec
 from hf_zipit.names import Scope
 from hf_zipit.spaces import Binding, FeatureSpace, Probe, Row
 from hf_zipit.spec import pattern
@@ -44,9 +44,16 @@ def bind(spec: Spec, model: nn.Module) -> Binding:
     owns, arguments = _steps(spec, wiring)
     after = _after(owns, wiring, spaces)
     classifier = tuple(name for name, line in wiring.claimed.items() if "classes" in line.names())
-    lines = [*spec.wire, *(line for block in spec.blocks for line in block.wire)]
-    unmatched = tuple(line for line in lines if line not in wiring.used)
+    unmatched = tuple(line for line in _lines(spec) if line not in wiring.used)
     return Binding(spec, spaces, table, owns, arguments, after, classifier, unmatched)
+
+
+def _lines(spec: Spec) -> list[Line | ProbeLine]:
+    """Every line of a spec that names a module or a parameter."""
+    found: list[Line | ProbeLine] = [*spec.wire, *spec.probe]
+    for block in spec.blocks:
+        found += [*block.wire, *block.probe]
+    return found
 
 
 def _wire(spec: Spec, wiring: Wiring) -> None:

@@ -13,7 +13,9 @@ from hf_zipit import spec as specs
 from hf_zipit.access import NOTHING, Access
 from hf_zipit.binding import bind
 from hf_zipit.checkpoint import read_json
+from hf_zipit.checks import check_spec
 from hf_zipit.errors import SourceError, SpecError
+from hf_zipit.grammar import ProbeLine, Spec
 from hf_zipit.hub.download import HUB_ID, fetch
 from hf_zipit.libraries import Source, from_module, timm_folder, transformers_folder, untrained
 from hf_zipit.spaces import Binding
@@ -64,8 +66,8 @@ def load_or_build(model: str) -> Source:
     return load(model) if Path(model).exists() or "/" in model else untrained(model)
 
 
-def find_spec(source: Source, spec: str | Path | None = None) -> Binding:
-    """Bind the family spec of a model, or the spec file given by the user.
+def find_spec(source: Source, spec: str | Path | None = None, *, checked: bool = True) -> Binding:
+    """Bind the family spec of a model, or the spec file given by the user, which is checked unless told otherwise.
 
     A model that no shipped spec describes is traced.
 
@@ -74,7 +76,10 @@ def find_spec(source: Source, spec: str | Path | None = None) -> Binding:
         TraceError: there is no spec for its class, and it cannot be traced.
     """
     if spec is not None:
-        return bind(specs.read(spec), source.model)
+        binding = _bind_own(specs.read(spec), source)
+        if checked:
+            check_spec(source.model, binding, source.input_size)
+        return binding
     classes = [f"{c.__module__}.{c.__qualname__}" for c in type(source.model).__mro__]
     known = specs.list_specs()
     for candidate in known:
@@ -85,6 +90,18 @@ def find_spec(source: Source, spec: str | Path | None = None) -> Binding:
                 _log.warning("%s", error)
                 break
     return bind(specs.parse(trace_source(source), "traced"), source.model)
+
+
+def _bind_own(spec: Spec, source: Source) -> Binding:
+    """Bind a user's spec. Only a shipped family may have lines for variants that this model is not."""
+    binding = bind(spec, source.model)
+    if binding.unmatched and spec.family not in {known.family for known in specs.list_specs()}:
+        line = binding.unmatched[0]
+        target = line.module if isinstance(line, ProbeLine) else line.target
+        raise SpecError(
+            f"{spec.file}:{line.number}: '{target}' matches nothing in {source.name}: remove the line, or correct it"
+        )
+    return binding
 
 
 def trace_source(source: Source) -> str:
@@ -115,6 +132,8 @@ def check_alike(sources: Sequence[Source], binding: Binding) -> None:
     first = sources[0]
     for other in sources[1:]:
         pair = f"{first.name} and {other.name} cannot be merged"
+        if type(first.model) is not type(other.model):
+            raise SourceError(f"{pair}: one is a {type(first.model).__name__}, one a {type(other.model).__name__}")
         _same_settings(first.backbone.get("config", {}), other.backbone.get("config", {}), pair, "configuration")
         _same_parameters(first, other, binding, pair)
         _same_modules(first, other, binding, pair)

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from hf_zipit.grammar import Line, Spec
+from hf_zipit.grammar import Line, ProbeLine, Spec
 
 Role = Literal["write", "read", "carry"]
 
@@ -82,7 +82,7 @@ class Binding:
     arguments: dict[str, tuple[str, ...]]
     after: dict[str, str | None]
     classifier: tuple[str, ...]
-    unmatched: tuple[Line, ...]
+    unmatched: tuple[Line | ProbeLine, ...]
 
     @property
     def steps(self) -> tuple[str, ...]:

@@ -23,7 +23,7 @@ class Wiring:
         self.names, self.axes = Names(), Names()
         self.rows: list[Row] = []
         self.claimed: dict[str, Line] = {}
-        self.used: set[Line] = set()
+        self.used: set[Line | ProbeLine] = set()
         self.grouped: list[tuple[str, int, str]] = []  # (space, groups, group axis)
         self.sizes: dict[str, int] = {}  # group axis -> number of groups, from `sizes:`
         self.normed: set[str] = set()  # spaces under a layer norm
@@ -59,6 +59,7 @@ class Wiring:
         for line in lines:
             path = scope.block if line.module == "block" else scope.path(line.module)
             known = path in self.modules and (self.has_parameters(path) or not scope.block)
+            self.used.update([line] if known else [])
             if known and scope(line.space) not in FIXED:
                 last = self.channels_last or isinstance(self.modules[path], nn.Linear)
                 self.probes.append((self.names.add(scope(line.space)), Probe(path, line.side, last)))

@@ -12,6 +12,7 @@ from hf_zipit.binding import bind
 from hf_zipit.checks import check_spec
 from hf_zipit.errors import SpecError
 from hf_zipit.spaces import Binding
+from hf_zipit.tracing.check import review
 from tests.families import FAMILIES, described
 
 SPECS = {s.family: s for s in specs.list_specs()}
@@ -43,7 +44,9 @@ def test_number_of_spaces(family, name):
 def test_spec_describes_tiny_models(family, name):
     model, binding = bound(family, name)
     assert [f for f, spec in SPECS.items() if specs.matches(spec, classes(model))] == [family]
-    report = check_spec(model, binding, (3, 32, 32))
+    found = review(model, binding, (3, 32, 32))
+    assert (found.unseen, found.not_traced) == ((), "")
+    report = found.report
     assert report.difference < 1e-9
     assert report.cuts == len(binding.cuts) > 4
 

@@ -181,7 +181,7 @@ def test_spaces_that_the_spec_ties_or_misses_are_named():
     text = specs.read(specs.folder() / "timm_resnet.yaml").text
     fixed = text.replace("conv1: in -> mid1", "conv1: in -> .").replace("bn1: mid1", "bn1: .").replace(
         "conv2: mid1 -> mid2        #", "conv2: . -> mid2 #").replace("    mid1: conv2.in\n", "")  # fmt: skip
-    with pytest.raises(SpecError, match=r"layer1\.0\.conv1\.weight axis 0 is free"):
+    with pytest.raises(SpecError, match=r"layer1\.0\.conv1\.weight axis 0 is fixed in the spec, but free"):
         same_grouping(found, bind(specs.parse(fixed), model))
     tied = text.replace("fc: last -> classes", "fc: last -> classes").replace(
         "conv1: in -> mid1", "conv1: in -> mid2").replace("bn1: mid1", "bn1: mid2").replace(

@@ -5,19 +5,24 @@ from hf_zipit.commands.terminal import show, show_json
 
 
 def check_spec(model: Model, spec: SpecFile = None, as_json: Json = False) -> None:
-    """Check that a spec describes a model: coverage, function preservation, probes and steps."""
+    """Check that a spec describes a model: coverage, function, probes, steps, and that a trace groups units alike."""
     from dataclasses import asdict
 
-    from hf_zipit.checks import check_spec as run
     from hf_zipit.sources import find_spec, load_or_build
+    from hf_zipit.tracing.check import review as run
 
     source = load_or_build(model)
-    binding = find_spec(source, spec)
-    report = run(source.model, binding, source.input_size)
+    binding = find_spec(source, spec, checked=False)
+    found = run(source.model, binding, source.input_size)
     if as_json:
-        show_json(asdict(report))
+        show_json({**asdict(found.report), "unseen": found.unseen, "not_traced": found.not_traced})
         return
+    report = found.report
+    compared = f"not compared with a trace: {found.not_traced}" if found.not_traced else "a trace groups units alike"
+    if found.unseen:
+        compared += f", but for what it holds fixed by {', '.join(found.unseen)}"
     show(
         f"{binding.spec.family} describes {source.name}: {report.spaces} spaces ({report.grouped} in groups), "
-        f"{report.rows} rows, {report.cuts} cuts; permuting every space changes the logits by {report.difference:.1e}"
+        f"{report.rows} rows, {report.cuts} cuts; permuting every space changes the logits by {report.difference:.1e}; "
+        f"{compared}"
     )

@@ -3,16 +3,17 @@
 import copy
 from collections import Counter, defaultdict
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from hf_zipit import spec as specs
 from hf_zipit.binding import bind
-from hf_zipit.checks import check_spec
-from hf_zipit.errors import SpecError
+from hf_zipit.checks import SpecReport, check_spec
+from hf_zipit.errors import SpecError, TraceError
 from hf_zipit.spaces import Binding
-from hf_zipit.tracing.cuts import chain_of
+from hf_zipit.tracing.cuts import chain_of, check_cuts
 from hf_zipit.tracing.groups import Axis
 from hf_zipit.tracing.solve import FIXED, Local, Trace
 from hf_zipit.tracing.tracer import outputs, random_copy, trace
@@ -108,10 +109,44 @@ def describe(model: nn.Module, pixels: Tensor, family: str, traced: Trace | None
     return text
 
 
-def same_grouping(traced: Trace, binding: Binding) -> None:
+@dataclass(frozen=True)
+class Review:
+    """What a spec was found to say, and how it compares with a trace of the model.
+
+    `unseen` names what kept the trace from speaking about a place that the spec leaves free; `not_traced` is why there
+    is no trace at all, "" where there is one.
+    """
+
+    report: SpecReport
+    unseen: tuple[str, ...]
+    not_traced: str
+
+
+def review(model: nn.Module, binding: Binding, input_size: tuple[int, int, int]) -> Review:
+    """Every check of a spec: that it describes the model, ties neither too much nor too little, and cuts legally.
+
+    Raises:
+        SpecError: a check fails.
+
+    >>> review(model, binding, (3, 224, 224)).not_traced  # doctest: +SKIP
+    ''
+    """
+    report = check_spec(model, binding, input_size)
+    pixels = torch.randn(1, *input_size, generator=torch.Generator().manual_seed(0))
+    net = copy.deepcopy(model).float().eval()
+    try:
+        traced = trace(net, pixels)
+        check_cuts(net, binding, pixels)
+    except TraceError as error:
+        return Review(report, (), str(error))
+    return Review(report, same_grouping(traced, binding), "")
+
+
+def same_grouping(traced: Trace, binding: Binding) -> tuple[str, ...]:
     """Check that a trace and a spec agree on which places of all parameters are one unit, are fixed, and move as one.
 
-    Axes the forward pass cannot speak about (unused parameters) are left out.
+    Axes the forward pass cannot speak about (unused parameters) are left out, and so are places that the trace holds
+    fixed: whether the spec may free them is for the check of the function. Returns what held those.
 
     Raises:
         SpecError: they differ; the message names the first parameter.
@@ -119,25 +154,28 @@ def same_grouping(traced: Trace, binding: Binding) -> None:
     file, declared = binding.spec.file, _declared(traced, binding)
     to_spec: dict[int, tuple[str, int]] = {}
     to_trace: dict[tuple[str, int], int] = {}
+    unseen: dict[str, None] = {}
     for (name, axis), places in declared.items():
-        if traced.frozen.get((name, axis)) in ("used nowhere else", "never used"):
+        why = traced.frozen.get((name, axis), "")
+        if why in ("used nowhere else", "never used"):
             continue
         for unit, place in zip(traced.axes[name, axis].tolist(), places, strict=True):
             where = f"{file}: {name} axis {axis}"
-            if (unit == FIXED) != (place is None):
-                why = traced.frozen.get((name, axis), "")
-                raise SpecError(f"{where} is free in the spec, but fixed by {why}" if place else f"{where} is free")
-            if place is None:
+            if unit == FIXED:
+                unseen.update({why: None} if place else {})
                 continue
+            if place is None:
+                raise SpecError(f"{where} is fixed in the spec, but free in the model")
             if to_spec.setdefault(unit, place) != place:
                 raise SpecError(f"{where}: spaces '{place[0]}' and '{to_spec[unit][0]}' hold the same unit")
             if to_trace.setdefault(place, unit) != unit:
                 raise SpecError(f"{where}: space '{place[0]}' ties units that the model does not tie")
     together = {frozenset(to_spec[u] for u in cells) for cells in _together(traced) if set(cells) <= set(to_spec)}
-    stated = set(_groups(binding))
+    stated = {units.intersection(to_trace) for units in _groups(binding)} - {frozenset()}
     for missing in stated ^ together:
         found = sorted({space for space, _ in missing})
         raise SpecError(f"{file}: the groups of {', '.join(map(repr, found))} are not those of the model")
+    return tuple(unseen)
 
 
 def _declared(traced: Trace, binding: Binding) -> dict[Axis, list[tuple[str, int] | None]]:

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
-from hf_zipit.errors import TraceError
+from hf_zipit.errors import SpecError, TraceError
+from hf_zipit.spaces import Binding
 from hf_zipit.tracing.tracer import first_line, outputs
 
 Version = tuple[int, int]  # a tensor, and how often it was written
@@ -29,10 +30,23 @@ def legal_cuts(model: nn.Module, pixels: Tensor) -> list[str]:
     >>> legal_cuts(timm.create_model("resnet18"), torch.zeros(1, 3, 64, 64))[3:6]  # doctest: +SKIP
     ['maxpool', 'layer1.0', 'layer1.1']
     """
-    flow, alive, _ = _flow(model, pixels)
-    ends = {step.path: step.after for step in flow.steps if alive[step.end] == {step.after}}
+    ends = _ends(model, pixels)
     modules = dict(model.named_modules())
     return [path for path in ends if not _inside(path, ends, modules)]
+
+
+@torch.no_grad()
+def check_cuts(model: nn.Module, binding: Binding, pixels: Tensor) -> None:
+    """Check that after every module at which a spec allows a cut, one tensor is alive.
+
+    Raises:
+        SpecError: more than one is; the message names the step.
+        TraceError: the model does not run on this image.
+    """
+    ends = _ends(model, pixels)
+    for step in binding.cuts:
+        if ":" not in step and step not in ends:
+            raise SpecError(f"{binding.spec.file}: after step {step} more than one tensor is alive: it is no cut")
 
 
 @torch.no_grad()
@@ -59,6 +73,12 @@ def chain_of(model: nn.Module, pixels: Tensor) -> list[str]:
         if len(path) > len(longest.get(step.after, [])):
             longest[step.after] = path
     return longest.get(wanted[0], []) if len(wanted) == 1 else []
+
+
+def _ends(model: nn.Module, pixels: Tensor) -> dict[str, Version]:
+    """The modules after which one tensor is alive, with that tensor."""
+    flow, alive, _ = _flow(model, pixels)
+    return {step.path: step.after for step in flow.steps if alive[step.end] == {step.after}}
 
 
 def _flow(model: nn.Module, pixels: Tensor) -> tuple["_Flow", list[set[Version]], list[Version]]:

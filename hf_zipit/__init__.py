@@ -15,6 +15,7 @@ _PUBLIC = {
     "merge": "merging",
     "evaluate": "evaluation",
     "save": "saving",
+    "push": "hub.push",
     "load_source": "sources",
     "check_spec": "checks",
     "Match": "matching.match",

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from hf_zipit.chain import channel_axis
 from hf_zipit.configuration_zipit import ZipItConfig
-from hf_zipit.libraries import Source
 from hf_zipit.matching.match import Match
 from hf_zipit.modeling_zipit import ZipItForImageClassification, resize
+from hf_zipit.source import Source
 from hf_zipit.spaces import Binding
 from hf_zipit.transform import merge_states, unmerge_reads
 
@@ -65,9 +65,11 @@ class Plan:
 
 def config_of(sources: Sequence[Source], names: Sequence[str], plan: Plan) -> ZipItConfig:
     """What is needed to rebuild the merged model, but for its shapes."""
+    parts = [(i, branch) for i, source in enumerate(sources) for branch in source.parts]
+    tasks = [(i, b, labels) for b, (i, branch) in enumerate(parts) for _, labels in branch.tasks]
     heads = [
-        {"task": name, "id2label": dict(enumerate(source.labels)), "source": i}
-        for i, (name, source) in enumerate(zip(names, sources, strict=True))
+        {"task": name, "id2label": dict(enumerate(labels)), "source": i, "branch": 0 if plan.whole else b}
+        for name, (i, b, labels) in zip(names, tasks, strict=True)
     ]
     first, binding = sources[0], plan.binding
     unmerge = None
@@ -98,14 +100,18 @@ def merged_state(sources: Sequence[Source], plan: Plan, matches: Mapping[str, Ma
     if plan.whole:
         parts = [unmerge_reads(s, binding, matches, binding.classifier, k) for k, s in enumerate(states)]
         return out | {f"trunk.{name}": torch.cat([part[name] for part in parts]) for name in binding.classifier}
-    for model, state in enumerate(states):
-        names = binding.under(plan.head, state)
+    branches = [(model, branch) for model, source in enumerate(sources) for branch in source.parts]
+    for number, (model, branch) in enumerate(branches):
+        names = binding.under(plan.head, branch.state)
+        match = matches[plan.crossing]
+        labels = match.of(model) if branch.gather is None else match.of(model)[branch.gather]
         if plan.gathers:
-            head = {name: state[name].clone() for name in names}
-            out[f"unmerge.{model}.index"] = matches[plan.crossing].of(model).clone()
+            head = {name: branch.state[name].clone() for name in names}
+            out[f"unmerge.{number}.index"] = labels.clone()
         else:
-            head = unmerge_reads(state, binding, {plan.crossing: matches[plan.crossing]}, names, model)
-        out.update({f"heads.{model}.{name}": value for name, value in head.items()})
+            mine = {plan.crossing: Match(labels, (len(labels),), match.width)}
+            head = unmerge_reads(branch.state, binding, mine, names, 0)
+        out.update({f"heads.{number}.{name}": value for name, value in head.items()})
     return out
 
 
@@ -114,12 +120,12 @@ def build(config: ZipItConfig, sources: Sequence[Source], state: Mapping[str, Te
     with torch.device("meta"):
         planned = ZipItForImageClassification(config).state_dict()
     config.shapes = {k: list(v.shape) for k, v in state.items() if k in planned and v.shape != planned[k].shape}
-    backbones = [copy.deepcopy(source.model).eval() for source in sources]
-    if not config.head:  # one network with a wider classifier
-        for name, value in backbones[0].state_dict().items():
-            if value.shape != state[f"trunk.{name}"].shape:
-                resize(backbones[0], name, list(state[f"trunk.{name}"].shape))
-    model = ZipItForImageClassification(config, backbones)
+    model = ZipItForImageClassification(
+        config, [copy.deepcopy(source.model).eval() for source in sources for _ in source.parts]
+    )
+    for name, value in model.state_dict().items():  # classifiers of other sizes, and of the classes of all tasks
+        if value.shape != state[name].shape:
+            resize(model, name, list(state[name].shape))
     model.load_state_dict(state, assign=True)
     model.requires_grad_(True)
     model.eval()

@@ -20,8 +20,8 @@ from safetensors.torch import load_file, save_file
 from hf_zipit import __version__
 from hf_zipit.batching import Passes
 from hf_zipit.hashing import digest
-from hf_zipit.libraries import Source
 from hf_zipit.moments import AnyMoments, Moments, ReferenceMoments
+from hf_zipit.source import Source
 from hf_zipit.spaces import Binding, FeatureSpace
 from hf_zipit.statistics import POSITIONS, SpaceStatistics
 

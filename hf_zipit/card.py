@@ -43,7 +43,7 @@ def card(config: ZipItConfig) -> str:
     """The text of the model card: front matter, what was merged and how, and how to use it."""
     about: dict[str, Any] = config.zipit or {}
     sources, heads = about.get("sources", []), config.heads or []
-    rows = (f"| {h['task']} | {len(h['id2label'])} | {_shown(s)} |" for h, s in zip(heads, sources, strict=True))
+    rows = (f"| {h['task']} | {len(h['id2label'])} | {_shown(sources[h['source']])} |" for h in heads)
     return _TEXT.format(
         front=yaml.safe_dump(_front(sources), sort_keys=False).strip(),
         count=len(heads),

@@ -22,7 +22,6 @@ from hf_zipit.errors import SourceError
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = ("pytorch_model.bin", "pytorch_model.pt", "pytorch_model.pth", "model.pt", "model.pth", "model.ckpt")
 MAX_CONFIG_BYTES = 64 * 2**20  # twenty thousand classes with descriptions take one
-MAX_IMAGE_SIDE = 2**14
 SPARE_TENSORS, SPARE_ELEMENTS = 10_000, 50_000_000  # what a model may build and replace while it is made
 
 

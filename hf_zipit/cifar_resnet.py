@@ -6,7 +6,7 @@ Importing this module registers it. A leaf file: it is copied into merged reposi
 
 from typing import Any
 
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import build_model_with_cfg, generate_default_cfgs, is_model, register_model
 from timm.models.resnet import BasicBlock, ResNet
 from torch import nn
 
@@ -44,7 +44,10 @@ default_cfgs = generate_default_cfgs(
 )
 
 
-@register_model
 def cifar_resnet20(pretrained: bool = False, **kwargs: Any) -> ResNet:
     """ResNet-20 for 32 x 32 images; `width` multiplies the channels, `depth` is 6 n + 2."""
     return build_model_with_cfg(CifarResNet, "cifar_resnet20", pretrained, **kwargs)
+
+
+if not is_model("cifar_resnet20"):  # two merged repositories bring this file twice
+    register_model(cifar_resnet20)

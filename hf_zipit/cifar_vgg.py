@@ -7,7 +7,7 @@ Importing this module registers it. A leaf file: it is copied into merged reposi
 from typing import Any
 
 from timm.layers import ClassifierHead
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import build_model_with_cfg, generate_default_cfgs, is_model, register_model
 from timm.models.vgg import VGG, ConvMlp
 from torch import nn
 
@@ -46,7 +46,10 @@ default_cfgs = generate_default_cfgs(
 )
 
 
-@register_model
 def cifar_vgg11(pretrained: bool = False, **kwargs: Any) -> VGG:
     """VGG-11 for 32 x 32 images; `width` multiplies the channels, `batch_norm` puts norms behind the convolutions."""
     return build_model_with_cfg(CifarVGG, "cifar_vgg11", pretrained, **kwargs)
+
+
+if not is_model("cifar_vgg11"):  # two merged repositories bring this file twice
+    register_model(cifar_vgg11)

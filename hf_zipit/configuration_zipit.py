@@ -19,7 +19,8 @@ class ZipItConfig(PreTrainedConfig):
         cut: the name the user gave the cut, `None` for a full merge.
         unmerge: `{"axis": 1, "size": n}`: each head reads its own n units of the trunk's output; `None` for a full
             merge, where the classifiers read merged units.
-        heads: one entry per task, in the order of the joint classes: `{"task", "id2label", "source"}`.
+        heads: one entry per task, in the order of the joint classes: `{"task", "id2label", "source", "branch"}`. Tasks
+            of one branch share the layers behind the trunk, and have their classes side by side in its classifier.
         shapes: parameters whose shape differs from the one the backbone is built with.
         active_task: the task whose classes `logits` holds; `None` for the joint classes of all tasks.
         zipit: provenance: sources, method, options, data, and the composition of the merged units.
@@ -57,6 +58,17 @@ class ZipItConfig(PreTrainedConfig):
     def tasks(self) -> list[str]:
         """Task names, in the order of the joint classes."""
         return [head["task"] for head in self.heads or []]
+
+    @property
+    def branches(self) -> list[list[int]]:
+        """The numbers of each branch's tasks; without head steps the one branch is the whole network."""
+        heads = self.heads or []
+        if not self.head:
+            return [list(range(len(heads)))]
+        found: dict[int, list[int]] = {}
+        for i, head in enumerate(heads):
+            found.setdefault(head.get("branch", i), []).append(i)
+        return list(found.values())
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:

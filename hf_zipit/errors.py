@@ -21,5 +21,9 @@ class OptionError(ZipItError):
     """An option is out of range or unknown."""
 
 
+class OutputError(ZipItError):
+    """A result cannot be written, or not be uploaded."""
+
+
 class TraceError(ZipItError):
     """A model cannot be traced: it does not run on an image, or an operation has no rule."""

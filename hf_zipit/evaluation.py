@@ -11,10 +11,11 @@ from torch.utils.data import DataLoader
 from hf_zipit.chain import count_flops, device_of, logits_of, working_copy
 from hf_zipit.data import TEST, Images, open_all
 from hf_zipit.errors import DataError, OptionError
-from hf_zipit.libraries import Source, preprocessing_of
+from hf_zipit.libraries import preprocessing_of
 from hf_zipit.modeling_zipit import ZipItForImageClassification
 from hf_zipit.progress import progress
 from hf_zipit.protocols import ClassEmbeddings, Protocol, own_classes
+from hf_zipit.source import Source
 
 Outputs = list[dict[str, Tensor]]  # one entry per data set: task -> logits (images, classes of the task)
 
@@ -67,7 +68,7 @@ def evaluate(
         data: labelled images: one data set for all tasks or a list with one for each. Labels are matched to each
             task's classes by name, or by number where the data set or the model has no names; images of other
             classes are left out.
-        parents: the source models, in task order.
+        parents: the source models, in task order; one that is a merge stands for all its tasks.
         num_images: images per data set, chosen by the seed: one number for all, or one each.
         batch_size: images per forward pass.
         seed: chooses the images.
@@ -82,7 +83,7 @@ def evaluate(
 
     >>> rows = evaluate(merged, ["user/pets-data", "user/birds-data"])  # doctest: +SKIP
     """
-    tasks = merged.config.tasks
+    tasks, parents = merged.config.tasks, [one for parent in parents for one in parent.alone()]
     if parents and len(parents) != len(tasks):
         raise OptionError(f"{len(parents)} parents for {len(tasks)} tasks: one for each task is needed")
     size, transform = preprocessing_of(merged)
@@ -183,7 +184,9 @@ class Evaluation:
             for task, output, cost in zip(self.tasks, outputs, costs, strict=True)
         ]
         ensemble = [{k: v for part in parts for k, v in part.items()} for parts in zip(*outputs, strict=True)]
-        total = (sum(flops for flops, _ in costs), sum(parameters for _, parameters in costs))
+        networks = [getattr(parent.model, "network", parent.model) for parent in parents]
+        each = {id(network): cost for network, cost in zip(networks, costs, strict=True)}  # a merge runs once for all
+        total = (sum(flops for flops, _ in each.values()), sum(parameters for _, parameters in each.values()))
         return [*rows, self.row("ensemble", ensemble, total)]
 
 

@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import Any
 
 from hf_zipit.errors import OptionError, SourceError
-from hf_zipit.libraries import Source
 from hf_zipit.merging import merge
 from hf_zipit.modeling_zipit import ZipItForImageClassification
 from hf_zipit.recipe import PinnedSource, Recipe, read_recipe
+from hf_zipit.source import Source
 from hf_zipit.sources import load
 
 

@@ -1,7 +1,7 @@
 """Models of timm and transformers as `Source`: the one module that knows model libraries."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,42 +11,12 @@ from torch import Tensor, nn
 from hf_zipit import cifar_resnet as _cifar_resnet  # noqa: F401  (registers cifar_resnet20 with timm)
 from hf_zipit import cifar_vgg as _cifar_vgg  # noqa: F401  (registers cifar_vgg11)
 from hf_zipit.access import Access
-from hf_zipit.checkpoint import MAX_IMAGE_SIDE, digest, no_larger_than, read_weights, weight_files
+from hf_zipit.checkpoint import digest, no_larger_than, read_weights, weight_files
 from hf_zipit.errors import SourceError
+from hf_zipit.modeling_zipit import READING
+from hf_zipit.source import Source as Source
 
-_CREATION = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir")  # read files
 _NOT_ARCHITECTURE = {"id2label", "label2id", "num_labels", "_name_or_path", "architectures", "transformers_version"}
-
-
-@dataclass(frozen=True)
-class Source:
-    """A model to merge; the module is never changed.
-
-    `backbone` rebuilds the architecture, `labels` are the class names in id order, `preprocessing` the settings behind
-    `transform` (PIL image -> pixels) and `settings` their library's form; `origin` says where the model came from
-    without naming a place on this machine.
-    """
-
-    name: str
-    model: nn.Module
-    backbone: dict[str, Any]
-    labels: list[str]
-    preprocessing: dict[str, Any]
-    transform: Callable[[Any], Tensor] | None
-    origin: dict[str, Any]
-    settings: dict[str, Any]
-    folder: Path | None = None
-    processor: Any = None
-
-    def __post_init__(self) -> None:
-        if max(self.input_size) > MAX_IMAGE_SIDE:
-            raise SourceError(f"{self.name} is made for images of {list(self.input_size)}: no image is that large")
-
-    @property
-    def input_size(self) -> tuple[int, int, int]:
-        """(channels, height, width) of an input image."""
-        channels, height, width = self.preprocessing["input_size"]
-        return int(channels), int(height), int(width)
 
 
 def untrained(architecture: str) -> Source:
@@ -94,8 +64,8 @@ def timm_folder(folder: Path, config: dict[str, Any], name: str, origin: dict[st
     classes = config.get("num_classes", settings.get("num_classes", 1000))
     if not timm.is_model(architecture):
         raise SourceError(f"{file}: timm cannot build {architecture}: it has no such model")
-    if any(key in args for key in _CREATION):
-        raise SourceError(f"{file}: model_args may not hold {next(key for key in _CREATION if key in args)}")
+    if not READING.isdisjoint(args):
+        raise SourceError(f"{file}: model_args may not hold {', '.join(READING & set(args))}")
     files = weight_files(folder, access.allow_pickle)
     state = read_weights(files)
     try:
@@ -107,7 +77,7 @@ def timm_folder(folder: Path, config: dict[str, Any], name: str, origin: dict[st
         raise
     except (RuntimeError, TypeError, ValueError) as error:
         raise SourceError(f"{folder}: timm cannot build {architecture}: {error}") from None
-    _fill(model, state, files[0])
+    fill(model, state, files[0])
     backbone = {"library": "timm", "architecture": architecture, "model_args": args}
     labels = config.get("label_names", settings.get("label_names"))
     return _timm_source(name, model, backbone, labels, {**origin, "sha256": digest(files)}, folder)
@@ -139,6 +109,18 @@ def _timm_source(
     names = names or [f"LABEL_{i}" for i in range(known.num_classes)]
     transform = timm.data.create_transform(**preprocessing, is_training=False)
     return Source(name, model, backbone, names, preprocessing, transform, origin, described, folder)
+
+
+def merged_source(model: Any, name: str, config: Any, origin: dict[str, Any], folder: Path | None) -> Source:
+    """The backbone of a merge, with what its config says of labels and preprocessing; `folder` has its processor."""
+    labels = [label for head in config.heads for _, label in sorted(head["id2label"].items())]
+    if config.backbone["library"] == "timm":
+        model.pretrained_cfg = dict(config.pretrained_cfg)
+        return _timm_source(name, model, config.backbone, labels, origin, folder)
+    from transformers import AutoImageProcessor
+
+    processor = AutoImageProcessor.from_pretrained(folder) if folder else None
+    return replace(_transformers_source(model, name, processor, origin, folder), labels=labels)
 
 
 def transformers_folder(
@@ -218,7 +200,12 @@ def preprocessing_of(merged: Any) -> tuple[tuple[int, int, int], Callable[[Any],
     return _image_size(config.backbone["config"]), _transform(processor)
 
 
-def _fill(model: nn.Module, state: dict[str, Tensor], path: Path) -> None:
+def fill(model: nn.Module, state: dict[str, Tensor], path: Path) -> None:
+    """Give a model its weights.
+
+    Raises:
+        SourceError: some are missing, unexpected, or of another shape.
+    """
     own = model.state_dict()
     problems = [f"{k} is missing" for k in own if k not in state]
     problems += [f"{k} is unexpected" for k in state if k not in own]

@@ -15,13 +15,15 @@ from hf_zipit.batching import Passes
 from hf_zipit.cache import StatisticsCache
 from hf_zipit.calibrate import CALIBRATIONS, Merge
 from hf_zipit.chain import resolve_cut, working_copy
+from hf_zipit.companions import companions
 from hf_zipit.data import open_all
 from hf_zipit.errors import OptionError, SourceError
-from hf_zipit.libraries import Source
 from hf_zipit.matching.match import Match
 from hf_zipit.matching.matcher import match_spaces
 from hf_zipit.matching.methods import Options
 from hf_zipit.modeling_zipit import ZipItForImageClassification
+from hf_zipit.remerge import check_cut, observed_within
+from hf_zipit.source import Source
 from hf_zipit.statistics import SpaceStatistics, collect
 
 _log = logging.getLogger("hf_zipit")
@@ -67,7 +69,8 @@ def merge(
         batch_size: images per forward pass.
         calibrate: `batchnorm` re-estimates the norms' statistics on the data, `repair` gives every unit the mean and
             deviation of its parents, `none` leaves the merge as it is (see `CALIBRATIONS`).
-        tasks: a name for each model's task; by default the models' names.
+        tasks: a name for each task, in the models' order; by default a model's name is that of its task, and a merge's
+            tasks keep theirs.
         seed: chooses the images.
         device: where to run; by default what accelerate finds. The result is on the CPU.
         spec: a spec file to use instead of the shipped one for the model's class.
@@ -133,6 +136,8 @@ class Merger:
         self.tasks, self.seed = _task_names(self.sources, tasks), seed
         self.binding = source_models.find_spec(self.sources[0], spec)
         source_models.check_alike(self.sources, self.binding)
+        cut = [source for source in self.sources if source.trunk is not None]
+        self.binding = observed_within(self.binding, cut[0]) if cut else self.binding
         transform = self.sources[0].transform
         images = [] if data is None else open_all(data, len(self.sources), transform, num_images=num_images, seed=seed)
         self.passes = Passes(images, batch_size, device)
@@ -147,6 +152,7 @@ class Merger:
         """One merge; see `merge` for the arguments and what is raised."""
         _check_calibration(calibrate)
         plan = Plan(self.binding, resolve_cut(self.binding, cut), cut)
+        check_cut(self.sources, plan.trunk, calibrate)
         matches = self.match(plan, options)
         for name, match in matches.items():
             _log.debug("%s: %d units, of which %s", name, match.width, match.composition())
@@ -155,6 +161,7 @@ class Merger:
         merged = build(config, self.sources, merged_state(self.sources, plan, matches))
         merged.spec_text, merged.image_processor = self.binding.spec.text, self.sources[0].processor
         merged.places = self.places
+        merged.companions = companions(config, self.binding.spec.text)
         merged.to(self.passes.device)
         _log.info(
             "merged %d spaces by %s up to %s; calibrating: %s",
@@ -236,9 +243,9 @@ def _places(sources: Sequence[Source], data: Any) -> dict[str, Any]:
 def _task_names(sources: Sequence[Source], tasks: Sequence[str] | None) -> list[str]:
     if len(sources) < 2:
         raise SourceError(f"{len(sources)} model given: a merge needs two or more")
+    names = [name for source in sources for name, _ in source.tasks]
     if tasks is None:
-        names = [source.name for source in sources]
         return [n if names.count(n) == 1 else f"{n}-{names[: i + 1].count(n)}" for i, n in enumerate(names)]
-    if len(tasks) != len(sources) or len(set(tasks)) != len(tasks):
-        raise OptionError(f"tasks {list(tasks)}: {len(sources)} different names are needed, one for each model")
+    if len(tasks) != len(names) or len(set(tasks)) != len(tasks):
+        raise OptionError(f"tasks {list(tasks)}: {len(names)} different names are needed, one for each task")
     return list(tasks)

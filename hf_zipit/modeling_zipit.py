@@ -12,11 +12,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 from transformers.modeling_outputs import ImageClassifierOutput
 
 from .configuration_zipit import ZipItConfig
+from .pretrained_zipit import ZipItPreTrainedModel
 from .steps import part, run_steps, step_name
+
+# arguments of timm.create_model that make it read files or other repositories
+READING = frozenset({"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"})
 
 
 @dataclass
@@ -44,60 +47,6 @@ class Unmerge(nn.Module):
         return x.index_select(self.axis, self.index)
 
 
-class ZipItPreTrainedModel(PreTrainedModel):
-    """What all merged models share: how tasks are named, and how a merge is saved."""
-
-    config: ZipItConfig
-    main_input_name = "pixel_values"
-    input_modalities = ("image",)
-    base_model_prefix = "trunk"
-    model_tags = ["zipit", "merge"]  # noqa: RUF012  (transformers reads a list)
-    auto_classes: tuple[str, ...] = ()  # the Auto classes that load it where the code is trusted
-    spec_text: str | None = None  # the spec it was merged with, where it is known
-    places: dict[str, Any] | None = None  # where sources and data were, for the recipe that is saved beside the model
-    image_processor: Any = None  # transformers sources: what is saved beside the model
-
-    def _chosen(self, tasks: Sequence[str] | str | None) -> list[str]:
-        known = self.config.tasks
-        if tasks is None:
-            return known if self.config.active_task is None else [self.config.active_task]
-        tasks = [tasks] if isinstance(tasks, str) else list(tasks)
-        unknown = [task for task in tasks if task not in known]
-        if unknown or not tasks:
-            raise ValueError(f"unknown task {unknown[0] if unknown else tasks!r}; tasks: {', '.join(known)}")
-        return tasks
-
-    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
-        """Write the model, after making sure that its config describes it.
-
-        Raises:
-            ValueError: a backbone that was given in memory is not what its name and arguments build.
-        """
-        with torch.device("meta"):
-            planned = {k: v.shape for k, v in type(self)(self.config).state_dict().items()}
-        mine = {k: v.shape for k, v in self.state_dict().items()}
-        odd = sorted(k for k in planned.keys() | mine.keys() if planned.get(k) != mine.get(k))
-        if odd:
-            raise ValueError(
-                f"{(self.config.backbone or {}).get('architecture')} cannot be rebuilt by name: {odd[0]} differs. "
-                "Merge Hub-format folders, whose config.json holds the models' arguments, or "
-                "hf_zipit.load_source(module, model_args={...})"
-            )
-        type(self.config).register_for_auto_class()  # so the code files go along
-        type(self).register_for_auto_class(self.auto_classes[0])
-        name = f"{type(self).__module__.rpartition('.')[2]}.{type(self).__name__}"
-        self.config.auto_map = dict.fromkeys(self.auto_classes, name)
-        return super().save_pretrained(save_directory, *args, **kwargs)
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        """All weights come from the checkpoint; only buffers that are never saved need values."""
-        for name in ("init_non_persistent_buffers", "_init_buffers"):
-            if hasattr(module, name):
-                getattr(module, name)()
-                return
-
-
 class ZipItForImageClassification(ZipItPreTrainedModel):
     """The trunk runs once, then only the heads asked for.
 
@@ -109,12 +58,11 @@ class ZipItForImageClassification(ZipItPreTrainedModel):
     auto_classes = ("AutoModelForImageClassification",)
 
     def __init__(self, config: ZipItConfig, backbones: Sequence[nn.Module] | None = None) -> None:
-        """Build from the config alone, or from one backbone per task, which are then taken apart."""
+        """Build from the config alone, or from one backbone per branch, which are then taken apart."""
         super().__init__(config)
-        heads, trunk, head = config.heads or [], config.trunk or [], config.head or []
-        classes = [len(h["id2label"]) for h in heads]
+        trunk, head = config.trunk or [], config.head or []
         if backbones is None:
-            backbones = [build_backbone(config.backbone or {}, n) for n in (classes if head else [sum(classes)])]
+            backbones = [build_backbone(config.backbone or {}, sum(sizes)) for sizes in self._sizes]
         self.heads, self.unmerge = nn.ModuleList(), nn.ModuleList()
         if not head:
             self.trunk = backbones[0]
@@ -123,7 +71,9 @@ class ZipItForImageClassification(ZipItPreTrainedModel):
             used = [[n for s in map(step_name, steps) for n in owns.get(s, [s])] for steps in (trunk, head)]
             self.trunk = part(copy.deepcopy(backbones[0]), used[0])
             self.heads.extend(part(b, used[1]) for b in backbones)
-            self.unmerge.extend(Unmerge(unmerge["size"], unmerge["axis"]) if unmerge else nn.Identity() for _ in heads)
+            self.unmerge.extend(
+                Unmerge(unmerge["size"], unmerge["axis"]) if unmerge else nn.Identity() for _ in backbones
+            )
         for name, shape in (config.shapes or {}).items():
             resize(self, name, shape)
         self.post_init()
@@ -151,18 +101,27 @@ class ZipItForImageClassification(ZipItPreTrainedModel):
         loss = None if labels is None else nn.functional.cross_entropy(logits, labels)
         return ZipItOutput(loss=loss, logits=logits, task_logits=task_logits)
 
+    @property
+    def _sizes(self) -> list[list[int]]:
+        """The numbers of classes of each branch's tasks."""
+        heads = self.config.heads or []
+        return [[len(heads[i]["id2label"]) for i in group] for group in self.config.branches]
+
     def _heads(self, pixel_values: Tensor, tasks: Sequence[str]) -> dict[str, Tensor]:
-        """One trunk pass, then the chosen heads; without a chain one classifier holds the classes of all tasks."""
-        known, head = self.config.tasks, self.config.head or []
+        """One trunk pass, then the branches of the chosen tasks; without a chain the network is the one branch."""
+        head, size = self.config.head or [], pixel_values.shape[-2:]
         if not head:
             output = self.trunk(pixel_values)
-            logits = output if isinstance(output, Tensor) else output.logits
-            parts = logits.split([len(h["id2label"]) for h in self.config.heads or []], -1)
-            return {task: parts[known.index(task)] for task in tasks}
-        size = pixel_values.shape[-2:]
-        features = run_steps(self.trunk, self.config.trunk or [], pixel_values, size)
-        numbers = {task: known.index(task) for task in tasks}
-        return {task: run_steps(self.heads[i], head, self.unmerge[i](features), size) for task, i in numbers.items()}
+            features = output if isinstance(output, Tensor) else output.logits
+        else:
+            features = run_steps(self.trunk, self.config.trunk or [], pixel_values, size)
+        found: dict[str, Tensor] = {}
+        for i, (group, sizes) in enumerate(zip(self.config.branches, self._sizes, strict=True)):
+            names = [self.config.tasks[k] for k in group]
+            if not set(names).isdisjoint(tasks):
+                logits = run_steps(self.heads[i], head, self.unmerge[i](features), size) if head else features
+                found |= zip(names, logits.split(sizes, -1), strict=True)
+        return {task: found[task] for task in tasks}
 
 
 def build_backbone(backbone: dict[str, Any], num_classes: int) -> nn.Module:
@@ -173,7 +132,10 @@ def build_backbone(backbone: dict[str, Any], num_classes: int) -> nn.Module:
         config = transformers.AutoConfig.for_model(**{**backbone["config"], "num_labels": num_classes})
         classifier: nn.Module
         if "architecture" in backbone:  # several classes may share one kind of configuration
-            classifier = getattr(transformers, backbone["architecture"])(config)
+            kind = getattr(transformers, backbone["architecture"])
+            if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
+                raise ValueError(f"{backbone['architecture']} is no model of transformers")
+            classifier = kind(config)
         else:
             classifier = transformers.AutoModelForImageClassification.from_config(config)
         return classifier.eval()
@@ -183,9 +145,10 @@ def build_backbone(backbone: dict[str, Any], num_classes: int) -> nn.Module:
         from .cifar_resnet import cifar_resnet20  # noqa: F401  (registers it)
     elif backbone["architecture"] == "cifar_vgg11":
         from .cifar_vgg import cifar_vgg11  # noqa: F401  (registers it)
-    model: nn.Module = timm.create_model(
-        backbone["architecture"], pretrained=False, num_classes=num_classes, **backbone.get("model_args", {})
-    )
+    args = backbone.get("model_args", {})
+    if not timm.is_model(backbone["architecture"]) or not READING.isdisjoint(args):
+        raise ValueError(f"{backbone['architecture']}({', '.join(args)}) is no plain model of timm")
+    model: nn.Module = timm.create_model(backbone["architecture"], pretrained=False, num_classes=num_classes, **args)
     return model.eval()
 
 

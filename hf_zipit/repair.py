@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from hf_zipit.assembly import Plan
 from hf_zipit.batching import Passes
 from hf_zipit.chain import working_copy
-from hf_zipit.libraries import Source
 from hf_zipit.matching.match import Match
 from hf_zipit.modeling_zipit import ZipItForImageClassification
+from hf_zipit.source import Source
 from hf_zipit.spaces import Binding, Row
 from hf_zipit.transform import merge_states
 

@@ -17,7 +17,10 @@ from hf_zipit.checks import check_spec
 from hf_zipit.errors import SourceError, SpecError
 from hf_zipit.grammar import ProbeLine, Spec
 from hf_zipit.hub.download import HUB_ID, fetch
-from hf_zipit.libraries import Source, from_module, timm_folder, transformers_folder, untrained
+from hf_zipit.libraries import from_module, timm_folder, transformers_folder, untrained
+from hf_zipit.modeling_zipit import ZipItForImageClassification
+from hf_zipit.remerge import merged_folder, merged_source
+from hf_zipit.source import Source
 from hf_zipit.spaces import Binding
 from hf_zipit.tracing.check import describe, tally
 from hf_zipit.tracing.tracer import trace
@@ -32,7 +35,7 @@ def load(
 
     Args:
         source: a Hub id (`user/name`, `user/name@revision`), a folder with `config.json` and `model.safetensors`, or
-            a timm module made by `timm.create_model`. A `Source` is returned as it is.
+            a timm module made by `timm.create_model`. It may itself be a merge. A `Source` is returned as it is.
         model_args: the keyword arguments a module was created with, apart from the number of classes; timm does not
             keep them, and a saved merge needs them.
         access: what the user allows: an access token of the Hub, code that comes with models, pickled weights.
@@ -43,6 +46,8 @@ def load(
     """
     if isinstance(source, Source):
         return source
+    if isinstance(source, ZipItForImageClassification):
+        return merged_source(source, "merged", {"id": None, "folder": None, "revision": None, "sha256": None})
     if isinstance(source, nn.Module):
         return from_module(source, model_args)
     path = Path(source)
@@ -173,7 +178,7 @@ def _from_folder(folder: Path, origin: dict[str, Any], access: Access, name: str
     name = name or folder.resolve().name
     config = read_json(folder / "config.json")
     if config.get("model_type") == "zipit":
-        raise SourceError(f"{folder} is itself a merge of several models: merge its sources instead")
+        return merged_folder(folder, name, origin)
     if isinstance(config.get("architecture"), str):
         return timm_folder(folder, config, name, origin, access)
     if config.get("model_type"):

@@ -17,7 +17,7 @@ from hf_zipit.hub.faults import FAULTS, explain
 
 _log = logging.getLogger("hf_zipit")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
-_SMALL = ["config.json", INDEX, "preprocessor_config.json", "processor_config.json", "README.md", "zipit_spec.yaml"]
+_SMALL = ["config.json", INDEX, "preprocessor_config.json", "processor_config.json", "README.md", "zipit_*"]
 
 
 @dataclass(frozen=True)

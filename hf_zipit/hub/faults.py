@@ -19,7 +19,7 @@ from huggingface_hub.errors import (
 )
 
 _FROM_THE_CACHE = (LocalEntryNotFoundError, RevisionResolutionError)
-FAULTS = (HfHubHTTPError, *_FROM_THE_CACHE, HFValidationError, httpx2.HTTPError, OSError)
+FAULTS = (HfHubHTTPError, *_FROM_THE_CACHE, HFValidationError, httpx2.HTTPError, OSError, RuntimeError)
 _TOKEN = re.compile(r"hf_\w{8,}|hf_jwt_[\w.-]+|(?<=Bearer )[\w.-]{8,}|(?<=://)[^/\s:@]+:[^/\s@]+(?=@)")
 LOG_IN = "log in with `hf auth login`, set HF_TOKEN, or pass --token"
 
@@ -87,8 +87,8 @@ def _answered(error: HfHubHTTPError, name: str, revision: str | None, token: str
 
 
 def _root(error: BaseException) -> BaseException:
-    """The first cause: the client wraps what it met while it looked into the cache."""
-    while isinstance(error, _FROM_THE_CACHE) and error.__cause__ is not None:
+    """The first cause: the client wraps what it met while it looked into the cache, or while it sent a large file."""
+    while isinstance(error, (*_FROM_THE_CACHE, RuntimeError)) and error.__cause__ is not None:
         error = error.__cause__
     return error
 

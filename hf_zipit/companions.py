@@ -1,0 +1,47 @@
+"""The text files beside the weights of a merge: card, recipe and spec."""
+
+import yaml
+
+from hf_zipit.card import card
+from hf_zipit.configuration_zipit import ZipItConfig
+from hf_zipit.recipe import PinnedSource, Recipe, make_recipe
+
+SPEC, RECIPE, CARD = "zipit_spec.yaml", "zipit_config.yml", "README.md"
+
+
+def companions(config: ZipItConfig, spec_text: str | None, data: list[str] | None = None) -> dict[str, str]:
+    """The files by name.
+
+    Args:
+        config: of the merged model.
+        spec_text: the spec it was merged with, where it is known.
+        data: what the images were read from, where that is to be told.
+    """
+    texts = {CARD: card(config), RECIPE: _recipe_text(recipe(config, data))}
+    return texts | ({SPEC: spec_text} if spec_text else {})
+
+
+def recipe(config: ZipItConfig, data: list[str] | None = None) -> Recipe:
+    """The recipe that makes these weights again.
+
+    Args:
+        config: of the merged model.
+        data: what the images were read from, where they have a place.
+    """
+    about = config.zipit or {}
+    known = PinnedSource.model_fields
+    sources = [{k: v for k, v in source.items() if k in known} for source in about.get("sources", [])]
+    return make_recipe(
+        sources=sources,
+        data=data,
+        tasks=config.tasks,
+        cut=config.cut,
+        spec=SPEC,
+        generator=about.get("generator"),
+        **about.get("recipe", {}),
+    )
+
+
+def _recipe_text(recipe: Recipe) -> str:
+    text = yaml.safe_dump(recipe.recorded(), sort_keys=False, allow_unicode=True)
+    return f"# hf-zipit merge {RECIPE} -o OUT makes these weights again; paths are relative to this file\n{text}"

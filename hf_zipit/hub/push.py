@@ -1,0 +1,108 @@
+"""Sending a merged model to the Hub: one upload of a folder that stays as it is, whatever happens on the way."""
+
+import json
+import shutil
+import tempfile
+from pathlib import Path
+
+from huggingface_hub import HfApi, constants, get_token
+from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
+
+from hf_zipit import saving
+from hf_zipit.access import Access
+from hf_zipit.errors import OutputError
+from hf_zipit.hub.download import client
+from hf_zipit.hub.faults import FAULTS, LOG_IN, explain, redact
+from hf_zipit.pretrained_zipit import ZipItPreTrainedModel, upload
+
+
+def push(
+    model: ZipItPreTrainedModel | str | Path,
+    repo: str,
+    *,
+    private: bool | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+    commit_message: str | None = None,
+    token: str | None = None,
+) -> str:
+    """Upload a merged model to `user/name`, with its card, code files, spec and recipe, in one go.
+
+    Args:
+        model: a merged model, or the folder of a saved one; the folder is only read.
+        repo: the repository; it is made if there is none. One that holds another model than a merge is refused.
+        private: whether a new repository is private; `None` follows the account's settings.
+        revision: the branch to write to, made if there is none; `main` by default.
+        create_pr: open a pull request against `main` instead of writing to it.
+        commit_message: the title of the commit or pull request.
+        token: an access token with the right to write; by default that of `HF_TOKEN` or `hf auth login`.
+
+    Returns:
+        The address of the commit or the pull request.
+
+    Raises:
+        OutputError: the upload failed; the message says why, where the files are and how to go on.
+        SourceError: the folder holds no merged model.
+
+    >>> push(merged, "user/merged", private=True)  # doctest: +SKIP
+    """
+    check_target(repo, revision=revision, create_pr=create_pr, token=token)
+    if isinstance(model, str | Path):
+        folder, temporary = Path(model), None
+        saving.check_merged(folder)
+    else:
+        temporary = Path(tempfile.mkdtemp(prefix="hf-zipit-"))
+        folder = saving.save(model, temporary / repo.rpartition("/")[2])
+    api = client(Access(token=token))
+    try:
+        done = upload(api, folder, repo, private, revision, create_pr, commit_message or _title(folder))
+    except FAULTS as error:
+        flags = (f" --revision {revision}" if revision else "") + (" --create-pr" if create_pr else "")
+        raise OutputError(
+            f"{explain(error, repo, revision, token)}. The merged model is complete in {folder}; upload it, or what "
+            f"is missing of it, with: hf-zipit push {folder} {repo}{flags}"
+        ) from error
+    if temporary:
+        shutil.rmtree(temporary)
+    return str(done.pr_url or done.commit_url)
+
+
+def check_target(repo: str, *, revision: str | None = None, create_pr: bool = False, token: str | None = None) -> None:
+    """Refuse a repository that cannot be written, before any work is done; nothing is created.
+
+    Raises:
+        OutputError: no access token, no connection, a bad name, a read-only token, or another model is there.
+    """
+    if constants.is_offline_mode():
+        raise OutputError(f"{repo}: HF_HUB_OFFLINE is set, nothing can be uploaded")
+    if create_pr and revision not in (None, "main"):
+        raise OutputError(f"{repo}: a pull request goes to main, not to the branch {revision}")
+    if not (token or get_token()):
+        raise OutputError(f"{repo}: uploading needs an access token: {LOG_IN}")
+    api = client(Access(token=token))
+    try:
+        user = api.whoami()
+        if user.get("auth", {}).get("accessToken", {}).get("role") == "read":
+            raise OutputError(f"{repo}: the access token may only read: use one with the right to write")
+        kind = _model_type(api, repo if "/" in repo else f"{user['name']}/{repo}", revision)
+    except FAULTS as error:
+        raise OutputError(redact(explain(error, repo, revision, token), token)) from error
+    if kind not in ("", "zipit") and not create_pr:
+        raise OutputError(f"{repo} holds another model ({kind}): choose another name, or open a pull request to it")
+
+
+def _model_type(api: HfApi, name: str, revision: str | None) -> str:
+    """What the repository holds: the config's model type; empty where there is no repository or no config."""
+    try:
+        file = api.hf_hub_download(name, "config.json", revision=revision)
+    except (RepositoryNotFoundError, RevisionNotFoundError, EntryNotFoundError):
+        return ""
+    config = json.loads(Path(file).read_text(encoding="utf-8"))
+    return str(config.get("model_type") or config.get("architecture") or "unknown")
+
+
+def _title(folder: Path) -> str:
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    sources = (config.get("zipit") or {}).get("sources", [])
+    names = [source.get("id") or source.get("folder") or "a model in memory" for source in sources]
+    return f"Merge {', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else "Merge models"

@@ -1,0 +1,171 @@
+"""Sending a merge to the Hub, through the real client: what arrives, and what happens when it does not."""
+
+import json
+
+import pytest
+
+import hf_zipit
+from hf_zipit import saving
+from hf_zipit.errors import OutputError, SourceError
+from tests.hub import OTHER, OWNER
+
+# the client's own way of sending large files
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload raw bytes:DeprecationWarning")
+FILES = {"config.json", "model.safetensors", "modeling_zipit.py", "configuration_zipit.py", "pretrained_zipit.py"}
+FILES |= {"steps.py", "README.md", "zipit_config.yml", "zipit_spec.yaml"}
+
+
+@pytest.fixture(scope="module")
+def merged(digits):
+    return hf_zipit.merge(digits, method="average", calibrate="none")
+
+
+@pytest.fixture(scope="module")
+def folder(merged, tmp_path_factory):
+    return saving.save(merged, tmp_path_factory.mktemp("push") / "merged")
+
+
+def content(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_a_folder_arrives_as_it_is_in_one_commit(hub, folder):
+    address = hf_zipit.push(folder, "user/merged", private=True)
+    repo = hub.repos["user/merged"]
+    assert address == f"{hub.endpoint}/user/merged/commit/{repo.at()[0]}"
+    assert repo.private
+    assert repo.at()[1] == content(folder)
+    assert set(content(folder)) >= FILES
+    assert repo.messages == ["initial commit", "Merge digits-0-4 and digits-5-9"]
+    loaded = saving.load(f"user/merged@{repo.at()[0]}")
+    assert loaded.config.tasks == ["digits-0-4", "digits-5-9"]
+    count = len(repo.commits)
+    hf_zipit.push(folder, "user/merged")  # nothing has changed
+    assert len(repo.commits) <= count + 1
+    assert repo.at()[1] == content(folder)
+
+
+def test_a_model_in_memory_keeps_its_card_and_files(hub, merged):
+    merged.push_to_hub("user/from-model", commit_message="mine")
+    repo = hub.repos["user/from-model"]
+    files = repo.at()[1]
+    assert set(files) >= FILES
+    assert files["README.md"].startswith(b"---\nlibrary_name: transformers\npipeline_tag: image-classification\n")
+    assert repo.messages[-1] == "mine"
+    hf_zipit.push(merged, "user/pushed")
+    assert hub.repos["user/pushed"].at()[1]["README.md"] == files["README.md"]
+    loaded = type(merged).from_pretrained(saving.save(merged, folder_for(hub, "x")))
+    loaded.push_to_hub("user/again")
+    assert hub.repos["user/again"].at()[1]["README.md"] == files["README.md"]
+    assert set(hub.repos["user/again"].at()[1]) == set(files)
+
+
+def folder_for(hub, name):
+    from pathlib import Path
+
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE).parent / name
+
+
+def test_a_branch_and_a_pull_request(hub, folder):
+    hf_zipit.push(folder, "user/merged")
+    main = hub.repos["user/merged"].at()[0]
+    hf_zipit.push(folder, "user/merged", revision="v1", commit_message="first version")
+    repo = hub.repos["user/merged"]
+    assert set(repo.branches) == {"main", "v1"}
+    assert repo.at()[0] == main
+    assert repo.at("v1")[1] == content(folder)
+    other = hub.add("lab/model", folder)
+    address = hf_zipit.push(folder, "lab/model", create_pr=True, token=OTHER)
+    assert address == f"{hub.endpoint}/lab/model/discussions/1"
+    assert set(other.branches) == {"main", "refs/pr/1"}
+    with pytest.raises(OutputError, match="a pull request goes to main"):
+        hf_zipit.push(folder, "lab/model", create_pr=True, revision="v1")
+
+
+def test_files_of_an_earlier_merge_go_and_others_stay(hub, folder):
+    old = {"config.json": b'{"model_type": "zipit"}', "model-00001-of-00002.safetensors": b"x", "plot.png": b"x"}
+    hub.add("user/merged").commit({**old, "preprocessor_config.json": b"{}"}, "earlier")
+    hf_zipit.push(folder, "user/merged")
+    assert set(hub.repos["user/merged"].at()[1]) == {*content(folder), "plot.png"}
+
+
+def test_another_model_is_never_replaced(hub, folder, digits):
+    hub.add("user/parent", digits[0])
+    with pytest.raises(OutputError, match=r"user/parent holds another model \(cifar_resnet20\): choose another name"):
+        hf_zipit.push(folder, "user/parent")
+    assert "commit" not in "".join(path for _, path in hub.log)
+    with pytest.raises(SourceError, match="is no merged model"):
+        hf_zipit.push(digits[0], "user/new")
+    assert "user/new" not in hub.repos
+
+
+def test_who_may_not_write_is_told_before_any_upload(hub, folder, monkeypatch):
+    from huggingface_hub import constants
+
+    hub.add("user/merged", folder)
+    with pytest.raises(OutputError, match="user/merged: your access token does not allow this"):
+        hf_zipit.push(folder, "user/merged", token=OTHER)
+    with pytest.raises(OutputError, match=r"user/merged: the Hub does not accept the access token"):
+        hf_zipit.push(folder, "user/merged", token="hf_wrongwrongwrong")
+    with pytest.raises(OutputError, match="is no name of a repository"):
+        hf_zipit.push(folder, "user/a name")
+    monkeypatch.delenv("HF_TOKEN")
+    with pytest.raises(OutputError, match="uploading needs an access token: log in with"):
+        hf_zipit.push(folder, "user/merged")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(OutputError, match="HF_HUB_OFFLINE is set"):
+        hf_zipit.push(folder, "user/merged", token=OWNER)
+    assert not hub.asked("POST", "commit") + hub.asked("PUT", "lfs")
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        (
+            lambda hub: hub.fail("POST", "/commit/", 401, code=""),
+            "does not accept the access token|does not exist",
+        ),
+        (lambda hub: hub.fail("POST", "/commit/", 403, code=""), "your access token does not allow this"),
+        (lambda hub: hub.fail("POST", "/commit/", 404, code=""), "error 404"),
+        (lambda hub: hub.fail("POST", "/commit/", 409, code=""), "changed by someone else meanwhile"),
+        (lambda hub: hub.fail("POST", "/preupload/", 500), "the Hub has a problem of its own"),
+        (lambda hub: hub.fail("PUT", "/lfs/", 503), "the Hub has a problem of its own|503"),
+        (lambda hub: hub.drop("PUT", "/lfs/", after=1000), "the connection to .* failed"),
+        (lambda hub: hub.drop("POST", "/commit/", after=100), "the connection to .* failed"),
+    ],
+)
+def test_a_failed_upload_leaves_the_folder_and_can_be_resumed(hub, folder, fault, message):
+    before = content(folder)
+    fault(hub)
+    with pytest.raises(OutputError, match=message) as failed:
+        hf_zipit.push(folder, "user/merged", revision="v2")
+    assert f"hf-zipit push {folder} user/merged --revision v2" in str(failed.value)
+    assert OWNER not in str(failed.value)
+    assert content(folder) == before
+    hub.faults.clear()
+    sent = hub.asked("PUT", "/lfs/")
+    stored = set(hub.blobs)
+    hf_zipit.push(folder, "user/merged", revision="v2")
+    assert hub.repos["user/merged"].at("v2")[1] == before
+    assert hub.asked("PUT", "/lfs/") - sent == (0 if stored else 1)  # what had arrived is not sent again
+
+
+def test_a_model_in_memory_whose_upload_fails_is_kept(hub, merged, monkeypatch, tmp_path):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "kept"))
+    (tmp_path / "kept").mkdir()
+    hub.fail("POST", "/commit/", 409, code="")
+    with pytest.raises(OutputError, match=r"The merged model is complete in .*kept.*; upload it") as failed:
+        hf_zipit.push(merged, "user/merged")
+    place = str(failed.value).partition("hf-zipit push ")[2].split()[0]
+    assert saving.load(place).config.tasks == merged.config.tasks
+
+
+def test_no_file_that_is_sent_holds_a_token_or_a_place_of_this_machine(hub, digits, digits_data):
+    merged = hf_zipit.merge(digits, digits_data, method="average", num_images=8)
+    hf_zipit.push(merged, "user/merged")
+    sent = b"".join(data for name, data in hub.repos["user/merged"].at()[1].items() if name != "model.safetensors")
+    assert OWNER.encode() not in sent
+    assert str(digits[0].parent).encode() not in sent
+    assert json.loads(hub.repos["user/merged"].at()[1]["config.json"])["zipit"]["recipe"]["method"] == "average"

@@ -24,8 +24,11 @@ def similarity(models: int, width: int, seed: int, dead: bool = False) -> torch.
     return covariance / torch.outer(scale, scale).clamp(min=1e-7)
 
 
-def published(s: torch.Tensor, models: int, alpha: float, beta: float) -> list[int]:
-    """The published procedure, step by step on a shrinking matrix: O(n^3), and no cleverness at all."""
+def published(s: torch.Tensor, models: int, alpha: float, beta: float, values: list[float] | None = None) -> list[int]:
+    """The published procedure, step by step on a shrinking matrix: O(n^3), and no cleverness at all.
+
+    The similarity at each merge is added to `values`.
+    """
     s = s.clone().float().numpy()
     n = len(s)
     width = n // models
@@ -40,6 +43,8 @@ def published(s: torch.Tensor, models: int, alpha: float, beta: float) -> list[i
             del clusters[0], origin[0]
             s = s[1:, 1:]
             continue
+        if values is not None:
+            values.append(s[i, j])
         clusters[i] += clusters[j]
         s[:, i] = np.minimum(s[:, i], s[:, j])
         ranges = [slice(o * width, (o + 1) * width) for o in (origin[i], origin[j])]

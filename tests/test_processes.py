@@ -9,7 +9,8 @@ from safetensors.torch import load_file
 
 
 def merge(launcher, digits, digits_data, out, *more, cache):
-    options = [*more, "--data", digits_data, "--data", f"{digits_data}:test", "--num-images", 75, "--batch-size", 16]
+    options = [*more, "--method", "mudsc-zip"]
+    options += ["--data", digits_data, "--data", f"{digits_data}:test", "--num-images", 75, "--batch-size", 16]
     command = [sys.executable, "-m", *launcher, "merge", *digits, *options, "--cut", "layer2", "-o", out]
     env = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "HF_ZIPIT_CACHE": str(cache)}
     done = subprocess.run([str(c) for c in command], env=env, capture_output=True, text=True, timeout=300)

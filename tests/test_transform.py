@@ -11,7 +11,7 @@ from hf_zipit.transform import merge_states, unmerge_reads
 
 def binding(rows: list[Row], **sizes: int) -> Binding:
     spaces = {name: FeatureSpace(name, size, ()) for name, size in sizes.items()}
-    return Binding(list_specs()[0], spaces, tuple(rows), {}, {}, (), ())
+    return Binding(list_specs()[0], spaces, tuple(rows), {}, {}, {}, (), ())
 
 
 def random_match(size: int, models: int, width: int, seed: int) -> Match:

@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from hf_zipit.matching.match import Match, average_match
+from hf_zipit.matching.match import Match, average_match, zip_match
 from hf_zipit.matching.quality import agreement
 
 STEPS = 100
@@ -16,9 +16,9 @@ def kmeans_match(similarity: Tensor, sizes: Sequence[int]) -> Match:
     """k-means with one cluster per unit of a model (ZipIt!, appendix), across and within the models.
 
     Lloyd's steps on the standardised activations, whose inner products are the similarity: the squared distance of
-    unit i to the mean of a cluster is `s_ii - 2 mean_j s_ij + mean_jk s_jk` over its members. The first means are
-    units far from each other. A cluster that loses all units takes the one that is farthest from its own mean.
-    Deterministic, and independent of the models' order.
+    unit i to the mean of a cluster is `s_ii - 2 mean_j s_ij + mean_jk s_jk` over its members. The first clusters are
+    those that the zip finds without penalty and budget; one that loses all units takes the unit that is farthest from
+    its own mean. Deterministic, and independent of the models' order.
 
     Raises:
         OptionError: models of different widths.
@@ -30,7 +30,7 @@ def kmeans_match(similarity: Tensor, sizes: Sequence[int]) -> Match:
     sizes = tuple(sizes)
     width = average_match(sizes).width
     values = similarity.detach().cpu().double()
-    units, labels = torch.arange(len(values)), _spread(values, width)
+    units, labels = torch.arange(len(values)), zip_match(values, sizes, alpha=1, beta=1).labels
     for _ in range(STEPS):
         distance = _distances(values, labels, width)  # (n, m)
         own = distance[units, labels]
@@ -47,22 +47,6 @@ def kmeans_match(similarity: Tensor, sizes: Sequence[int]) -> Match:
         labels = moved
     match = Match(_numbered(labels), sizes, width)
     return replace(match, score=agreement(values, match))
-
-
-def _spread(values: Tensor, width: int) -> Tensor:
-    """Every unit with the nearest of `width` units that are far from each other, the most central one first."""
-    square = values.diagonal()
-    centres = [int(values.sum(1).argmax())]
-    nearest = torch.full_like(square, torch.inf)
-    for _ in range(width - 1):
-        last = centres[-1]
-        nearest = torch.minimum(nearest, square - 2 * values[last] + square[last])
-        nearest[last] = -torch.inf
-        centres.append(int(nearest.argmax()))
-    chosen = torch.tensor(centres)
-    labels = (square[:, None] - 2 * values[:, chosen] + square[chosen]).argmin(1)
-    labels[chosen] = torch.arange(width)
-    return labels
 
 
 def _distances(values: Tensor, labels: Tensor, width: int) -> Tensor:

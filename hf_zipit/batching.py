@@ -1,6 +1,7 @@
 """Batches that mix the data sets of all tasks, shared out among processes."""
 
 from collections.abc import Iterable, Sequence
+from functools import cache
 
 from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration
@@ -37,6 +38,15 @@ def batches(parts: Sequence[Images], batch_size: int, accelerator: Accelerator) 
     loader = DataLoader(_Mixed(parts), batch_size=batch_size)
     prepared: Iterable[tuple[Tensor, Tensor]] = accelerator.prepare_data_loader(loader, device_placement=False)
     return prepared
+
+
+def remembered(images: Images, limit: int = 2**30) -> Images:
+    """The same images, each decoded once and then kept in memory, where all of them fit in `limit` bytes."""
+    first = images[0]
+    if first.nbytes * len(images) > limit:
+        return images
+    get = cache(images.get)
+    return Images(get, images.labels, images.names, images.name, images.fingerprint)
 
 
 def make_accelerator() -> Accelerator:

@@ -9,6 +9,7 @@ import typer
 
 from hf_zipit.commands.cache import cache
 from hf_zipit.commands.check_spec import check_spec
+from hf_zipit.commands.compare import compare
 from hf_zipit.commands.evaluate import evaluate
 from hf_zipit.commands.inspect import inspect
 from hf_zipit.commands.merge import merge
@@ -24,6 +25,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "check-spec": check_spec,
     "trace": trace,
     "recipe": recipe,
+    "compare": compare,
     "cache": cache,
 }
 

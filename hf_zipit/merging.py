@@ -145,6 +145,7 @@ class Merger:
         self.states = [source.model.state_dict() for source in self.sources]
         self.cache = cache
         self._statistics: dict[bool, dict[str, SpaceStatistics]] = {False: {}, True: {}}  # by `compat`
+        self._matches: dict[tuple[Options, int], dict[str, Match]] = {}  # by options and depth of the trunk
 
     def merge(
         self, options: Options, *, cut: str | None = None, calibrate: str = "batchnorm"
@@ -175,12 +176,21 @@ class Merger:
         return merged
 
     def match(self, plan: Plan, options: Options) -> dict[str, Match]:
-        """Match the spaces that the trunk touches."""
+        """Match the spaces that the trunk touches; the same match is made once."""
+        touched, known = self.touched(plan), self._matches
+        if (options, plan.depth) not in known:
+            spaces = [space for name, space in self.binding.spaces.items() if name in touched]
+            statistics = self.statistics(touched, options.compat) if options.needs_statistics else {}
+            accelerator = self.passes.accelerator
+            known[options, plan.depth] = match_spaces(
+                spaces, statistics, self.states, self.binding, options, accelerator
+            )
+        return known[options, plan.depth]
+
+    def touched(self, plan: Plan) -> set[str]:
+        """The names of the spaces that the trunk touches."""
         rows = self.binding.rows(plan.touched(self.states[0])).values()
-        touched = {row.space for mine in rows for row in mine}
-        spaces = [space for name, space in self.binding.spaces.items() if name in touched]
-        statistics = self.statistics(touched, options.compat) if options.needs_statistics else {}
-        return match_spaces(spaces, statistics, self.states, self.binding, options, self.passes.accelerator)
+        return {row.space for mine in rows for row in mine}
 
     def statistics(self, names: Iterable[str], compat: bool = False) -> dict[str, SpaceStatistics]:
         """The statistics of the named spaces: those seen before, and one pass over the images for the others.

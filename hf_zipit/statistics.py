@@ -70,7 +70,7 @@ def collect(
         else:
             stats[name] = SpaceStatistics(space, sizes, [Moments.empty(sum(sizes), device) for _ in range(tasks)])
     with ExitStack() as stack, torch.inference_mode():
-        readers = [stack.enter_context(_Reader(model, wanted, None if compat else POSITIONS)) for model in models]
+        readers = [stack.enter_context(Reader(model, wanted, None if compat else POSITIONS)) for model in models]
         probed = [probe.module for space in wanted.values() for probe in space.probes]
         chains = [ModelChain(model, binding, until=probed) for model in models]
         for pixels, task in batches:
@@ -97,14 +97,14 @@ def _accumulate(entry: SpaceStatistics, features: list[list[Tensor]], task: Tens
                 moments.update(mine)
 
 
-class _Reader:
+class Reader:
     """Reads the probes of one model during a pass; leaves no hook behind."""
 
     def __init__(self, model: nn.Module, spaces: Mapping[str, FeatureSpace], positions: int | None) -> None:
         self.model, self.spaces, self.positions = model, spaces, positions
         self.features: dict[str, list[Tensor]] = {name: [] for name in spaces}
 
-    def __enter__(self) -> "_Reader":
+    def __enter__(self) -> "Reader":
         self.handles = [self._attach(name, probe) for name, space in self.spaces.items() for probe in space.probes]
         return self
 
@@ -122,6 +122,7 @@ class _Reader:
         self.features[name].append(samples(units(value, probe, self.spaces[name].size), self.positions))
 
     def pop(self, name: str) -> list[Tensor]:
+        """What was read of a space since the last time, one `(B, P, size)` for each probe."""
         out = self.features[name]
         self.features[name] = []
         return out

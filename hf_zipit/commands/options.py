@@ -14,5 +14,4 @@ NumImages = Annotated[int | None, typer.Option(help="Images per data set; defaul
 BatchSize = Annotated[int, typer.Option(help="Images per forward pass.")]
 SpecFile = Annotated[Path | None, typer.Option("--spec", help="Use this spec file instead of the shipped one.")]
 Device = Annotated[str | None, typer.Option(help="Where to run, e.g. cpu or cuda:0.")]
-NoCache = Annotated[bool, typer.Option("--no-cache", help="Neither read nor keep the statistics on disk.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]

@@ -1,0 +1,72 @@
+"""`hf-zipit compare`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hf_zipit.commands.options import BatchSize, Data, Device, Json, NumImages, SpecFile
+from hf_zipit.commands.terminal import show, show_json, without_bars
+
+Models = Annotated[list[str], typer.Argument(help="Two or more Hub ids (user/name[@revision]) or folders.")]
+Tasks = Annotated[list[str] | None, typer.Option("--task", help="Name of each task, in model order.")]
+EvalData = Annotated[
+    list[str] | None, typer.Option("--eval-data", help="Images for the evaluation; default: the data's test split.")
+]
+
+
+def compare(
+    models: Models,
+    data: Data,
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the report; a comparison cut short goes on.")],
+    methods: Annotated[str, typer.Option(help="all, or methods with commas between.")] = "all",
+    cuts: Annotated[str, typer.Option(help="Cuts with commas between; none merges all layers.")] = "none",
+    calibrate: Annotated[str, typer.Option(help="Calibrations with commas between.")] = "batchnorm",
+    alpha: Annotated[float, typer.Option(help="zip: penalty on merging many units into one.")] = 0.1,
+    beta: Annotated[float, typer.Option(help="zip: share of merges that may happen within a model.")] = 0.8,
+    balance: Annotated[float, typer.Option(help="mudsc: weight of weights against activations.")] = 0.5,
+    compat: Annotated[bool, typer.Option("--compat", help="Follow the authors' code exactly.")] = False,
+    eval_data: EvalData = None,
+    eval_images: Annotated[int | None, typer.Option(help="Images per data set for the evaluation.")] = None,
+    num_images: NumImages = None,
+    batch_size: BatchSize = 32,
+    task: Tasks = None,
+    seed: Annotated[int, typer.Option(help="Chooses the images.")] = 0,
+    device: Device = None,
+    spec: SpecFile = None,
+    cache: Annotated[bool, typer.Option(help="Keep statistics on disk for another merge of these models.")] = True,
+    as_json: Json = False,
+) -> None:
+    """Many merges of the same models on the same statistics: a table, CSV, JSON and a picture."""
+    from hf_zipit.compare import Comparison, trials
+    from hf_zipit.comparison import comparison_table, write_report
+    from hf_zipit.matching.methods import Options
+    from hf_zipit.merging import Merger
+
+    without_bars()
+    merger = Merger(
+        models,
+        data,
+        num_images=num_images,
+        batch_size=batch_size,
+        tasks=task,
+        seed=seed,
+        device=device,
+        spec=spec,
+        cache=cache,
+    )
+    options = Options(alpha=alpha, beta=beta, balance=balance, compat=compat)
+    chosen = [None if cut == "none" else cut for cut in _listed(cuts)]
+    wanted = trials(merger, _listed(methods), chosen, _listed(calibrate), options)
+    comparison = Comparison(merger, out, eval_data or data, num_images=eval_images)
+    results = comparison.run(wanted)
+    if comparison.main:
+        write_report(results, merger.tasks, out)
+        if as_json:
+            show_json(results)
+        else:
+            show(comparison_table(results, merger.tasks))
+
+
+def _listed(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]

@@ -1,0 +1,150 @@
+"""The results of a comparison as a text table, CSV, JSON and a picture."""
+
+import csv
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hf_zipit.errors import OptionError
+from hf_zipit.report import table
+
+Result = Mapping[str, Any]
+_log = logging.getLogger("hf_zipit")
+WHOLE = "none"  # how "no cut" is written
+
+
+def comparison_table(results: Sequence[Result], tasks: Sequence[str]) -> str:
+    """One line for each merge: accuracy in percent (without labels: agreement with the parents), and what it costs."""
+    labelled = all("joint" in row for row in results)
+    last = "joint" if labelled else "distance"
+    unit = _unit(results)
+    lines = []
+    for row in results:
+        scores = [f"{100 * row['tasks'][task]:.1f}" if task in row["tasks"] else "-" for task in tasks]
+        final = f"{100 * row['joint']:.1f}" if labelled else f"{row['distance']:.3f}"
+        cost = [f"{row['flops'] / unit:.2f}x", f"{row['parameters'] / 1e6:.4g}"]
+        likeness = f"{_mean(row['correlation']):.2f}" if row.get("correlation") else "-"
+        seconds = f"{row['seconds']:.1f}" if "seconds" in row else "-"
+        settings = [_cut(row), row["calibrate"] or "-"]
+        lines.append(
+            [row["method"], *settings, *scores, f"{100 * row['average']:.1f}", final, *cost, likeness, seconds]
+        )
+    header = ["method", "cut", "calibrate", *tasks, "average", last, "FLOPs", "M params", "correlation", "seconds"]
+    return table(header, lines)
+
+
+def write_report(results: Sequence[Result], tasks: Sequence[str], folder: str | Path) -> list[Path]:
+    """Write `results.csv`, `results.json` and, where matplotlib is installed, `results.png`; returns what was written.
+
+    The picture shows accuracy against FLOPs, one line for each method over its cuts, with parents and ensemble, and
+    the correlation of merged and parents' features layer by layer (ZipIt!, section 5).
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    written = [folder / "results.csv", folder / "results.json"]
+    names = ["method", "cut", "calibrate", *(f"task {task}" for task in tasks)]
+    scores = ["average", "joint", "distance", "flops", "parameters", "seconds", "correlation"]
+    with written[0].open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow([*names, *scores])
+        for row in results:
+            values = {**row, "correlation": _mean(row["correlation"]) if row.get("correlation") else ""}
+            settings = [row["method"], _cut(row), row["calibrate"] or ""]
+            writer.writerow(
+                [*settings, *(row["tasks"].get(task, "") for task in tasks)] + [values.get(s, "") for s in scores]
+            )
+    written[1].write_text(json.dumps(list(results), indent=2), encoding="utf-8")
+    try:
+        written.append(plot_comparison(results, folder / "results.png"))
+    except OptionError as error:
+        _log.warning("no picture: %s", error)
+    return written
+
+
+def plot_comparison(results: Sequence[Result], path: str | Path) -> Path:
+    """Draw the picture.
+
+    Raises:
+        OptionError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise OptionError("plots need matplotlib: pip install 'hf-zipit[plot]'") from None
+    merges = [row for row in results if "seconds" in row]
+    featured = [row for row in merges if row.get("correlation")]
+    figure = Figure(figsize=(13, 5.2) if featured else (7, 5.2), layout="constrained")
+    axes = figure.subplots(1, 2 if featured else 1, squeeze=False)[0]
+    calibrations = list(dict.fromkeys(row["calibrate"] for row in merges))
+    methods = list(dict.fromkeys(row["method"] for row in merges))
+    colours = {method: f"C{i % 10}" for i, method in enumerate(methods)}
+    styles = dict(zip(calibrations, ("-", "--", ":", "-.") * len(calibrations), strict=False))
+    _costs(axes[0], results, merges, colours, styles)
+    if featured:
+        _features(axes[1], featured, colours, styles)
+    figure.savefig(path, dpi=150)
+    return Path(path)
+
+
+def _costs(
+    axes: Any,
+    results: Sequence[Result],
+    merges: Sequence[Result],
+    colours: Mapping[str, str],
+    styles: Mapping[str, str],
+) -> None:
+    unit, labelled = _unit(results), all("joint" in row for row in results)
+    score = "joint" if labelled else "average"
+    for method, colour in colours.items():
+        for calibrate, style in styles.items():
+            mine = [r for r in merges if (r["method"], r["calibrate"]) == (method, calibrate)]
+            points = sorted((row["flops"] / unit, 100 * row[score]) for row in mine)
+            label = method if len(styles) == 1 else f"{method}, {calibrate}"
+            axes.plot(
+                *zip(*points, strict=True), style, marker="o", ms=5, color=colour, label=label
+            ) if points else None
+    ensemble = [row for row in results if row["method"] == "ensemble"]
+    parents = [row for row in results if row["method"].startswith("parent:")]
+    for row in ensemble:
+        axes.axhline(100 * row[score], color="black", lw=1, label="ensemble of the parents")
+        axes.plot(row["flops"] / unit, 100 * row[score], "*", ms=12, color="black")
+    for i, row in enumerate(parents):
+        axes.axhline(100 * row[score], color="grey", lw=1, ls=("--", ":", "-.")[i % 3], label=row["method"])
+    what = "joint accuracy over all classes, %" if labelled else "same answer as the parent, %"
+    axes.set(xlabel="FLOPs for all tasks, in forwards of one parent", ylabel=what, title="Accuracy against cost")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=7, loc="best")
+
+
+def _features(axes: Any, featured: Sequence[Result], colours: Mapping[str, str], styles: Mapping[str, str]) -> None:
+    """The deepest merges only: a cut leaves the layers below it as they are."""
+    depth = max(len(row["correlation"]) for row in featured)
+    deepest = [row for row in featured if len(row["correlation"]) == depth]
+    for row in {(r["method"], r["calibrate"]): r for r in deepest}.values():
+        label = row["method"] if len(styles) == 1 else f"{row['method']}, {row['calibrate']}"
+        values = list(row["correlation"].values())
+        axes.plot(values, styles[row["calibrate"]], marker=".", color=colours[row["method"]], label=label)
+    cut = deepest[0]["cut"]
+    where = f"merged up to {cut}" if cut else "merged in all layers"
+    names = list(deepest[0]["correlation"])
+    step = max(1, len(names) // 24)
+    axes.set_xticks(range(0, len(names), step), names[::step], rotation=60, ha="right", fontsize=7)
+    axes.set(ylabel="correlation of merged and parents' units", title=f"Features, {where}", ylim=(None, 1.02))
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=7, loc="best")
+
+
+def _unit(results: Sequence[Result]) -> float:
+    """FLOPs of one parent."""
+    parents = [row["flops"] for row in results if row["method"].startswith("parent:")]
+    return float(parents[0] if parents else min(row["flops"] for row in results))
+
+
+def _cut(row: Result) -> str:
+    return "-" if row["calibrate"] is None else row["cut"] or WHOLE
+
+
+def _mean(values: Mapping[str, float]) -> float:
+    return sum(values.values()) / len(values)

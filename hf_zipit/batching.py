@@ -14,8 +14,8 @@ from hf_zipit.errors import DataError, OptionError
 from hf_zipit.progress import progress
 
 
-class _Mixed(Dataset[tuple[Tensor, int]]):
-    """Several data sets as one, interleaved in proportion to their lengths: `(pixels, index of the data set)`."""
+class _Mixed(Dataset[tuple[Tensor, int, int]]):
+    """Several data sets as one, interleaved in proportion to their lengths: `(pixels, data set, number in it)`."""
 
     def __init__(self, parts: Sequence[Images]) -> None:
         self.parts = parts
@@ -25,18 +25,21 @@ class _Mixed(Dataset[tuple[Tensor, int]]):
     def __len__(self) -> int:
         return len(self.order)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+    def __getitem__(self, index: int) -> tuple[Tensor, int, int]:
         part, i = self.order[index]
-        return self.parts[part][i], part
+        return self.parts[part][i], part, i
 
 
-def batches(parts: Sequence[Images], batch_size: int, accelerator: Accelerator) -> Iterable[tuple[Tensor, Tensor]]:
-    """This process's share of the mixed batches: `(pixels (B, 3, H, W), data set (B,))`.
+Numbered = tuple[Tensor, Tensor, Tensor]
+
+
+def batches(parts: Sequence[Images], batch_size: int, accelerator: Accelerator) -> Iterable[Numbered]:
+    """This process's share of the mixed batches: `(pixels (B, 3, H, W), data set (B,), number in it (B,))`.
 
     The batches do not depend on the number of processes; no image is repeated to even them out.
     """
     loader = DataLoader(_Mixed(parts), batch_size=batch_size)
-    prepared: Iterable[tuple[Tensor, Tensor]] = accelerator.prepare_data_loader(loader, device_placement=False)
+    prepared: Iterable[Numbered] = accelerator.prepare_data_loader(loader, device_placement=False)
     return prepared
 
 
@@ -74,6 +77,10 @@ class Passes:
         Raises:
             DataError: there are no images.
         """
+        return ((pixels, part) for pixels, part, _ in self.numbered(label))
+
+    def numbered(self, label: str) -> Iterable[Numbered]:
+        """One pass with every image's number in its data set, the same for any number of processes: `(B,)`."""
         if not self.images:
             raise DataError(NO_DATA)
         return progress(batches(self.images, self.batch_size, self.accelerator), label, self.accelerator)

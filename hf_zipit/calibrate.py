@@ -12,6 +12,7 @@ from hf_zipit.assembly import Plan
 from hf_zipit.batching import Passes
 from hf_zipit.matching.match import Match
 from hf_zipit.modeling_zipit import ZipItForImageClassification
+from hf_zipit.refit import sweep
 from hf_zipit.source import Source
 
 
@@ -73,6 +74,17 @@ def repair(merge: Merge) -> None:
     repairing.repair(merge.model, merge.parents, merge.plan, merge.matches, merge.passes)
 
 
+def refit(merge: Merge) -> None:
+    """Refit the layers and heads by least squares towards the parents; see `refit.sweep`."""
+    sweep.refit(merge.model, merge.parents, merge.plan, merge.matches, merge.passes)
+
+
+def refit_heads(merge: Merge) -> None:
+    """Re-estimate the batch norms, then refit the heads alone."""
+    batchnorm(merge)
+    sweep.refit(merge.model, merge.parents, merge.plan, merge.matches, merge.passes, trunk=False)
+
+
 def none(merge: Merge) -> None:
     """Leave the merged model as it is."""
 
@@ -80,5 +92,7 @@ def none(merge: Merge) -> None:
 CALIBRATIONS: dict[str, Calibration] = {
     "batchnorm": batchnorm,
     "repair": repair,
+    "refit": refit,
+    "refit-heads": refit_heads,
     "none": none,
 }

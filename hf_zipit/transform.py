@@ -80,6 +80,20 @@ def along(value: Tensor, axis: int, rows: Sequence[Row], matches: Mapping[str, M
         return value
     if rows[0].local:
         return _local(value, rows[0], matches[rows[0].space], model)
+    index, width = positions(rows, matches, model, value.shape[axis])
+    index = index.to(value.device)
+    if len(index) == width and torch.equal(index.sort()[0], torch.arange(width, device=index.device)):
+        return value.index_select(axis, index.argsort())
+    kept = (index >= 0).nonzero().flatten()
+    shape = [width if i == axis else n for i, n in enumerate(value.shape)]
+    return value.new_zeros(shape).index_add_(axis, index[kept], value.index_select(axis, kept))
+
+
+def positions(rows: Sequence[Row], matches: Mapping[str, Match], model: int, length: int) -> tuple[Tensor, int]:
+    """Where each index of an axis goes in the merge, `(length,)`, and the axis' merged length.
+
+    `rows` are the table's rows for this axis; what they do not cover keeps its place. Dropped units are negative.
+    """
     pieces, width, done = [], 0, 0
     for row in sorted(rows, key=lambda r: r.offset):
         pieces.append(torch.arange(width, width + row.offset - done))
@@ -91,13 +105,8 @@ def along(value: Tensor, axis: int, rows: Sequence[Row], matches: Mapping[str, M
         pieces.append(width + index.flatten())
         width += row.before * match.width * row.after
         done = row.offset + row.length
-    rest = value.shape[axis] - done
-    index = torch.cat([*pieces, torch.arange(width, width + rest)]).to(value.device)
-    if len(index) == width + rest and torch.equal(index.sort()[0], torch.arange(width + rest, device=index.device)):
-        return value.index_select(axis, index.argsort())
-    kept = (index >= 0).nonzero().flatten()
-    shape = [width + rest if i == axis else n for i, n in enumerate(value.shape)]
-    return value.new_zeros(shape).index_add_(axis, index[kept], value.index_select(axis, kept))
+    rest = length - done
+    return torch.cat([*pieces, torch.arange(width, width + rest)]), width + rest
 
 
 def _local(value: Tensor, row: Row, match: Match, model: int) -> Tensor:

@@ -20,9 +20,10 @@ LAYERS = [
     ["evaluation", "merging", "saving"],
     ["companions"],
     ["card", "calibrate", "cache", "protocols", "fidelity", "matching.matcher", "sources"],
-    ["repair"],
+    ["repair", "refit.sweep"],
+    ["refit.replay", "refit.fold", "refit.targets"],
     ["remerge"],
-    ["assembly", "tracing.check", "batching"],
+    ["refit.observe", "refit.normal", "assembly", "tracing.check", "batching"],
     ["tracing.cuts"],
     ["tracing.tracer"],
     ["tracing.rules", "tracing.writer", "checks"],
@@ -35,7 +36,7 @@ LAYERS = [
     ["libraries", "chain", "matching.methods", "matching.similarity", "transform", "binding"],
     ["matching.groups", "matching.kmeans", "matching.optimal"],
     ["matching.quality"],
-    ["matching.match", "moments", "wiring", "progress"],
+    ["matching.match", "moments", "refit.layers", "wiring", "progress"],
     ["names", "spaces", "matching.greedy", "modeling_zipit"],
     ["hub.download", "source"],
     ["checkpoint", "hub.faults", "pretrained_zipit"],
@@ -43,7 +44,7 @@ LAYERS = [
     ["access", "hub.__init__"],
     ["spec", "cifar_resnet", "cifar_vgg", "steps"],
     ["grammar", "hashing", "recipe"],
-    ["errors", "_register", "__init__", "tracing.__init__", "matching.__init__", "commands.__init__"],
+    ["errors", "_register", "__init__", "tracing.__init__", "matching.__init__", "commands.__init__", "refit.__init__"],
 ]
 LEVEL = {name: -i for i, names in enumerate(LAYERS) for name in names}
 LEAVES = {"modeling_zipit", "configuration_zipit", "pretrained_zipit"}

@@ -1,0 +1,1 @@
+"""Least-squares refit of merged layers: closed form, no labels, no gradients."""

@@ -1,0 +1,125 @@
+"""Streaming ridge regression: normal equations in float64 that add up over batches and processes."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+
+@dataclass
+class NormalEquations:
+    """The centred normal equations of `e ~ W x + b`, for `G` independent groups of `d` inputs and `m` outputs.
+
+    `x (G, d)` and `e (G, m)` are means, `xx (G, d, d)`, `xe (G, d, m)` and `ee (G, m)` centred second moments (of
+    `ee` the diagonal). They are combined as `moments.Moments` are, so parts of the data add up to the whole.
+
+    >>> equations = NormalEquations.empty(1, 1, 1)
+    >>> equations.update(torch.tensor([[[0.0]], [[1.0]], [[2.0]]]), torch.tensor([[[1.0]], [[3.0]], [[5.0]]]))
+    >>> [round(value.item(), 3) for value in equations.solve(0)]
+    [2.0, 1.0]
+    """
+
+    count: float
+    x: Tensor
+    e: Tensor
+    xx: Tensor
+    xe: Tensor
+    ee: Tensor
+
+    @classmethod
+    def empty(cls, groups: int, inputs: int, outputs: int, device: torch.device | str = "cpu") -> "NormalEquations":
+        """The equations of no sample."""
+        zeros = torch.zeros(groups, inputs, dtype=torch.float64, device=device)
+        return cls(
+            0,
+            zeros,
+            zeros.new_zeros(groups, outputs),
+            zeros.new_zeros(groups, inputs, inputs),
+            zeros.new_zeros(groups, inputs, outputs),
+            zeros.new_zeros(groups, outputs),
+        )
+
+    def update(self, x: Tensor, e: Tensor) -> None:
+        """Add samples: `x (T, G, d)`, `e (T, G, m)`."""
+        if not len(x):
+            return
+        x, e = x.to(self.x).transpose(0, 1), e.to(self.e).transpose(0, 1)  # (G, T, d), (G, T, m)
+        mean_x, mean_e = x.mean(1), e.mean(1)
+        self._shift(x.shape[1], mean_x, mean_e)
+        x, e = x - mean_x[:, None], e - mean_e[:, None]
+        self.xx.baddbmm_(x.mT, x)
+        self.xe.baddbmm_(x.mT, e)
+        self.ee += e.square().sum(1)
+
+    def __add__(self, other: "NormalEquations") -> "NormalEquations":
+        """The equations of both sets of samples together."""
+        out = NormalEquations(self.count, self.x, self.e, self.xx.clone(), self.xe.clone(), self.ee.clone())
+        out._shift(other.count, other.x, other.e)
+        out.xx += other.xx
+        out.xe += other.xe
+        out.ee += other.ee
+        return out
+
+    def _shift(self, count: float, x: Tensor, e: Tensor) -> None:
+        """Account for the distance between the means of these samples and of `count` others."""
+        total = self.count + count
+        if not total:
+            return
+        dx, de, share = x - self.x, e - self.e, count / total
+        self._spread(dx, de, self.count * share)
+        self.x, self.e, self.count = self.x + dx * share, self.e + de * share, total
+
+    def _spread(self, dx: Tensor, de: Tensor, weight: float) -> None:
+        self.xx += weight * dx[:, :, None] * dx[:, None]
+        self.xe += weight * dx[:, :, None] * de[:, None]
+        self.ee += weight * de.square()
+
+    def reduce(self, accelerator: Accelerator) -> None:
+        """Replace the equations of this process by those of all processes."""
+        if accelerator.num_processes == 1:
+            return
+        device = accelerator.device
+        mine = torch.tensor([self.count], dtype=torch.float64, device=device)
+        total = accelerator.reduce(mine.clone(), "sum")
+        means = []
+        for mean in (self.x, self.e):
+            means.append((accelerator.reduce(mean.to(device) * mine, "sum") / total.clamp(min=1)).to(mean.device))
+        self._spread(means[0] - self.x, means[1] - self.e, self.count)
+        self.x, self.e, self.count = means[0], means[1], float(total.item())
+        for name in ("xx", "xe", "ee"):
+            value = getattr(self, name)
+            setattr(self, name, accelerator.reduce(value.to(device), "sum").to(value.device))
+
+    def of(self, outputs: slice) -> "NormalEquations":
+        """The equations of some of the outputs."""
+        return replace(self, e=self.e[:, outputs], xe=self.xe[..., outputs], ee=self.ee[:, outputs])
+
+    def solve(self, ridge: float, prior: Tensor | None = None, intercept: bool = True) -> tuple[Tensor, Tensor]:
+        """`W (G, m, d)` and `b (G, m)` that minimise `|e - W x - b|^2 + ridge * unit * |W - prior|^2`.
+
+        The unit is the mean second moment of an input. Groups whose inputs do not vary keep the prior. Without an
+        intercept b is 0, and moments about zero take the place of the centred ones.
+        """
+        xx, xe = self.xx, self.xe
+        if not intercept:
+            xx = xx + self.count * self.x[:, :, None] * self.x[:, None]
+            xe = xe + self.count * self.x[:, :, None] * self.e[:, None]
+        start = xe.new_zeros(()).expand(xe.shape) if prior is None else prior.mT
+        unit = xx.diagonal(dim1=1, dim2=2).mean(1)
+        alive = unit > 1e-12 * self.count * self.x.square().mean(1)
+        penalty = torch.where(alive, ridge * unit, 1.0)[:, None, None]
+        system = xx * alive[:, None, None] + penalty * torch.eye(xx.shape[1], dtype=xx.dtype, device=xx.device)
+        factor = torch.linalg.cholesky(system)
+        weight = torch.cholesky_solve(xe * alive[:, None, None] + penalty * start, factor).mT
+        if not intercept:
+            return weight, torch.zeros_like(self.e)
+        return weight, self.e - (weight @ self.x[:, :, None])[:, :, 0]
+
+    def error(self, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
+        """Mean squared error of a fit for every output, `(G, m)`; of no fit, of `e` itself."""
+        if weight is None or bias is None:
+            return self.ee / max(self.count, 1) + self.e.square()
+        rest = self.e - (weight @ self.x[:, :, None])[:, :, 0] - bias
+        explained = 2 * (weight * self.xe.mT).sum(-1) - ((weight @ self.xx) * weight).sum(-1)
+        return (self.ee - explained) / max(self.count, 1) + rest.square()

@@ -12,6 +12,7 @@ from tests.models import TINY, cifar_vgg, hf_vit, timm_vit, tiny, vgg
 
 VIT = {"hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 4, "image_size": 32, "patch_size": 8}
 MLP = {**VIT, "intermediate_size": 48}
+SWIN = {"img_size": 32, "patch_size": 2, "embed_dim": 16, "depths": (2, 2), "num_heads": (2, 4), "window_size": 4}
 STAGES = {"hidden_sizes": [8, 12, 16, 24], "depths": [1, 2, 1, 1]}
 
 
@@ -42,8 +43,7 @@ def timm_convnext(seed: int = 0, name: str = "convnext_atto", **changes: object)
 
 def timm_swin(seed: int = 0, **changes: object) -> nn.Module:
     """A tiny timm Swin."""
-    args = {"img_size": 32, "patch_size": 2, "embed_dim": 16, "depths": (2, 2), "num_heads": (2, 4), "window_size": 4}
-    model = timm.create_model("swin_tiny_patch4_window7_224", num_classes=5, **{**args, **changes})
+    model = timm.create_model("swin_tiny_patch4_window7_224", num_classes=5, **{**SWIN, **changes})
     return randomise(model.eval(), seed)
 
 

@@ -74,8 +74,7 @@ def merge(
         seed: chooses the images.
         device: where to run; by default what accelerate finds. The result is on the CPU.
         spec: a spec file to use instead of the shipped one for the model's class.
-        cache: keep the statistics of every space on disk, so that another merge of these models on these images
-            reads no image for them. Without it only the spaces that the merge needs are observed.
+        cache: keep the statistics of every space on disk, for other merges of these models on these images.
 
     Returns:
         The merged model in eval mode; `save_pretrained` writes it.

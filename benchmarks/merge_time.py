@@ -17,7 +17,7 @@ import timm
 import torch
 
 import hf_zipit
-from hf_zipit import merging
+from hf_zipit import merger
 
 
 def peak() -> float:
@@ -49,7 +49,7 @@ def main() -> None:
         return time.perf_counter() - start
 
     matching = 0.0
-    match_spaces = merging.match_spaces
+    match_spaces = merger.match_spaces
 
     def timed(*arguments: object) -> object:
         nonlocal matching
@@ -58,7 +58,7 @@ def main() -> None:
         matching += time.perf_counter() - start
         return out
 
-    merging.match_spaces = timed
+    merger.match_spaces = timed
     before, memory = forward(), peak()
     start = time.perf_counter()
     hf_zipit.merge(models, batches, tasks=["a", "b"], batch_size=options.batch_size)

@@ -22,7 +22,7 @@ from hf_zipit.assembly import Plan
 from hf_zipit.chain import resolve_cut
 from hf_zipit.checks import permuted, random_labels
 from hf_zipit.matching.methods import METHODS, Options
-from hf_zipit.merging import Merger
+from hf_zipit.merger import Merger
 from hf_zipit.report import table
 
 

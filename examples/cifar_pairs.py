@@ -20,7 +20,7 @@ from cifar import MEAN, STD, Towards, build, class_vectors, halves, only, read, 
 from merge_table import merge_rows, merging_arguments, settings_of
 from training import Pixels, accuracy, fit
 
-from hf_zipit.merging import Merger
+from hf_zipit.merger import Merger
 from hf_zipit.report import result_table
 
 RATES = {"resnet20": 0.2, "vgg11": 0.03, "vgg11_bn": 0.1, "vit": 2e-3}

@@ -24,7 +24,7 @@ from merge_table import merge_rows, merging_arguments, settings_of
 
 from hf_zipit import saving
 from hf_zipit.evaluation import Row
-from hf_zipit.merging import Merger
+from hf_zipit.merger import Merger
 from hf_zipit.report import table
 
 TASKS = {module.TASK.name: module.TASK for module in (stanford_dogs, oxford_pets, cub200, nabirds)}

@@ -7,7 +7,7 @@ from typing import Any
 
 from hf_zipit.evaluation import Row, evaluate
 from hf_zipit.matching.methods import Options
-from hf_zipit.merging import Merger
+from hf_zipit.merger import Merger
 
 Keep = Callable[[str, Any], None]  # (name for a folder, merged model)
 

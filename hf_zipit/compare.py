@@ -23,7 +23,7 @@ from hf_zipit.evaluation import Evaluation
 from hf_zipit.fidelity import distance, feature_correlation
 from hf_zipit.hashing import digest
 from hf_zipit.matching.methods import METHODS, Options
-from hf_zipit.merging import Merger
+from hf_zipit.merger import Merger
 from hf_zipit.modeling_zipit import ZipItForImageClassification
 from hf_zipit.progress import progress
 

@@ -1,32 +1,15 @@
-"""The merge as a straight line: load, bind, observe, match, transform, build, calibrate."""
+"""The merge as one call; what it does step by step is in `Merger`."""
 
-import logging
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from hf_zipit import __version__
-from hf_zipit import sources as source_models
-from hf_zipit.assembly import Plan, build, config_of, merged_state
-from hf_zipit.batching import Passes
-from hf_zipit.cache import StatisticsCache
-from hf_zipit.calibrate import CALIBRATIONS, Merge
-from hf_zipit.chain import resolve_cut, working_copy
-from hf_zipit.companions import companions
-from hf_zipit.data import open_all
-from hf_zipit.errors import OptionError, SourceError
-from hf_zipit.matching.match import Match
-from hf_zipit.matching.matcher import match_spaces
 from hf_zipit.matching.methods import Options
+from hf_zipit.merger import Merger, check_calibration
 from hf_zipit.modeling_zipit import ZipItForImageClassification
-from hf_zipit.remerge import check_cut, observed_within
 from hf_zipit.source import Source
-from hf_zipit.statistics import SpaceStatistics, collect
-
-_log = logging.getLogger("hf_zipit")
 
 
 def merge(
@@ -88,7 +71,7 @@ def merge(
     >>> merged = merge(["user/pets", "user/birds"], ["user/pets-data", "user/birds-data"])  # doctest: +SKIP
     """
     options = Options(method, alpha, beta, compat, balance, sweeps)
-    _check_calibration(calibrate)
+    check_calibration(calibrate)
     needed = options.needs_statistics or calibrate != "none"
     merger = Merger(
         sources,
@@ -102,159 +85,3 @@ def merge(
         cache=cache,
     )
     return merger.merge(options, cut=cut, calibrate=calibrate)
-
-
-class Merger:
-    """Models that are alike, with their spec and images, opened once; every merge of them reads the same statistics.
-
-    Args:
-        sources, data, num_images, batch_size, tasks, seed, device, spec, cache: as for `merge`. Without data only
-            merges that read no images can be made.
-
-    Raises:
-        SourceError, SpecError, DataError, OptionError: as `merge` does.
-
-    >>> merger = Merger(["user/pets", "user/birds"], "user/animals")  # doctest: +SKIP
-    >>> full, partial = merger.merge(Options("zip")), merger.merge(Options("zip"), cut="layer2")  # doctest: +SKIP
-    """
-
-    def __init__(
-        self,
-        sources: Sequence[str | Path | nn.Module | Source],
-        data: Any = None,
-        *,
-        num_images: int | Sequence[int] | None = None,
-        batch_size: int = 32,
-        tasks: Sequence[str] | None = None,
-        seed: int = 0,
-        device: str | None = None,
-        spec: str | Path | None = None,
-        cache: bool = True,
-    ) -> None:
-        self.sources = [source_models.load(source) for source in sources]
-        self.tasks, self.seed = _task_names(self.sources, tasks), seed
-        self.binding = source_models.find_spec(self.sources[0], spec)
-        source_models.check_alike(self.sources, self.binding)
-        cut = [source for source in self.sources if source.trunk is not None]
-        self.binding = observed_within(self.binding, cut[0]) if cut else self.binding
-        transform = self.sources[0].transform
-        images = [] if data is None else open_all(data, len(self.sources), transform, num_images=num_images, seed=seed)
-        self.passes = Passes(images, batch_size, device)
-        self.places = _places(self.sources, data)
-        self.states = [source.model.state_dict() for source in self.sources]
-        self.cache = cache
-        self._statistics: dict[bool, dict[str, SpaceStatistics]] = {False: {}, True: {}}  # by `compat`
-        self._matches: dict[tuple[Options, int], dict[str, Match]] = {}  # by options and depth of the trunk
-
-    def merge(
-        self, options: Options, *, cut: str | None = None, calibrate: str = "batchnorm"
-    ) -> ZipItForImageClassification:
-        """One merge; see `merge` for the arguments and what is raised."""
-        _check_calibration(calibrate)
-        plan = Plan(self.binding, resolve_cut(self.binding, cut), cut)
-        check_cut(self.sources, plan.trunk, calibrate)
-        matches = self.match(plan, options)
-        for name, match in matches.items():
-            _log.debug("%s: %d units, of which %s", name, match.width, match.composition())
-        config = config_of(self.sources, self.tasks, plan)
-        config.zipit = self._provenance(options, calibrate, matches)
-        merged = build(config, self.sources, merged_state(self.sources, plan, matches))
-        merged.spec_text, merged.image_processor = self.binding.spec.text, self.sources[0].processor
-        merged.places = self.places
-        merged.companions = companions(config, self.binding.spec.text)
-        merged.to(self.passes.device)
-        _log.info(
-            "merged %d spaces by %s up to %s; calibrating: %s",
-            len(matches),
-            options.method,
-            cut or "the classifiers",
-            calibrate,
-        )
-        CALIBRATIONS[calibrate](Merge(merged, self.sources, plan, matches, self.passes))
-        merged.to("cpu").eval()
-        return merged
-
-    def match(self, plan: Plan, options: Options) -> dict[str, Match]:
-        """Match the spaces that the trunk touches; the same match is made once."""
-        touched, known = self.touched(plan), self._matches
-        if (options, plan.depth) not in known:
-            spaces = [space for name, space in self.binding.spaces.items() if name in touched]
-            statistics = self.statistics(touched, options.compat) if options.needs_statistics else {}
-            accelerator = self.passes.accelerator
-            known[options, plan.depth] = match_spaces(
-                spaces, statistics, self.states, self.binding, options, accelerator
-            )
-        return known[options, plan.depth]
-
-    def touched(self, plan: Plan) -> set[str]:
-        """The names of the spaces that the trunk touches."""
-        rows = self.binding.rows(plan.touched(self.states[0])).values()
-        return {row.space for mine in rows for row in mine}
-
-    def statistics(self, names: Iterable[str], compat: bool = False) -> dict[str, SpaceStatistics]:
-        """The statistics of the named spaces: those seen before, and one pass over the images for the others.
-
-        With a cache that pass observes every space, so that it is the only one for any merge of these models.
-        """
-        known, spaces = self._statistics[compat], self.binding.spaces
-        wanted = {name for name in names if spaces[name].probes}
-        missing = wanted - set(known)
-        if missing and self.cache and self.passes.images:
-            stored = StatisticsCache(self.sources, self.binding, self.passes, compat)
-            known |= stored.read(spaces[name] for name in sorted(missing))
-            if missing - set(known):
-                found = self._observe({name for name in spaces if spaces[name].probes} - set(known), compat)
-                stored.write(found)
-                known |= found
-        elif missing:
-            known |= self._observe(missing, compat)
-        return {name: known[name] for name in known if name in wanted}
-
-    def _observe(self, spaces: set[str], compat: bool) -> dict[str, SpaceStatistics]:
-        passes = self.passes
-        return collect(
-            [working_copy(source.model, passes.device, channels_last=not compat) for source in self.sources],
-            self.binding,
-            passes("Reading activations"),
-            spaces=spaces,
-            tasks=len(passes.images),
-            names=[source.name for source in self.sources],
-            accelerator=passes.accelerator,
-            device=passes.device,
-            compat=compat,
-        )
-
-    def _provenance(self, options: Options, calibrate: str, matches: Mapping[str, Match]) -> dict[str, Any]:
-        counts = [len(part) for part in self.passes.images]
-        recipe = {**asdict(options), "calibrate": calibrate, "seed": self.seed, "num_images": counts or None}
-        recipe["batch_size"] = self.passes.batch_size
-        return {
-            "generator": f"hf-zipit {__version__}",
-            "sources": [source.origin for source in self.sources],
-            "recipe": recipe,
-            "data": [{"name": part.name, "num_images": len(part)} for part in self.passes.images],
-            "spaces": [{"name": name, "width": match.width, **match.composition()} for name, match in matches.items()],
-        }
-
-
-def _check_calibration(calibrate: str) -> None:
-    if calibrate not in CALIBRATIONS:
-        raise OptionError(f"unknown calibration '{calibrate}'; calibrations: {', '.join(CALIBRATIONS)}")
-
-
-def _places(sources: Sequence[Source], data: Any) -> dict[str, Any]:
-    """Where models and data were found, as far as they have a place."""
-    refs = list(data) if isinstance(data, list | tuple) else [data]
-    named = all(isinstance(ref, str | Path) for ref in refs)
-    return {"sources": [source.folder for source in sources], "data": [str(r) for r in refs] if named else None}
-
-
-def _task_names(sources: Sequence[Source], tasks: Sequence[str] | None) -> list[str]:
-    if len(sources) < 2:
-        raise SourceError(f"{len(sources)} model given: a merge needs two or more")
-    names = [name for source in sources for name, _ in source.tasks]
-    if tasks is None:
-        return [n if names.count(n) == 1 else f"{n}-{names[: i + 1].count(n)}" for i, n in enumerate(names)]
-    if len(tasks) != len(names) or len(set(tasks)) != len(tasks):
-        raise OptionError(f"tasks {list(tasks)}: {len(names)} different names are needed, one for each task")
-    return list(tasks)

@@ -11,7 +11,7 @@ from hf_zipit.batching import Passes
 from hf_zipit.cache import StatisticsCache, cache_folder, clear, entries
 from hf_zipit.data import open_images
 from hf_zipit.matching.methods import Options
-from hf_zipit.merging import Merger
+from hf_zipit.merger import Merger
 from hf_zipit.sources import find_spec, load
 from tests.models import hf_vit, images, tiny
 

@@ -14,7 +14,7 @@ from hf_zipit.data import Images, open_images
 from hf_zipit.errors import DataError, OptionError
 from hf_zipit.fidelity import distance, feature_correlation
 from hf_zipit.matching.methods import METHODS, Options
-from hf_zipit.merging import Merger
+from hf_zipit.merger import Merger
 from hf_zipit.sources import load
 from tests.models import images, shuffled, tiny
 from tests.test_cli import run  # noqa: F401  (a fixture)

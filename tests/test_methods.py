@@ -12,7 +12,7 @@ from hf_zipit.checks import permuted, random_labels
 from hf_zipit.errors import DataError, OptionError
 from hf_zipit.matching import matcher, optimal
 from hf_zipit.matching.methods import METHODS, Options
-from hf_zipit.merging import Merger
+from hf_zipit.merger import Merger
 from hf_zipit.sources import find_spec, load
 from tests.models import hf_vit, images, timm_vit, tiny, vgg
 

@@ -13,7 +13,7 @@ from hf_zipit.matching.methods import Options
 from hf_zipit.matching.similarity import reference_correlation
 from hf_zipit.matching.sweeps import reference_sweeps
 from hf_zipit.matching.weights import WeightSimilarity
-from hf_zipit.merging import Merger
+from hf_zipit.merger import Merger
 from hf_zipit.sources import find_spec, load
 from hf_zipit.spaces import FeatureSpace, Row
 from tests.models import hf_vit, images, timm_vit, tiny, vgg

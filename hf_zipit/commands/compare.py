@@ -41,7 +41,7 @@ def compare(
     from hf_zipit.compare import Comparison, trials
     from hf_zipit.comparison import comparison_table, write_report
     from hf_zipit.matching.methods import Options
-    from hf_zipit.merging import Merger
+    from hf_zipit.merger import Merger
 
     without_bars()
     merger = Merger(

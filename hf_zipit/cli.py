@@ -11,6 +11,7 @@ from hf_zipit.commands.cache import cache
 from hf_zipit.commands.check_spec import check_spec
 from hf_zipit.commands.compare import compare
 from hf_zipit.commands.evaluate import evaluate
+from hf_zipit.commands.export import export
 from hf_zipit.commands.inspect import inspect
 from hf_zipit.commands.merge import merge
 from hf_zipit.commands.recipe import recipe
@@ -21,6 +22,7 @@ from hf_zipit.errors import OptionError, ZipItError
 COMMANDS: dict[str, Callable[..., None]] = {
     "merge": merge,
     "eval": evaluate,
+    "export": export,
     "inspect": inspect,
     "check-spec": check_spec,
     "trace": trace,

@@ -1,23 +1,31 @@
 """The text files beside the weights of a merge: card, recipe and spec."""
 
+from typing import Any
+
 import yaml
 
 from hf_zipit.card import card
 from hf_zipit.configuration_zipit import ZipItConfig
+from hf_zipit.licence import agreed_licence
 from hf_zipit.recipe import PinnedSource, Recipe, make_recipe
 
 SPEC, RECIPE, CARD = "zipit_spec.yaml", "zipit_config.yml", "README.md"
 
 
-def companions(config: ZipItConfig, spec_text: str | None, data: list[str] | None = None) -> dict[str, str]:
+def companions(
+    config: ZipItConfig, spec_text: str | None, data: list[str] | None = None, **options: Any
+) -> dict[str, str]:
     """The files by name.
 
     Args:
         config: of the merged model.
         spec_text: the spec it was merged with, where it is known.
         data: what the images were read from, where that is to be told.
+        options: of the card; its licence is the one that all parents state, if there is one.
     """
-    texts = {CARD: card(config), RECIPE: _recipe_text(recipe(config, data))}
+    text = _recipe_text(recipe(config, data))
+    options = {"licence": agreed_licence((config.zipit or {}).get("sources", [])), **options}
+    texts = {CARD: card(config, recipe=text, **options), RECIPE: text}
     return texts | ({SPEC: spec_text} if spec_text else {})
 
 

@@ -63,7 +63,7 @@ def open_images(
         DataError: it cannot be read, has no image column, is empty, or holds fewer images than asked for.
     """
     if isinstance(data, str | Path):
-        rows, name = _load(str(data), splits), _shown(data)
+        rows, name = _load(str(data), splits), display_name(data)
     elif type(data).__module__.startswith("datasets."):
         rows, name = _one_split(data, splits, "the given dataset"), "the given dataset"
     elif isinstance(data, Tensor) and data.ndim == 4:
@@ -188,7 +188,8 @@ def _split_of(ref: str) -> tuple[str, str | None]:
     return ref, split
 
 
-def _shown(ref: str | Path) -> str:
+def display_name(ref: str | Path) -> str:
+    """What a data set is called in reports: no path of this machine."""
     path, split = _split_of(str(ref))
     return (Path(path).name if Path(path).exists() else path) + (f":{split}" if split else "")
 

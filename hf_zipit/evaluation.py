@@ -1,5 +1,6 @@
 """Accuracy of a merged model beside its parents and their ensemble."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -17,6 +18,7 @@ from hf_zipit.progress import progress
 from hf_zipit.protocols import ClassEmbeddings, Protocol, own_classes
 from hf_zipit.source import Source
 
+_log = logging.getLogger("hf_zipit")
 Outputs = list[dict[str, Tensor]]  # one entry per data set: task -> logits (images, classes of the task)
 
 
@@ -194,6 +196,8 @@ def _classes(data: Images, head: Mapping[str, Any]) -> dict[int, int]:
     """The data set's label -> the number of the class in a task, by name or by number."""
     names, task = head["id2label"], head["task"]
     if data.names is None or all(str(name) == f"LABEL_{i}" for i, name in names.items()):
+        nameless = data.name if data.names is None else f"the model of task '{task}'"
+        _log.warning("%s has no class names: the labels of %s are taken as class numbers", nameless, data.name)
         return {i: i for i in names}
     ids = {name: i for i, name in names.items()}
     classes = {i: ids[name] for i, name in enumerate(data.names) if name in ids}

@@ -192,12 +192,16 @@ def preprocessing_of(merged: Any) -> tuple[tuple[int, int, int], Callable[[Any],
     if config.backbone["library"] == "timm":
         settings = timm.data.resolve_data_config(pretrained_cfg=config.pretrained_cfg)
         return tuple(settings["input_size"]), timm.data.create_transform(**settings, is_training=False)
-    processor = merged.image_processor
-    if processor is None and merged.name_or_path:
-        from transformers import AutoImageProcessor
+    return _image_size(config.backbone["config"]), _transform(processor_of(merged))
 
-        processor = AutoImageProcessor.from_pretrained(merged.name_or_path)
-    return _image_size(config.backbone["config"]), _transform(processor)
+
+def processor_of(merged: Any) -> Any:
+    """The image processor of a merged model of transformers: the one it has, or the one it was saved with."""
+    if merged.image_processor is not None or merged.config.backbone["library"] == "timm" or not merged.name_or_path:
+        return merged.image_processor
+    from transformers import AutoImageProcessor
+
+    return AutoImageProcessor.from_pretrained(merged.name_or_path)
 
 
 def fill(model: nn.Module, state: dict[str, Tensor], path: Path) -> None:

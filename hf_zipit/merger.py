@@ -18,6 +18,7 @@ from hf_zipit.chain import resolve_cut, working_copy
 from hf_zipit.companions import companions
 from hf_zipit.data import open_all
 from hf_zipit.errors import OptionError, SourceError
+from hf_zipit.licence import licence_of
 from hf_zipit.matching.match import Match
 from hf_zipit.matching.matcher import match_spaces
 from hf_zipit.matching.methods import Options
@@ -57,7 +58,7 @@ class Merger:
         cache: bool = True,
     ) -> None:
         self.sources = [source_models.load(source) for source in sources]
-        self.tasks, self.seed = _task_names(self.sources, tasks), seed
+        self.tasks, self.seed = task_names(self.sources, tasks), seed
         self.binding = source_models.find_spec(self.sources[0], spec)
         source_models.check_alike(self.sources, self.binding)
         cut = [source for source in self.sources if source.trunk is not None]
@@ -155,7 +156,7 @@ class Merger:
         recipe["batch_size"] = self.passes.batch_size
         return {
             "generator": f"hf-zipit {__version__}",
-            "sources": [source.origin for source in self.sources],
+            "sources": [{**source.origin, **licence_of(source.folder)} for source in self.sources],
             "recipe": recipe,
             "data": [{"name": part.name, "num_images": len(part)} for part in self.passes.images],
             "spaces": [{"name": name, "width": match.width, **match.composition()} for name, match in matches.items()],
@@ -179,7 +180,13 @@ def _places(sources: Sequence[Source], data: Any) -> dict[str, Any]:
     return {"sources": [source.folder for source in sources], "data": [str(r) for r in refs] if named else None}
 
 
-def _task_names(sources: Sequence[Source], tasks: Sequence[str] | None) -> list[str]:
+def task_names(sources: Sequence[Source], tasks: Sequence[str] | None) -> list[str]:
+    """The tasks' names: those given, else the models', told apart where they are the same.
+
+    Raises:
+        SourceError: fewer than two models.
+        OptionError: not one name for each task.
+    """
     if len(sources) < 2:
         raise SourceError(f"{len(sources)} model given: a merge needs two or more")
     names = [name for source in sources for name, _ in source.tasks]

@@ -1,5 +1,6 @@
 """The merge as one call; what it does step by step is in `Merger`."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ from hf_zipit.matching.methods import Options
 from hf_zipit.merger import Merger, check_calibration
 from hf_zipit.modeling_zipit import ZipItForImageClassification
 from hf_zipit.source import Source
+
+_log = logging.getLogger("hf_zipit")
 
 
 def merge(
@@ -72,6 +75,8 @@ def merge(
     """
     options = Options(method, alpha, beta, compat, balance, sweeps)
     check_calibration(calibrate)
+    for name in options.ignored:
+        _log.warning("%s is %s, which %s does not use", name, getattr(options, name), method)
     needed = options.needs_statistics or calibrate != "none"
     merger = Merger(
         sources,

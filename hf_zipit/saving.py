@@ -16,7 +16,11 @@ from hf_zipit.companions import companions
 from hf_zipit.configuration_zipit import ZipItConfig
 from hf_zipit.errors import OptionError, SourceError
 from hf_zipit.hub.download import HUB_ID, fetch
+from hf_zipit.libraries import processor_of
+from hf_zipit.licence import common_licence
 from hf_zipit.modeling_zipit import ZipItForImageClassification
+from hf_zipit.plain import check_format, write_plain
+from hf_zipit.recipe import PinnedSource, read_recipe
 from hf_zipit.remerge import open_merged
 from hf_zipit.source import Source
 
@@ -39,11 +43,18 @@ def check_output(folder: str | Path, overwrite: bool = False) -> Path:
         return folder
     if not overwrite:
         raise OptionError(f"{folder} exists already: choose another folder, or pass --overwrite")
+    if not _is_ours(folder):
+        raise OptionError(f"{folder} is not an earlier merge: it is not overwritten, remove it yourself")
+    return folder
+
+
+def _is_ours(folder: Path) -> bool:
+    """A merged model, or an ordinary checkpoint with the files that `save` puts beside it."""
     try:
         check_merged(folder)
     except (SourceError, OSError):
-        raise OptionError(f"{folder} is not an earlier merge: it is not overwritten, remove it yourself") from None
-    return folder
+        return all((folder / name).is_file() for name in (RECIPE, SPEC, "config.json", "README.md"))
+    return True
 
 
 def save(
@@ -51,8 +62,11 @@ def save(
     folder: str | Path,
     *,
     overwrite: bool = False,
+    library: str = "zipit",
+    task: str | None = None,
+    license: str | None = None,
 ) -> Path:
-    """Write a merged model: config, weights, code files, spec, recipe and card.
+    """Write a merged model: config, weights, spec, recipe, card, and what preprocesses images.
 
     The folder appears at once when everything is written, whenever the process ends.
 
@@ -60,23 +74,49 @@ def save(
         model: the merged model.
         folder: where to; must not exist unless `overwrite`.
         overwrite: replace an earlier merge.
+        library: `zipit` writes all heads and the code files that run them. `timm` and `transformers` write an
+            ordinary checkpoint of the library that the sources came from, which loads without hf-zipit; it needs a
+            full merge at the parents' width (see `plain_model`).
+        task: for an ordinary checkpoint, the only task to keep; else one classifier has the classes of all.
+        license: of the merged model; else the one that all its parents state.
 
     Raises:
-        OptionError: the folder exists.
+        OptionError: the folder exists, the parents' licences differ, or the merge has no ordinary form.
         OutputError: the disk is full, or the folder cannot be written for another reason.
 
     >>> save(merged, "merged")  # doctest: +SKIP
+    >>> save(merged, "plain", library="timm")  # doctest: +SKIP
     """
-    folder = check_output(folder, overwrite)
+    folder, config = check_output(folder, overwrite), model.config
+    check_format(config, library, task)
+    parents = (config.zipit or {}).get("sources", [])
+    about: dict[str, Any] = {"library": library, "task": task, "licence": common_licence(parents, license)}
+    spec_text, found = model.spec_text, model.places
+    if found is None and library != "zipit" and model.origin:
+        spec_text, found = _beside(Path(model.origin[0]))
     with whole_folder(folder) as partial:
-        places = _relative(model.places or {}, folder)
-        for source, path in zip((model.config.zipit or {}).get("sources", []), places.get("sources", []), strict=False):
+        places = _relative(found or {}, folder)
+        for source, path in zip(parents, places.get("sources", []), strict=False):
             source.update({} if path is None or source.get("id") else {"path": path})
-        model.save_pretrained(partial)
-        for name, text in companions(model.config, model.spec_text, places.get("data")).items():
-            if model.places is not None or not (partial / name).exists():
+        if library == "zipit":
+            model.save_pretrained(partial)
+        else:
+            write_plain(model, partial, library, task, processor_of(model))
+        for name, text in companions(config, spec_text, places.get("data"), name=folder.name, **about).items():
+            if found is not None or license is not None or not (partial / name).exists():
                 (partial / name).write_text(text, encoding="utf-8")
     return folder
+
+
+def _beside(folder: Path) -> tuple[str | None, dict[str, Any] | None]:
+    """The spec that a saved merge keeps beside its weights, and the places of its sources and data."""
+    spec, file = folder / SPEC, folder / RECIPE
+    text = spec.read_text(encoding="utf-8") if spec.is_file() else None
+    if not file.is_file():
+        return text, None
+    recipe = read_recipe(file)
+    paths = [source.path if isinstance(source, PinnedSource) else source for source in recipe.sources]
+    return text, {"sources": paths, "data": recipe.data}
 
 
 def _relative(places: dict[str, Any], folder: Path) -> dict[str, Any]:

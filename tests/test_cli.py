@@ -34,9 +34,12 @@ def test_merge_and_eval(run, digits, digits_data, tmp_path):
     assert [row["model"] for row in rows] == ["merged", "parent:digits-0-4", "parent:digits-5-9", "ensemble"]
     assert set(rows[0]) == {"model", "tasks", "average", "joint", "flops", "parameters"}
     assert rows[1]["flops"] < rows[0]["flops"] < rows[3]["flops"]
-    code, printed, _ = run("eval", out, "--data", digits_data)
+    code, printed, _ = run("eval", out, "--data", digits_data, "--update-card")
     assert code == 0
     assert "ensemble" in printed
+    text = (out / "README.md").read_text()
+    assert ("| ensemble |" in text, "model-index:" in text, "(results.png)" in text) == (True, True, True)
+    assert (out / "results.png").stat().st_size > 10000
     assert "GFLOPs" in printed
 
 
@@ -52,6 +55,36 @@ def test_cache_is_shown_cleared_and_left_alone(run, digits, digits_data, tmp_pat
     assert "MB freed" in run("cache", "--clear")[1]
     assert json.loads(run("cache", "--json")[1])["entries"] == []
     assert json.loads(run("cache", "--clear", "--json")[1])["freed"] == 0
+
+
+def test_accuracies_licence_and_ordinary_checkpoints(run, digits, digits_data, tmp_path):
+    options = ["--data", digits_data, "--num-images", 32, "--license", "mit"]
+    code, _, err = run("merge", *digits, *options, "-o", tmp_path / "a", "--eval-data", f"{digits_data}:test")
+    assert (code, err) == (0, "")
+    text = (tmp_path / "a" / "README.md").read_text()
+    assert ("| merged |" in text, "license: mit" in text, "name: digits:test" in text) == (True, True, True)
+    code, _, err = run("export", tmp_path / "a", "--format", "timm", "-o", tmp_path / "b")
+    assert (code, "cifar_resnet20 comes with hf-zipit" in err) == (2, True)
+    code, _, err = run("merge", *digits, *options, "--format", "timm", "--eval-data", "x", "-o", tmp_path / "b")
+    assert (code, "--eval-data needs --format zipit" in err) == (2, True)
+    assert not (tmp_path / "b").exists()
+
+
+def test_a_dry_run_writes_nothing(run, digits, tmp_path):
+    code, printed, err = run("merge", *digits, "--cut", "layer2", "--dry-run", "--data", "nowhere")
+    assert (code, err, "6 spaces" in printed, "legal cuts: conv1" in printed) == (0, "", False, True)
+    assert "4 spaces of" in printed
+    assert json.loads(run("merge", *digits, "--dry-run", "--json")[1])["parents_parameters"] > 100000
+    assert run("merge", *digits, "--dry-run", "--cut", "nowhere")[0] == 2
+    assert list(tmp_path.iterdir()) == []
+    code, _, err = run("merge", *digits)
+    assert (code, "with --out" in err) == (2, True)
+
+
+def test_options_that_do_nothing_are_named(run, digits, tmp_path):
+    options = ["--method", "average", "--calibrate", "none", "--alpha", 0.5]
+    code, _, err = run("merge", *digits, *options, "-o", tmp_path / "out")
+    assert (code, err.strip()) == (0, "Warning: alpha is 0.5, which average does not use")
 
 
 def test_recipes_are_checked_and_shown(run, tmp_path):

@@ -70,3 +70,10 @@ def test_data_that_does_not_fit_is_refused(merged, digits, digits_data):
         DataError, match=r"has none of the classes of task 'digits-0-4': its classes are 0, 1, 2, 3 and"
     ):
         evaluate(other, digits_data)
+
+
+def test_labels_without_names_are_taken_as_numbers_with_a_warning(caplog):
+    merged = hf_zipit.merge([tiny("resnet18", 0), tiny("resnet18", 1)], images(8), tasks=["a", "b"])
+    batches = [(torch.randn(6, 3, 32, 32), torch.arange(6) % 5)]
+    hf_zipit.evaluate(merged, batches)
+    assert "the given batches has no class names: the labels of the given batches are taken as class" in caplog.text

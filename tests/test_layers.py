@@ -11,16 +11,19 @@ PACKAGE = Path(__file__).parent.parent / "hf_zipit"
 LAYERS = [
     ["__main__"],
     ["cli"],
+    ["commands.export"],
     ["commands.merge", "commands.evaluate", "commands.inspect", "commands.check_spec", "commands.trace"],
     ["commands.recipe", "commands.cache", "commands.compare"],
     ["commands.options", "commands.terminal", "commands.recipe_flags"],
+    ["results", "planning"],
     ["comparison"],
     ["report", "compare", "from_recipe"],
     ["hub.push"],
     ["merging"],
     ["evaluation", "merger", "saving"],
     ["companions"],
-    ["card", "calibrate", "cache", "protocols", "fidelity", "matching.matcher", "sources"],
+    ["card", "plain"],
+    ["calibrate", "cache", "protocols", "fidelity", "matching.matcher", "sources"],
     ["repair", "refit.sweep"],
     ["refit.replay", "refit.fold", "refit.targets"],
     ["remerge"],
@@ -45,12 +48,13 @@ LAYERS = [
     ["access", "hub.__init__"],
     ["spec", "cifar_resnet", "cifar_vgg", "steps"],
     ["grammar", "hashing", "recipe"],
+    ["licence"],
     ["errors", "_register", "__init__", "tracing.__init__", "matching.__init__", "commands.__init__", "refit.__init__"],
 ]
 LEVEL = {name: -i for i, names in enumerate(LAYERS) for name in names}
 LEAVES = {"modeling_zipit", "configuration_zipit", "pretrained_zipit"}
 ALLOWED = {
-    "timm": {"libraries", "modeling_zipit", "cifar_resnet", "cifar_vgg"},
+    "timm": {"libraries", "plain", "modeling_zipit", "cifar_resnet", "cifar_vgg"},
     "transformers": {
         "libraries",
         "modeling_zipit",

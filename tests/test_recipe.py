@@ -117,3 +117,13 @@ def test_the_json_schema_refuses_unknown_keys_and_explains_every_key():
     assert schema["additionalProperties"] is False
     assert all(json.dumps(value["description"]) for value in schema["properties"].values())
     assert make_recipe(sources=["a/b"], data="d").arguments()["data"] == ["d"]
+
+
+def test_models_of_the_hub_are_pinned_to_their_commit(hub, digits, digits_data, tmp_path):
+    first = {name: hub.add(f"user/{name}", folder).at()[0] for name, folder in zip("ab", digits, strict=True)}
+    options = {"num_images": 24, "tasks": ["a", "b"]}
+    folder = saving.save(hf_zipit.merge(["user/a", "user/b"], digits_data, **options), tmp_path / "merged")
+    recorded = yaml.safe_load((folder / saving.RECIPE).read_text())["sources"]
+    assert [(source["id"], source["revision"]) for source in recorded] == [(f"user/{n}", first[n]) for n in "ab"]
+    hub.repos["user/a"].commit({p.name: p.read_bytes() for p in digits[1].iterdir()}, "another model")
+    assert sha256(saving.save(merge_recipe(folder / saving.RECIPE), tmp_path / "again")) == sha256(folder)

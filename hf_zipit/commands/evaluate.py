@@ -28,6 +28,9 @@ def evaluate(
     average_heads: Annotated[
         bool, typer.Option("--average-heads", help="With class embeddings: compare the mean of all heads' outputs.")
     ] = False,
+    update_card: Annotated[
+        bool, typer.Option("--update-card", help="Put the results into the model's README.md.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Accuracy of a merged model, its parents and their ensemble, with FLOPs and parameters."""
@@ -51,6 +54,10 @@ def evaluate(
         device=device,
         class_embeddings=embeddings,
     )
+    if update_card:
+        from hf_zipit.results import add_results
+
+        add_results(model, merged.config, rows, data)
     if as_json:
         show_json({"rows": [row.to_dict() for row in rows]})
     else:

@@ -14,4 +14,9 @@ NumImages = Annotated[int | None, typer.Option(help="Images per data set; defaul
 BatchSize = Annotated[int, typer.Option(help="Images per forward pass.")]
 SpecFile = Annotated[Path | None, typer.Option("--spec", help="Use this spec file instead of the shipped one.")]
 Device = Annotated[str | None, typer.Option(help="Where to run, e.g. cpu or cuda:0.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier merge in OUT.")]
+Format = Annotated[
+    str, typer.Option("--format", help="zipit; or timm or transformers: an ordinary checkpoint of a full merge.")
+]
+License = Annotated[str | None, typer.Option(help="Licence of the result; default: the one that all parents state.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]

@@ -56,6 +56,26 @@ def fetch(ref: str, access: Access = NOTHING) -> Download:
     return Download(folder, present, revision.resolved)
 
 
+def look(ref: str, access: Access = NOTHING) -> tuple[Download, int]:
+    """The small files of `user/name` or `user/name@revision`, and the bytes of its weights that are not here yet.
+
+    Raises:
+        SourceError: as `fetch` does.
+    """
+    name, _, asked = ref.partition("@")
+    api = client(access)
+    try:
+        revision = api.resolve_revision(name, revision=asked or None)
+        present, files = _listing(api, name, revision.resolved)
+        folder = Path(api.snapshot_download(name, revision=revision, allow_patterns=_SMALL))
+        weights = _weights(folder, files, access, name)
+        found = api.snapshot_download(name, revision=revision, allow_patterns=weights, dry_run=True)
+    except FAULTS as error:
+        raise SourceError(explain(error, name, asked or None, access.token)) from error
+    missing = sum(file.file_size or 0 for file in found if file.will_download)
+    return Download(folder, present, revision.resolved), missing
+
+
 def client(access: Access = NOTHING) -> HfApi:
     """The Hub's client, which tells the Hub who asks."""
     token = access.token.strip() if access.token else None

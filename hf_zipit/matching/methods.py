@@ -1,7 +1,7 @@
 """Methods by name: which similarity they read and how they match. A new method is one entry of `METHODS`."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 
 from hf_zipit.errors import OptionError
@@ -47,6 +47,15 @@ class Options:
     def needs_statistics(self) -> bool:
         """Whether the method reads activations."""
         return METHODS[self.method].activations
+
+    @property
+    def ignored(self) -> list[str]:
+        """Options that were set although the method does not read them."""
+        method = METHODS[self.method]
+        read = {"method", "compat", *(("alpha", "beta") if method.match is _zip else ())}
+        read |= {"balance"} if method.activations and method.weights else set()
+        read |= {"sweeps"} if method.weights else set()
+        return [f.name for f in fields(self) if f.name not in read and getattr(self, f.name) != f.default]
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,31 @@
+"""`hf-zipit export`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hf_zipit.commands.options import Format, Json, License, Overwrite
+from hf_zipit.commands.terminal import show, show_json, without_bars
+
+
+def export(
+    model: Annotated[str, typer.Argument(help="A merged model: folder or Hub id.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the checkpoint.")],
+    library: Format,
+    task: Annotated[str | None, typer.Option(help="Keep this task only; default: one classifier for all.")] = None,
+    license: License = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Write a fully merged model as an ordinary timm or transformers checkpoint, which loads without hf-zipit."""
+    from hf_zipit import saving
+
+    saving.check_output(out, overwrite)
+    without_bars()
+    merged = saving.load(model)
+    saving.save(merged, out, overwrite=overwrite, library=library, task=task, license=license)
+    if as_json:
+        show_json({"folder": str(out), "format": library, "tasks": [task] if task else merged.config.tasks})
+    else:
+        show(out)

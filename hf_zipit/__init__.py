@@ -17,10 +17,13 @@ _PUBLIC = {
     "save": "saving",
     "push": "hub.push",
     "load_source": "sources",
+    "module_source": "whole_models",
     "check_spec": "checks",
     "Match": "matching.match",
     "ZipItConfig": "configuration_zipit",
     "ZipItForImageClassification": "modeling_zipit",
+    "ZipItModelConfig": "configuration_zipit_model",
+    "ZipItModel": "modeling_zipit_model",
     "ZipItError": "errors",
 }
 __all__ = ["__version__", *_PUBLIC]

@@ -22,16 +22,21 @@ def install() -> None:
 
 
 def register() -> None:
-    """Tell transformers about `model_type: zipit`; code files travel with every later `save_pretrained`."""
-    from transformers import AutoConfig, AutoModelForImageClassification
+    """Tell transformers about merged models; code files travel with every later `save_pretrained`."""
+    import transformers
 
     from hf_zipit.configuration_zipit import ZipItConfig
+    from hf_zipit.configuration_zipit_model import ZipItModelConfig
     from hf_zipit.modeling_zipit import ZipItForImageClassification
+    from hf_zipit.modeling_zipit_model import ZipItModel
 
-    AutoConfig.register("zipit", ZipItConfig, exist_ok=True)
-    AutoModelForImageClassification.register(ZipItConfig, ZipItForImageClassification, exist_ok=True)
-    ZipItConfig.register_for_auto_class()
-    ZipItForImageClassification.register_for_auto_class("AutoModelForImageClassification")
+    pairs = ((ZipItConfig, ZipItForImageClassification), (ZipItModelConfig, ZipItModel))
+    for config, model in pairs:
+        transformers.AutoConfig.register(config.model_type, config, exist_ok=True)
+        config.register_for_auto_class()
+        model.register_for_auto_class(model.auto_classes[0])
+        for name in model.auto_classes:
+            getattr(transformers, name).register(config, model, exist_ok=True)
 
 
 class _Watcher(importlib.abc.MetaPathFinder):

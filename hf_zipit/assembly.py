@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -61,6 +62,15 @@ class Plan:
         mine = [row for row in self.binding.table if row.space == self.crossing]
         inside = set(self.binding.under(self.head, [row.parameter for row in mine]))
         return self.cut is not None or any(row.role != "read" for row in mine if row.parameter in inside)
+
+
+def assemble(
+    sources: Sequence[Source], names: Sequence[str], plan: Plan, matches: Mapping[str, Match], about: dict[str, Any]
+) -> ZipItForImageClassification:
+    """The merged model, before calibration; `about` says how it was made."""
+    config = config_of(sources, names, plan)
+    config.zipit = about
+    return build(config, sources, merged_state(sources, plan, matches))
 
 
 def config_of(sources: Sequence[Source], names: Sequence[str], plan: Plan) -> ZipItConfig:

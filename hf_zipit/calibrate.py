@@ -10,8 +10,10 @@ from torch import nn
 from hf_zipit import repair as repairing
 from hf_zipit.assembly import Plan
 from hf_zipit.batching import Passes
+from hf_zipit.errors import OptionError
 from hf_zipit.matching.match import Match
 from hf_zipit.modeling_zipit import ZipItForImageClassification
+from hf_zipit.pretrained_zipit import ZipItPreTrainedModel
 from hf_zipit.refit import sweep
 from hf_zipit.source import Source
 
@@ -20,7 +22,7 @@ from hf_zipit.source import Source
 class Merge:
     """A merge that is about to be calibrated: the merged model on its device, its parents, and how it was made."""
 
-    model: ZipItForImageClassification
+    model: ZipItPreTrainedModel
     parents: Sequence[Source]
     plan: Plan
     matches: Mapping[str, Match]
@@ -80,7 +82,13 @@ def refit(merge: Merge) -> None:
 
 
 def refit_heads(merge: Merge) -> None:
-    """Re-estimate the batch norms, then refit the heads alone."""
+    """Re-estimate the batch norms, then refit the heads alone.
+
+    Raises:
+        OptionError: the heads are whole models around backbones, not chains of steps.
+    """
+    if not isinstance(merge.model, ZipItForImageClassification):
+        raise OptionError("refit-heads needs heads that are chains of steps: these surround a backbone; use refit")
     batchnorm(merge)
     sweep.refit(merge.model, merge.parents, merge.plan, merge.matches, merge.passes, trunk=False)
 

@@ -4,14 +4,14 @@ from pathlib import Path
 from typing import Any
 
 from hf_zipit.errors import OptionError, SourceError
+from hf_zipit.merger import Merged
 from hf_zipit.merging import merge
-from hf_zipit.modeling_zipit import ZipItForImageClassification
 from hf_zipit.recipe import PinnedSource, Recipe, read_recipe
 from hf_zipit.source import Source
 from hf_zipit.sources import load
 
 
-def merge_recipe(recipe: str | Path | Recipe, **changes: Any) -> ZipItForImageClassification:
+def merge_recipe(recipe: str | Path | Recipe, **changes: Any) -> Merged:
     """Merge as a recipe says; the `zipit_config.yml` of a merged repository makes the same weights again.
 
     Args:

@@ -43,7 +43,7 @@ def from_module(model: nn.Module, model_args: dict[str, Any] | None) -> Source:
         return _transformers_source(model, None, None, {"id": None, "folder": None, "revision": None, "sha256": None})
     raise SourceError(
         f"a {type(model).__name__} that was not made by timm.create_model cannot be rebuilt later: "
-        "save it as a Hub-format folder and pass that"
+        "save it as a Hub-format folder and pass that, or say what it does with hf_zipit.module_source"
     )
 
 
@@ -106,9 +106,11 @@ def _timm_source(
     settings = timm.data.resolve_data_config(pretrained_cfg=described)
     preprocessing = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
     names = list(labels.values()) if isinstance(labels, dict) else list(labels or [])
-    names = names or [f"LABEL_{i}" for i in range(known.num_classes)]
+    classes = getattr(known, "num_classes", 0)  # feature extractors of timm have none
+    names = names or [f"LABEL_{i}" for i in range(classes)]
     transform = timm.data.create_transform(**preprocessing, is_training=False)
-    return Source(name, model, backbone, names, preprocessing, transform, origin, described, folder)
+    kind = "image-classification" if classes else "image-feature-extraction"
+    return Source(name, model, backbone, names, preprocessing, transform, origin, described, folder, kind=kind)
 
 
 def merged_source(model: Any, name: str, config: Any, origin: dict[str, Any], folder: Path | None) -> Source:
@@ -167,7 +169,16 @@ def _transformers_source(
         preprocessing |= {k: v for k, v in processor.to_dict().items() if k not in noise}
     name = name or model.config.model_type
     return Source(
-        *(name, model.eval() if folder else model, backbone, labels, preprocessing, _transform(processor), origin, {}),
+        *(
+            name,
+            model.eval() if folder else model,
+            backbone,
+            labels,
+            preprocessing,
+            processor_transform(processor),
+            origin,
+            {},
+        ),
         folder=folder,
         processor=processor,
     )
@@ -180,7 +191,8 @@ def _image_size(config: dict[str, Any]) -> tuple[int, int, int]:
     return int(config.get("num_channels", 3)), int(height), int(width)
 
 
-def _transform(processor: Any) -> Callable[[Any], Tensor] | None:
+def processor_transform(processor: Any) -> Callable[[Any], Tensor] | None:
+    """PIL image -> pixels, by an image processor of transformers."""
     if processor is None:
         return None
     return lambda image: processor(image, return_tensors="pt")["pixel_values"][0]
@@ -192,7 +204,7 @@ def preprocessing_of(merged: Any) -> tuple[tuple[int, int, int], Callable[[Any],
     if config.backbone["library"] == "timm":
         settings = timm.data.resolve_data_config(pretrained_cfg=config.pretrained_cfg)
         return tuple(settings["input_size"]), timm.data.create_transform(**settings, is_training=False)
-    return _image_size(config.backbone["config"]), _transform(processor_of(merged))
+    return _image_size(config.backbone["config"]), processor_transform(processor_of(merged))
 
 
 def processor_of(merged: Any) -> Any:

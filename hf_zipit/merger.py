@@ -3,14 +3,16 @@
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from hf_zipit import __version__
+from hf_zipit import __version__, mixed
 from hf_zipit import sources as source_models
-from hf_zipit.assembly import Plan, build, config_of, merged_state
+from hf_zipit.assembly import Plan, assemble
+from hf_zipit.backbones import Shared, are_mixed, share
 from hf_zipit.batching import Passes
 from hf_zipit.cache import StatisticsCache
 from hf_zipit.calibrate import CALIBRATIONS, Merge
@@ -23,10 +25,12 @@ from hf_zipit.matching.match import Match
 from hf_zipit.matching.matcher import match_spaces
 from hf_zipit.matching.methods import Options
 from hf_zipit.modeling_zipit import ZipItForImageClassification
+from hf_zipit.modeling_zipit_model import ZipItModel
 from hf_zipit.remerge import check_cut, observed_within
 from hf_zipit.source import Source
 from hf_zipit.statistics import SpaceStatistics, collect
 
+Merged = ZipItForImageClassification | ZipItModel
 _log = logging.getLogger("hf_zipit")
 
 
@@ -34,8 +38,8 @@ class Merger:
     """Models that are alike, with their spec and images, opened once; every merge of them reads the same statistics.
 
     Args:
-        sources, data, num_images, batch_size, tasks, seed, device, spec, cache: as for `merge`. Without data only
-            merges that read no images can be made.
+        sources, data, num_images, batch_size, tasks, seed, device, spec, backbone, cache: as for `merge`. Without
+            data only merges that read no images can be made.
 
     Raises:
         SourceError, SpecError, DataError, OptionError: as `merge` does.
@@ -55,39 +59,44 @@ class Merger:
         seed: int = 0,
         device: str | None = None,
         spec: str | Path | None = None,
+        backbone: str | None = None,
         cache: bool = True,
     ) -> None:
         self.sources = [source_models.load(source) for source in sources]
         self.tasks, self.seed = task_names(self.sources, tasks), seed
-        self.binding = source_models.find_spec(self.sources[0], spec)
-        source_models.check_alike(self.sources, self.binding)
-        cut = [source for source in self.sources if source.trunk is not None]
-        self.binding = observed_within(self.binding, cut[0]) if cut else self.binding
-        transform = self.sources[0].transform
+        self.shared: Shared | None = None  # models of several classes, up to where they are alike
+        transform = next((source.transform for source in self.sources if source.transform), None)
+        if are_mixed(self.sources) or backbone is not None:
+            self.shared = share(self.sources, spec, backbone)
+            self.sources, self.binding = self.shared.sources, self.shared.binding
+        else:
+            self.binding = source_models.find_spec(self.sources[0], spec)
+            source_models.check_alike(self.sources, self.binding)
+            cut = [source for source in self.sources if source.trunk is not None]
+            self.binding = observed_within(self.binding, cut[0]) if cut else self.binding
         images = [] if data is None else open_all(data, len(self.sources), transform, num_images=num_images, seed=seed)
         self.passes = Passes(images, batch_size, device)
         self.places = _places(self.sources, data)
         self.states = [source.model.state_dict() for source in self.sources]
-        self.cache = cache
+        self.backbone, self.cache = backbone, cache
         self._statistics: dict[bool, dict[str, SpaceStatistics]] = {False: {}, True: {}}  # by `compat`
         self._matches: dict[tuple[Options, int], dict[str, Match]] = {}  # by options and depth of the trunk
 
-    def merge(
-        self, options: Options, *, cut: str | None = None, calibrate: str = "batchnorm"
-    ) -> ZipItForImageClassification:
+    def merge(self, options: Options, *, cut: str | None = None, calibrate: str = "batchnorm") -> Merged:
         """One merge; see `merge` for the arguments and what is raised."""
         check_calibration(calibrate)
-        plan = Plan(self.binding, resolve_cut(self.binding, cut), cut)
+        depth = self.shared.depth(cut) if self.shared else resolve_cut(self.binding, cut)
+        plan = Plan(self.binding, depth, cut)
         check_cut(self.sources, plan.trunk, calibrate)
         matches = self.match(plan, options)
         for name, match in matches.items():
             _log.debug("%s: %d units, of which %s", name, match.width, match.composition())
-        config = config_of(self.sources, self.tasks, plan)
-        config.zipit = self._provenance(options, calibrate, matches)
-        merged = build(config, self.sources, merged_state(self.sources, plan, matches))
-        merged.spec_text, merged.image_processor = self.binding.spec.text, self.sources[0].processor
-        merged.places = self.places
-        merged.companions = companions(config, self.binding.spec.text)
+        make = partial(mixed.assemble, self.shared) if self.shared else partial(assemble, self.sources)
+        merged: Merged = make(self.tasks, plan, matches, self._provenance(options, calibrate, matches))
+        processor = next((source.processor for source in self.sources if source.processor), None)
+        merged.image_processor = processor or merged.image_processor
+        merged.spec_text, merged.places = self.binding.spec.text, self.places
+        merged.companions = companions(merged.config, self.binding.spec.text)
         merged.to(self.passes.device)
         _log.info(
             "merged %d spaces by %s up to %s; calibrating: %s",
@@ -153,7 +162,7 @@ class Merger:
     def _provenance(self, options: Options, calibrate: str, matches: Mapping[str, Match]) -> dict[str, Any]:
         counts = [len(part) for part in self.passes.images]
         recipe = {**asdict(options), "calibrate": calibrate, "seed": self.seed, "num_images": counts or None}
-        recipe["batch_size"] = self.passes.batch_size
+        recipe |= {"batch_size": self.passes.batch_size, "backbone": self.backbone}
         return {
             "generator": f"hf-zipit {__version__}",
             "sources": [{**source.origin, **licence_of(source.folder)} for source in self.sources],

@@ -8,8 +8,7 @@ from typing import Any
 from torch import nn
 
 from hf_zipit.matching.methods import Options
-from hf_zipit.merger import Merger, check_calibration
-from hf_zipit.modeling_zipit import ZipItForImageClassification
+from hf_zipit.merger import Merged, Merger, check_calibration
 from hf_zipit.source import Source
 
 _log = logging.getLogger("hf_zipit")
@@ -33,9 +32,13 @@ def merge(
     seed: int = 0,
     device: str | None = None,
     spec: str | Path | None = None,
+    backbone: str | None = None,
     cache: bool = True,
-) -> ZipItForImageClassification:
+) -> Merged:
     """Merge models of one architecture into one model with a head per task, without training.
+
+    Models of different classes (a classifier and a segmentation model) are merged as far as they hold the same
+    backbone; what surrounds it stays with its task.
 
     Args:
         sources: two or more Hub ids, folders or timm modules; none of them is changed.
@@ -60,6 +63,7 @@ def merge(
         seed: chooses the images.
         device: where to run; by default what accelerate finds. The result is on the CPU.
         spec: a spec file to use instead of the shipped one for the model's class.
+        backbone: the path of the backbone in models that surround it with more, such as `encoder`; found by itself.
         cache: keep the statistics of every space on disk, for other merges of these models on these images.
 
     Returns:
@@ -87,6 +91,7 @@ def merge(
         seed=seed,
         device=device,
         spec=spec,
+        backbone=backbone,
         cache=cache,
     )
     return merger.merge(options, cut=cut, calibrate=calibrate)

@@ -25,6 +25,7 @@ class ZipItPreTrainedModel(PreTrainedModel):
     """What all merged models share: how tasks are named, and how a merge is saved."""
 
     config: ZipItConfig
+    trunk: nn.Module
     main_input_name = "pixel_values"
     input_modalities = ("image",)
     base_model_prefix = "trunk"

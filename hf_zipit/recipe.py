@@ -72,6 +72,9 @@ class Recipe(BaseModel):
     seed: int = Field(0, description="Chooses the images.")
     device: str | None = Field(None, description="Where to run, e.g. cpu or cuda:0.")
     spec: str | None = Field(None, description="Use this spec file instead of the shipped one.")
+    backbone: str | None = Field(
+        None, description="Path of the backbone in models that surround it with more, such as encoder."
+    )
     cache: bool = Field(True, description="Keep statistics on disk for another merge of these models.")
     generator: str | None = Field(None, description="What wrote the recipe; not read.")
 

@@ -12,7 +12,7 @@ averaged like any model's, once, and the branches are carried over:
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ from hf_zipit.configuration_zipit import ZipItConfig
 from hf_zipit.errors import OptionError, SourceError
 from hf_zipit.libraries import merged_source as library_source
 from hf_zipit.modeling_zipit import ZipItForImageClassification, build_backbone, resize
+from hf_zipit.pretrained_zipit import ZipItPreTrainedModel
 from hf_zipit.source import Branch, Source
 from hf_zipit.spaces import Binding, Probe
 from hf_zipit.steps import step_name
@@ -31,17 +32,18 @@ CALIBRATIONS = ("batchnorm", "none")  # those that ask nothing of the parents
 _KEPT = ("cut", "recipe", "data", "sources")  # what a merge of merges tells of the merges it was made of
 
 
-def open_merged(folder: Path) -> ZipItForImageClassification:
-    """The merged model in a folder, in eval mode.
+Kind = TypeVar("Kind", bound=ZipItPreTrainedModel)
+
+
+def open_merged(folder: Path, kind: type[Kind]) -> Kind:
+    """The merged model of a kind in a folder, in eval mode.
 
     Raises:
         SourceError: the folder does not hold a whole one.
     """
     try:
         with no_larger_than(weight_files(folder), folder / "config.json"):
-            model, info = ZipItForImageClassification.from_pretrained(
-                folder, output_loading_info=True, use_safetensors=True
-            )
+            model, info = kind.from_pretrained(folder, output_loading_info=True, use_safetensors=True)
     except SourceError:
         raise
     except Exception as error:  # OSError, SafetensorError, ValueError and others, depending on what is wrong
@@ -50,7 +52,7 @@ def open_merged(folder: Path) -> ZipItForImageClassification:
     wrong = sorted(str(key) for keys in info.values() for key in keys)
     if wrong:
         raise SourceError(f"{folder} does not hold a whole merged model: {', '.join(wrong[:3])}")
-    out: ZipItForImageClassification = model.eval()
+    out: Kind = model.eval()
     return out
 
 
@@ -60,7 +62,12 @@ def merged_folder(folder: Path, name: str, origin: dict[str, Any]) -> Source:
     Raises:
         SourceError: it does not hold a whole one.
     """
-    return merged_source(open_merged(folder), name, {**origin, "sha256": digest(weight_files(folder))}, folder)
+    return merged_source(
+        open_merged(folder, ZipItForImageClassification),
+        name,
+        {**origin, "sha256": digest(weight_files(folder))},
+        folder,
+    )
 
 
 def merged_source(

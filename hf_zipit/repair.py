@@ -18,6 +18,7 @@ from hf_zipit.batching import Passes
 from hf_zipit.chain import working_copy
 from hf_zipit.matching.match import Match
 from hf_zipit.modeling_zipit import ZipItForImageClassification
+from hf_zipit.pretrained_zipit import ZipItPreTrainedModel
 from hf_zipit.source import Source
 from hf_zipit.spaces import Binding, Row
 from hf_zipit.transform import merge_states
@@ -27,7 +28,7 @@ DEAD = 1e-6  # a unit that deviates less than this share of its size is not scal
 
 @torch.no_grad()
 def repair(
-    model: ZipItForImageClassification,
+    model: ZipItPreTrainedModel,
     parents: Sequence[Source],
     plan: Plan,
     matches: Mapping[str, Match],
@@ -106,7 +107,7 @@ class _Point:
 
 
 def _points(
-    model: ZipItForImageClassification,
+    model: ZipItPreTrainedModel,
     parents: Sequence[nn.Module],
     plan: Plan,
     matches: Mapping[str, Match],
@@ -117,7 +118,8 @@ def _points(
     for path, module in model.trunk.named_modules():
         if rows := _rows(path, plan.binding):
             found.append(_Point(path, module, parents, _merging(rows, plan, matches)))
-    for k, head in enumerate(model.heads):
+    heads = model.heads if isinstance(model, ZipItForImageClassification) else ()  # decoders are no chains
+    for k, head in enumerate(heads):
         for path, module in head.named_modules():
             if _rows(path, plan.binding):
                 found.append(_Point(path, module, parents, itemgetter(k)))

@@ -19,11 +19,17 @@ from hf_zipit.hub.download import HUB_ID, fetch
 from hf_zipit.libraries import processor_of
 from hf_zipit.licence import common_licence
 from hf_zipit.modeling_zipit import ZipItForImageClassification
+from hf_zipit.modeling_zipit_model import ZipItModel
 from hf_zipit.plain import check_format, write_plain
+from hf_zipit.pretrained_zipit import ZipItPreTrainedModel
 from hf_zipit.recipe import PinnedSource, read_recipe
 from hf_zipit.remerge import open_merged
 from hf_zipit.source import Source
 
+Merged = ZipItForImageClassification | ZipItModel
+MERGES: dict[str, type[Merged]] = {
+    cls.config_class.model_type: cls for cls in (ZipItForImageClassification, ZipItModel)
+}
 _log = logging.getLogger("hf_zipit")
 
 
@@ -58,7 +64,7 @@ def _is_ours(folder: Path) -> bool:
 
 
 def save(
-    model: ZipItForImageClassification,
+    model: ZipItPreTrainedModel,
     folder: str | Path,
     *,
     overwrite: bool = False,
@@ -132,7 +138,7 @@ def _relative(places: dict[str, Any], folder: Path) -> dict[str, Any]:
     return {kind: found and [shown(place) for place in found] for kind, found in places.items()}
 
 
-def load(model: str | Path, access: Access = NOTHING) -> ZipItForImageClassification:
+def load(model: str | Path, access: Access = NOTHING) -> Merged:
     """Load a merged model from a folder or the Hub (`user/name`, `user/name@revision`).
 
     Raises:
@@ -140,19 +146,19 @@ def load(model: str | Path, access: Access = NOTHING) -> ZipItForImageClassifica
     """
     local = Path(model).is_dir() or not HUB_ID.fullmatch(str(model))
     folder = Path(model) if local else fetch(str(model), access).folder
-    check_merged(folder)
-    return open_merged(folder)
+    return open_merged(folder, MERGES[check_merged(folder)])
 
 
-def check_merged(folder: Path) -> None:
-    """Make sure that a folder holds a merged model, by its config.
+def check_merged(folder: Path) -> str:
+    """Make sure that a folder holds a merged model, by its config; returns its `model_type`.
 
     Raises:
         SourceError: it does not.
     """
-    kind = read_json(folder / "config.json").get("model_type")
-    if kind != ZipItConfig.model_type:
+    kind = str(read_json(folder / "config.json").get("model_type"))
+    if kind not in MERGES:
         raise SourceError(f"{folder} is no merged model: its model_type is {kind}")
+    return kind
 
 
 def load_parents(

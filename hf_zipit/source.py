@@ -51,7 +51,7 @@ class Source:
     `transform` (PIL image -> pixels) and `settings` their library's form; `origin` says where the model came from
     without naming a place on this machine. A source that is itself a merge has `branches`, and its `labels` are those
     of all its tasks; where it was cut, `trunk` holds the steps that it can be merged at (of `model` only they count),
-    `cut` their name, and `network` is what classifies.
+    `cut` their name, and `network` is what classifies. `kind` is what the model does, as pipelines name it.
     """
 
     name: str
@@ -68,6 +68,7 @@ class Source:
     trunk: tuple[str, ...] | None = None
     cut: str | None = None
     network: nn.Module | None = None
+    kind: str = "image-classification"
 
     @property
     def parts(self) -> tuple[Branch, ...]:
@@ -91,11 +92,11 @@ class Source:
         return [task for branch in self.parts for task in branch.tasks]
 
     def __post_init__(self) -> None:
-        if max(self.input_size) > MAX_IMAGE_SIDE:
+        if "input_size" in self.preprocessing and max(self.input_size) > MAX_IMAGE_SIDE:
             raise SourceError(f"{self.name} is made for images of {list(self.input_size)}: no image is that large")
 
     @property
     def input_size(self) -> tuple[int, int, int]:
-        """(channels, height, width) of an input image."""
+        """(channels, height, width) of an input image; models that only surround a backbone need not say it."""
         channels, height, width = self.preprocessing["input_size"]
         return int(channels), int(height), int(width)

@@ -24,6 +24,7 @@ from hf_zipit.source import Source
 from hf_zipit.spaces import Binding
 from hf_zipit.tracing.check import describe, tally
 from hf_zipit.tracing.tracer import trace
+from hf_zipit.whole_models import from_whole_module, is_whole, whole_folder
 
 _log = logging.getLogger("hf_zipit")
 
@@ -49,7 +50,7 @@ def load(
     if isinstance(source, ZipItForImageClassification):
         return merged_source(source, "merged", {"id": None, "folder": None, "revision": None, "sha256": None})
     if isinstance(source, nn.Module):
-        return from_module(source, model_args)
+        return from_whole_module(source) or from_module(source, model_args)
     path = Path(source)
     if path.is_dir():
         return _from_folder(path, {"id": None, "folder": path.resolve().name, "revision": None}, access)
@@ -179,8 +180,12 @@ def _from_folder(folder: Path, origin: dict[str, Any], access: Access, name: str
     config = read_json(folder / "config.json")
     if config.get("model_type") == "zipit":
         return merged_folder(folder, name, origin)
+    if config.get("model_type") == "zipit-model":
+        raise SourceError(f"{folder} is a merge of models of several classes: merge its sources instead")
     if isinstance(config.get("architecture"), str):
         return timm_folder(folder, config, name, origin, access)
+    if is_whole(config):
+        return whole_folder(folder, config, name, origin, access)
     if config.get("model_type"):
         return transformers_folder(folder, config, name, origin, access)
     raise SourceError(f"{folder}/config.json names neither a timm architecture nor a transformers model_type")

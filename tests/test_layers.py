@@ -21,13 +21,15 @@ LAYERS = [
     ["hub.push"],
     ["merging"],
     ["evaluation", "merger", "saving"],
-    ["companions"],
+    ["companions", "mixed"],
+    ["backbones"],
     ["card", "plain"],
     ["calibrate", "cache", "protocols", "fidelity", "matching.matcher", "sources"],
     ["repair", "refit.sweep"],
     ["refit.replay", "refit.fold", "refit.targets"],
     ["remerge"],
-    ["refit.observe", "refit.normal", "assembly", "tracing.check", "batching"],
+    ["refit.observe", "refit.normal", "assembly", "tracing.check", "batching", "alike"],
+    ["tracing.taps"],
     ["tracing.cuts"],
     ["tracing.tracer"],
     ["tracing.rules", "tracing.writer", "checks"],
@@ -37,6 +39,7 @@ LAYERS = [
     ["tracing.groups"],
     ["tracing.facts"],
     ["statistics", "matching.fingerprint", "matching.weights", "matching.sweeps", "data"],
+    ["whole_models", "modeling_zipit_model"],
     ["libraries", "chain", "matching.methods", "matching.similarity", "transform", "binding"],
     ["matching.groups", "matching.kmeans", "matching.optimal"],
     ["matching.quality"],
@@ -44,15 +47,16 @@ LAYERS = [
     ["names", "spaces", "matching.greedy", "modeling_zipit"],
     ["hub.download", "source"],
     ["checkpoint", "hub.faults", "pretrained_zipit"],
+    ["configuration_zipit_model"],
     ["atomic", "configuration_zipit"],
     ["access", "hub.__init__"],
-    ["spec", "cifar_resnet", "cifar_vgg", "steps"],
+    ["spec", "resume", "cifar_resnet", "cifar_vgg", "steps"],
     ["grammar", "hashing", "recipe"],
     ["licence"],
     ["errors", "_register", "__init__", "tracing.__init__", "matching.__init__", "commands.__init__", "refit.__init__"],
 ]
 LEVEL = {name: -i for i, names in enumerate(LAYERS) for name in names}
-LEAVES = {"modeling_zipit", "configuration_zipit", "pretrained_zipit"}
+LEAVES = {"modeling_zipit", "configuration_zipit", "pretrained_zipit", "modeling_zipit_model"}
 ALLOWED = {
     "timm": {"libraries", "plain", "modeling_zipit", "cifar_resnet", "cifar_vgg"},
     "transformers": {
@@ -60,9 +64,12 @@ ALLOWED = {
         "modeling_zipit",
         "configuration_zipit",
         "pretrained_zipit",
+        "modeling_zipit_model",
+        "whole_models",
         "_register",
         "commands.terminal",
     },
+    "segmentation_models_pytorch": {"modeling_zipit_model", "whole_models"},
     "datasets": {"data"},
 }
 

@@ -87,7 +87,7 @@ def check_target(repo: str, *, revision: str | None = None, create_pr: bool = Fa
         kind = _model_type(api, repo if "/" in repo else f"{user['name']}/{repo}", revision)
     except FAULTS as error:
         raise OutputError(redact(explain(error, repo, revision, token), token)) from error
-    if kind not in ("", "zipit") and not create_pr:
+    if kind not in ("", "zipit", "zipit-model") and not create_pr:
         raise OutputError(f"{repo} holds another model ({kind}): choose another name, or open a pull request to it")
 
 

@@ -12,6 +12,7 @@ from hf_zipit.batching import Passes
 from hf_zipit.chain import logits_of, working_copy
 from hf_zipit.matching.match import Match
 from hf_zipit.modeling_zipit import ZipItForImageClassification
+from hf_zipit.pretrained_zipit import ZipItPreTrainedModel
 from hf_zipit.refit.fold import Folded
 from hf_zipit.refit.layers import Group, Layer, find_layers
 from hf_zipit.refit.normal import NormalEquations
@@ -30,7 +31,7 @@ RIDGES = (1e-1, 1e-2, 1e-3, 1e-4)  # of the mean second moment of an input
 
 @torch.no_grad()
 def refit(
-    model: ZipItForImageClassification,
+    model: ZipItPreTrainedModel,
     parents: Sequence[Source],
     plan: Plan,
     matches: Mapping[str, Match],
@@ -65,7 +66,8 @@ def refit(
     replay = Replay(tracks, passes, [width * len(tracks) for width in _sizes(stages, pixel)])
     for group in find_layers(merged.trunk, stages, pixel) if trunk else []:
         _fit(replay, group, {layer: _target(plan, matches, copies, layer, per_task) for layer in group.layers})
-    for task, head in enumerate(merged.heads):
+    chains = isinstance(model, ZipItForImageClassification)  # what surrounds backbones is none, and is left as it is
+    for task, head in enumerate(merged.heads if chains else ()):
         own = (*stages, *_stages(head, config.head or [], size, merged.unmerge[task]))
         net = copies[task]
         pair = [Track(head, own), Track(net, _stages(net, plan.binding.steps, size))]

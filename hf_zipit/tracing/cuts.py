@@ -59,7 +59,7 @@ def chain_of(model: nn.Module, pixels: Tensor) -> list[str]:
     >>> chain_of(timm.create_model("resnet18"), torch.zeros(1, 3, 64, 64))[3:6]  # doctest: +SKIP
     ['maxpool', 'layer1.0', 'layer1.1']
     """
-    flow, alive, wanted = _flow(model, pixels)
+    flow, alive, wanted = replay(model, pixels)
     modules = dict(model.named_modules())
     whole = [s for s in flow.steps if s.plain and alive[s.start] == {s.before} and alive[s.end] == {s.after}]
     solid = {s.path for s in whole if not isinstance(modules[s.path], nn.Sequential | nn.ModuleList)}
@@ -77,16 +77,17 @@ def chain_of(model: nn.Module, pixels: Tensor) -> list[str]:
 
 def _ends(model: nn.Module, pixels: Tensor) -> dict[str, Version]:
     """The modules after which one tensor is alive, with that tensor."""
-    flow, alive, _ = _flow(model, pixels)
+    flow, alive, _ = replay(model, pixels)
     return {step.path: step.after for step in flow.steps if alive[step.end] == {step.after}}
 
 
-def _flow(model: nn.Module, pixels: Tensor) -> tuple["_Flow", list[set[Version]], list[Version]]:
+def replay(model: nn.Module, pixels: Tensor) -> tuple["Flow", list[set[Version]], list[Version]]:
     """One forward pass: its ops and modules, what is alive after each op, and the outputs."""
     net = copy.deepcopy(model).eval()
     like = next(net.parameters(), pixels)
-    image = torch.zeros(1, *pixels.shape[1:], dtype=like.dtype, device=like.device)
-    flow = _Flow(image)
+    image = torch.randn(1, *pixels.shape[1:], generator=torch.Generator().manual_seed(0)).to(like)
+    flow = Flow(image)
+    flow.weights = {id(t): name for name, t in (*net.named_parameters(), *net.named_buffers())}
     try:
         with flow.watching(net), flow:
             output = net(image)
@@ -107,10 +108,11 @@ def _inside(path: str, ends: dict[str, Version], modules: dict[str, nn.Module]) 
 
 
 @dataclass(frozen=True)
-class _Step:
+class Step:
     """One call of a module: the ops done before and after it, its first input and its output.
 
-    `plain` says that the input is all it was given, and that it returns a tensor.
+    `plain` says that the input is all it was given, and that it returns a tensor; `alone` that nothing else it was
+    given depends on the image.
     """
 
     path: str
@@ -119,9 +121,10 @@ class _Step:
     before: Version | None
     after: Version
     plain: bool
+    alone: bool
 
 
-class _Flow(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class Flow(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Records which tensors depend on the image, and which op reads and writes them."""
 
     def __init__(self, image: Tensor) -> None:
@@ -130,12 +133,19 @@ class _Flow(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.written = {id(image): 0}
         self.ops: list[tuple[set[Version], set[Version]]] = [(set(), {(id(image), 0)})]
         self.image = (id(image), 0)
-        self.steps: list[_Step] = []
-        self.entered: dict[str, tuple[int, Version | None, bool]] = {}
+        self.steps: list[Step] = []
+        self.weights: dict[int, str] = {}  # parameters and buffers of the model, by identity
+        self.used: set[str] = set()  # those that any op reads
+        self.entered: dict[str, tuple[int, Version | None, bool, bool]] = {}
 
     def knows(self, value: object) -> bool:
         """Whether this is a tensor that depends on the image."""
         return isinstance(value, Tensor) and id(value) in self.written
+
+    def tensor(self, version: Version) -> Tensor | None:
+        """The tensor of a version, unless it was written again."""
+        value = next(t for t in self.kept if id(t) == version[0])
+        return value if self.version(value) == version else None
 
     def version(self, value: Tensor) -> Version:
         """The tensor as it is now."""
@@ -143,7 +153,9 @@ class _Flow(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        reads = {self.version(t) for t in tree_flatten((args, kwargs))[0] if self.knows(t)}
+        tensors = [t for t in tree_flatten((args, kwargs))[0] if isinstance(t, Tensor)]
+        reads = {self.version(t) for t in tensors if self.knows(t)}
+        self.used |= {self.weights[id(t)] for t in tensors if id(t) in self.weights}
         out = func(*args, **kwargs)
         if reads:
             made = [t for t in tree_flatten(out)[0] if isinstance(t, Tensor)]
@@ -172,13 +184,15 @@ class _Flow(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _enter(self, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         first = args[0] if args else None
         version = self.version(first) if isinstance(first, Tensor) and self.knows(first) else None
-        self.entered[path] = (len(self.ops), version, len(args) == 1 and not kwargs)
+        alone = bool(args) and not any(self.knows(t) for t in tree_flatten((args[1:], kwargs))[0])
+        self.entered[path] = (len(self.ops), version, len(args) == 1 and not kwargs, alone)
 
     def _leave(self, path: str, out: Any) -> None:
         first = out[0] if isinstance(out, tuple) and out else out
-        start, before, plain = self.entered.pop(path)
+        start, before, plain, alone = self.entered.pop(path)
         if isinstance(first, Tensor) and self.knows(first):
-            self.steps.append(_Step(path, start, len(self.ops), before, self.version(first), plain and first is out))
+            single, after = first is out, self.version(first)
+            self.steps.append(Step(path, start, len(self.ops), before, after, plain and single, alone and single))
 
     def alive(self, wanted: list[Version]) -> list[set[Version]]:
         """For every number of ops done: the tensors that a later op, or the user, still reads."""

@@ -1,0 +1,214 @@
+"""Models of several classes that hold one backbone: where it lies in each, and how far they can be merged."""
+
+import copy
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hf_zipit import spec as specs
+from hf_zipit.alike import computes_otherwise, limit_of, reason_of
+from hf_zipit.binding import bind
+from hf_zipit.chain import resolve_cut
+from hf_zipit.checks import TOLERANCE, permuted, random_labels, randomise
+from hf_zipit.errors import OptionError, SourceError, SpecError
+from hf_zipit.resume import Steps
+from hf_zipit.source import Source
+from hf_zipit.sources import trace_source
+from hf_zipit.spaces import Binding, FeatureSpace, Probe
+from hf_zipit.tracing.taps import Opening, opening
+
+
+@dataclass(frozen=True)
+class Shared:
+    """Several models up to where they are alike.
+
+    `wholes` are the models as they were given; `sources` hold only the steps that they share, all under the names of
+    `binding`. `openings[k].steps` are the same steps under the names of model k. `shown` says which space each step's
+    output shows, and along which axis. `path` is where the backbone lies in model `reference`, which gave the names;
+    `limit` says why no more can be merged.
+    """
+
+    wholes: list[Source]
+    sources: list[Source]
+    binding: Binding
+    openings: list[Opening]
+    shown: dict[str, tuple[str, int]]
+    reference: int
+    path: str
+    limit: str
+
+    def taps(self, model: int, depth: int) -> list[tuple[int, str, int, int]]:
+        """(step, space, axis, size) of every trunk output that the rest of a model reads."""
+        found = [(i, *self.shown[self.binding.steps[i]]) for i in self.openings[model].taps(depth)]
+        return [(i, space, axis, self.binding.spaces[space].size) for i, space, axis in found]
+
+    def depth(self, cut: str | None) -> int:
+        """Number of merged steps for a named cut; the last legal one by default.
+
+        Raises:
+            OptionError: unknown cut, or one that lies behind the first difference; the message says which it is.
+        """
+        try:
+            return resolve_cut(self.binding, cut)
+        except OptionError as error:
+            raise OptionError(f"{error}. No more can be merged: {self.limit}") from None
+
+
+def are_mixed(sources: Sequence[Source]) -> bool:
+    """Whether models have to be merged as backbones inside other models: not all are classifiers of one class."""
+    classes = {type(source.model) for source in sources}
+    return len(classes) > 1 or any(source.kind != "image-classification" for source in sources)
+
+
+def share(sources: Sequence[Source], spec: str | Path | None = None, backbone: str | None = None) -> Shared:
+    """Find what models of any classes have in common, from the image onwards.
+
+    Args:
+        spec: a spec file for the backbone, instead of the shipped ones or a trace.
+        backbone: the path of the backbone in the models that have such a module.
+
+    Raises:
+        SourceError: they have nothing in common; the message names the first difference.
+        SpecError: no spec describes the backbone.
+
+    >>> share([load("user/classifier"), load("user/segmenter")]).binding.cuts  # doctest: +SKIP
+    ('conv1', 'bn1', 'act1', 'maxpool', 'layer1.0')
+    """
+    sources = _prepared(sources)
+    reference, path, binding = _find(sources, spec, backbone)
+    first = sources[reference]
+    pixels = torch.zeros(1, *first.input_size)
+    own = opening(first.model, pixels, inside=path)
+    ends = {".".join(part for part in (path, name.rpartition(".")[0]) if part) for name in binding.classifier}
+    steps = list(itertools.takewhile(lambda step: step not in ends, own.steps))
+    like = own.holds[: len(steps)]
+    openings = [opening(source.model, pixels, _within(source, backbone), like) for source in sources]
+    openings[reference] = own
+    shared = min(len(steps), *(len(found.steps) for found in openings))
+    limit = limit_of(sources, openings, steps, reference, shared)
+    names = [step[len(path) + 1 if path else 0 :] for step in steps[:shared]]
+    views = [_view(source, found, names) for source, found in zip(sources, openings, strict=True)]
+    for number, source in enumerate(sources):
+        found = computes_otherwise(views[reference], views[number], source.input_size)
+        if found is not None and found < len(names):
+            names = names[:found]
+            limit = reason_of(first, source, steps[found], openings[number].steps[found])
+    if not names:
+        raise SourceError(f"{', '.join(s.name for s in sources)} have no backbone in common: {limit}")
+    views = [_view(source, found, names) for source, found in zip(sources, openings, strict=True)]
+    return _bound(sources, views, openings, binding, reference, path, limit)
+
+
+def _within(source: Source, backbone: str | None) -> str:
+    """The path of the backbone in the models that have a module there."""
+    return backbone if backbone and backbone in dict(source.model.named_modules()) else ""
+
+
+def _view(source: Source, found: Opening, names: Sequence[str]) -> Steps:
+    return Steps({name: source.model.get_submodule(s) for name, s in zip(names, found.steps, strict=False)})
+
+
+def _prepared(sources: Sequence[Source]) -> list[Source]:
+    """The sources with one input size; what preprocessing they state must agree."""
+    stated = [s for s in sources if s.preprocessing.get("input_size")]
+    if not stated:
+        raise SourceError("none of the models says how large its images are: give one source with its preprocessing")
+    first = stated[0]
+    for other in stated[1:]:
+        for key in ("input_size", "mean", "std"):
+            a, b = _stated(first, key), _stated(other, key)
+            if a is not None and b is not None and a != b:
+                raise SourceError(
+                    f"{first.name} and {other.name} cannot be merged: their preprocessing differs in {key}: {a} and {b}"
+                )
+    return [replace(s, preprocessing={**s.preprocessing, "input_size": first.input_size}) for s in sources]
+
+
+def _stated(source: Source, key: str) -> tuple[float, ...] | None:
+    value = source.preprocessing.get(key, source.preprocessing.get(f"image_{key}"))
+    return None if value is None else tuple(round(float(x), 4) for x in value)
+
+
+def _find(sources: Sequence[Source], spec: str | Path | None, backbone: str | None) -> tuple[int, str, Binding]:
+    """The model whose backbone is described, where it lies in it, and its binding."""
+    known = specs.list_specs() if spec is None else [specs.read(spec)]
+    for number, source in enumerate(sources):
+        for path, module in source.model.named_modules():
+            classes = [f"{c.__module__}.{c.__qualname__}" for c in type(module).__mro__]
+            for candidate in known if backbone in (None, path) else ():
+                if specs.matches(candidate, classes):
+                    try:
+                        return number, path, bind(candidate, module)
+                    except SpecError:
+                        continue
+    if spec is not None:
+        raise SpecError(f"{spec} describes no module of {', '.join(source.name for source in sources)}")
+    number = next((i for i, s in enumerate(sources) if s.kind != "image-feature-extraction"), 0)
+    return number, "", bind(specs.parse(trace_source(sources[number]), "traced"), sources[number].model)
+
+
+def _bound(
+    sources: list[Source],
+    views: Sequence[Steps],
+    openings: list[Opening],
+    binding: Binding,
+    reference: int,
+    path: str,
+    limit: str,
+) -> Shared:
+    """The binding of the shared steps: their spaces, which of them each step shows, and where all may be cut."""
+    steps = list(views[reference].paths)
+    names = set(views[reference].state_dict())
+    rows = tuple(row for row in binding.table if row.parameter in names)
+    spaces = {name: space for name, space in binding.spaces.items() if any(row.space == name for row in rows)}
+    part = replace(binding, spaces=spaces, table=rows, classifier=(), unmatched=())
+    shown = _shown(views[reference], part, sources[reference].input_size)
+    part = replace(part, spaces={name: _observed(space, steps, shown) for name, space in spaces.items()})
+    after: dict[str, str | None] = {}
+    for depth, step in enumerate(steps, 1):
+        read = {i for found in openings for i in found.taps(depth)}
+        after[step] = shown[step][0] if step in shown and all(steps[i] in shown for i in read) else None
+    part = replace(part, owns={step: (step,) for step in steps}, after=after)
+    if not part.cuts:
+        raise SourceError(f"{', '.join(s.name for s in sources)} cannot be cut anywhere: {limit}")
+    kept = [replace(source, model=view) for source, view in zip(sources, views, strict=True)]
+    return Shared(sources, kept, part, openings, shown, reference, path, limit)
+
+
+@torch.no_grad()
+def _shown(view: Steps, binding: Binding, size: tuple[int, int, int]) -> dict[str, tuple[str, int]]:
+    """The space that the output of each step shows and its axis, found by moving all units of all spaces."""
+    net = copy.deepcopy(view).double().eval()
+    randomise(net, seed=0)
+    labels = random_labels(binding, seed=0)
+    moved: Any = permuted(net, binding, labels)
+    pixels = torch.randn(1, *size, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    shown = {}
+    for step, a, b in zip(view.paths, net.outputs(pixels), moved.outputs(pixels), strict=True):
+        for name, axis in _candidates(a, binding):
+            if torch.allclose(b.index_select(axis, labels[name]), a, rtol=0, atol=TOLERANCE * float(a.abs().max() + 1)):
+                shown[step] = (name, axis)
+                break
+    return shown
+
+
+def _candidates(value: Tensor, binding: Binding) -> Iterator[tuple[str, int]]:
+    """Spaces and axes that fit a tensor: tokens (3 axes) hold units on the last, maps on axis 1 or the last."""
+    for axis in (-1,) if value.ndim == 3 else (1, -1):
+        for name, space in binding.spaces.items():
+            if space.size == value.shape[axis] and space.size > 1:
+                yield name, axis
+
+
+def _observed(space: FeatureSpace, steps: Sequence[str], shown: dict[str, tuple[str, int]]) -> FeatureSpace:
+    """A space whose probes lie in the shared steps; where all of them lie behind, the last output that shows it."""
+    inside = tuple(p for p in space.probes if f"{p.module}.".startswith(tuple(f"{step}." for step in steps)))
+    if inside or not space.probes:
+        return replace(space, probes=inside)
+    last = [step for step in steps if shown.get(step, ("", 0))[0] == space.name][-1:]
+    return replace(space, probes=tuple(Probe(step, "out", last=shown[step][1] == -1) for step in last))

@@ -1,0 +1,21 @@
+# Copyright the hf-zipit authors. Licensed under the Apache License, Version 2.0.
+"""Configuration of a merged model with outputs of any kind. A leaf file: it is copied into merged repositories."""
+
+from .configuration_zipit import ZipItConfig
+
+
+class ZipItModelConfig(ZipItConfig):
+    """What is needed to rebuild a merge of models of several classes.
+
+    Attributes:
+        backbone: how the model is built whose layers are the trunk's architecture.
+        backbone_path: where its backbone lies in it; `""` is the model itself.
+        trunk: the merged steps in running order: module paths of the backbone.
+        heads: one entry per task: `{"task", "kind", "id2label", "source", "model", "steps", "taps"}`. `kind` is the
+            task as pipelines name it, `model` how the task's own model is built, `steps` its modules that the trunk
+            has run already, `taps` the steps whose outputs it reads: `[{"step", "axis", "size"}]`.
+        active_task: the task whose output the model returns by itself.
+    """
+
+    model_type = "zipit-model"
+    backbone_path: str = ""

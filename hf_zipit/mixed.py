@@ -1,0 +1,89 @@
+"""The merged model of sources of several classes from its parts: its config, its state, and the module itself."""
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from hf_zipit.assembly import Plan
+from hf_zipit.backbones import Shared
+from hf_zipit.configuration_zipit_model import ZipItModelConfig
+from hf_zipit.matching.match import Match
+from hf_zipit.modeling_zipit_model import ZipItModel
+from hf_zipit.resume import Steps
+from hf_zipit.source import Source
+from hf_zipit.transform import merge_states
+
+
+def assemble(
+    shared: Shared, names: Sequence[str], plan: Plan, matches: Mapping[str, Match], about: dict[str, Any]
+) -> ZipItModel:
+    """The merged model, before calibration; `about` says how it was made."""
+    config = config_of(shared, names, plan)
+    config.zipit = about
+    return build(config, shared, merged_state(shared, plan, matches))
+
+
+def config_of(shared: Shared, names: Sequence[str], plan: Plan) -> ZipItModelConfig:
+    """What is needed to rebuild the merged model, but for its shapes."""
+    heads = [
+        {
+            "task": name,
+            "kind": source.kind,
+            "id2label": dict(enumerate(source.labels)),
+            "source": number,
+            "model": _description(source),
+            "steps": list(shared.openings[number].steps[: plan.depth]),
+            "taps": [
+                {"step": step, "axis": axis, "size": size} for step, _, axis, size in shared.taps(number, plan.depth)
+            ],
+        }
+        for number, (name, source) in enumerate(zip(names, shared.wholes, strict=True))
+    ]
+    config = ZipItModelConfig(
+        backbone=_description(shared.wholes[shared.reference]),
+        backbone_path=shared.path,
+        trunk=list(plan.trunk),
+        cut=plan.cut,
+        heads=heads,
+    )
+    settings = [source.settings for source in shared.wholes if source.settings]
+    if settings:
+        config.pretrained_cfg = settings[0]
+        config.image_processor_type = "TimmWrapperImageProcessor"
+    return config
+
+
+def _description(source: Source) -> dict[str, Any]:
+    """How the whole model of a task is built."""
+    return {**source.backbone, "num_classes": len(source.labels)}
+
+
+def merged_state(shared: Shared, plan: Plan, matches: Mapping[str, Match]) -> dict[str, Tensor]:
+    """The merged model's state dict: merged trunk, what is left of each task's model, and what it reads."""
+    states = [source.model.state_dict() for source in shared.sources]
+    first = {name: states[shared.reference][name] for name in plan.touched(states[shared.reference])}
+    common = [name for name in first if all(name in state for state in states)]  # others are read by no forward
+    trunk = first | merge_states(states, plan.binding, matches, common)
+    out = {f"trunk.{name}": value.clone() for name, value in trunk.items()}
+    for number, source in enumerate(shared.wholes):
+        done = tuple(f"{step}." for step in shared.openings[number].steps[: plan.depth])
+        rest = {name: value for name, value in source.model.state_dict().items() if not name.startswith(done)}
+        out |= {f"heads.{number}.{name}": value.clone() for name, value in rest.items()}
+        for step, space, _, _ in shared.taps(number, plan.depth):
+            out[f"unmerge.{number}.{step}.index"] = matches[space].of(number).clone()
+    return out
+
+
+def build(config: ZipItModelConfig, shared: Shared, state: Mapping[str, Tensor]) -> ZipItModel:
+    """The merged model on the sources' own architectures, with the config that builds it again."""
+    view = shared.sources[shared.reference].model
+    trunk = Steps({step: copy.deepcopy(view.get_submodule(step)).eval() for step in config.trunk or []})
+    known = {f"trunk.{name}": value.shape for name, value in trunk.state_dict().items()}
+    config.shapes = {name: list(state[name].shape) for name, shape in known.items() if state[name].shape != shape}
+    model = ZipItModel(config, trunk, [copy.deepcopy(source.model).eval() for source in shared.wholes])
+    model.load_state_dict(state, assign=True)
+    model.requires_grad_(True)
+    model.eval()
+    return model

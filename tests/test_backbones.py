@@ -1,0 +1,325 @@
+"""Models of several classes that hold one backbone: found, merged as far as they are alike, run, saved."""
+
+import copy
+import dataclasses
+import subprocess
+import sys
+
+import pytest
+import segmentation_models_pytorch as smp
+import timm
+import torch
+import transformers
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoModel
+
+import hf_zipit
+from hf_zipit import saving
+from hf_zipit import spec as specs
+from hf_zipit.backbones import share
+from hf_zipit.binding import bind
+from hf_zipit.checks import permuted, random_labels, randomise
+from hf_zipit.errors import OptionError, SourceError
+from hf_zipit.matching.methods import Options
+from hf_zipit.merger import Merger
+from hf_zipit.sources import load
+from hf_zipit.tracing.check import describe
+from hf_zipit.tracing.taps import opening
+from tests.models import images, tiny
+
+NARROW = {"channels": (8, 16, 24, 32), "layers": (2, 1, 1, 1)}
+PIXELS = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(9))
+TASKS = ["classes", "maps"]
+
+
+class Pyramid(nn.Module):
+    """A decoder that reads every stage of a timm ResNet."""
+
+    def __init__(self, **changes: object) -> None:
+        super().__init__()
+        self.encoder = timm.create_model("resnet18", features_only=True, **{**NARROW, **changes})
+        self.lateral = nn.ModuleList(nn.Conv2d(c, 4, 1) for c in self.encoder.feature_info.channels())
+
+    def forward(self, x):
+        maps = [conv(f) for conv, f in zip(self.lateral, self.encoder(x), strict=True)]
+        return sum(nn.functional.interpolate(m, size=x.shape[2:]) for m in maps)
+
+
+def pyramid(seed=1, **changes):
+    return randomise(Pyramid(**changes).eval(), seed)
+
+
+def whole(model, kind="image-to-image"):
+    return hf_zipit.module_source(model, kind, name="maps")
+
+
+def shuffled_whole(model):
+    """A copy with the units of every space permuted, decoder and all: the same function."""
+    text = describe(model, PIXELS[:1], "traced")
+    binding = bind(specs.parse(text, "traced"), model)
+    return permuted(model, binding, random_labels(binding, 1))
+
+
+def flops(run, *args, **kwargs):
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        run(*args, **kwargs)
+    return counter.get_total_flops()
+
+
+def run(model, pixels=PIXELS, **kwargs):
+    with torch.no_grad():
+        return model(pixels, **kwargs)
+
+
+@pytest.fixture(scope="module")
+def pair():
+    """A classifier, a model of another class around a permuted copy of its layers, and that one before it was."""
+    classifier, maps = tiny("resnet18"), pyramid()
+    maps.encoder.load_state_dict({k: v for k, v in classifier.state_dict().items() if not k.startswith("fc.")})
+    return classifier, shuffled_whole(maps), maps
+
+
+@pytest.fixture(scope="module")
+def merger(pair):
+    return Merger([pair[0], whole(pair[1])], images(), tasks=TASKS, cache=False)
+
+
+@pytest.mark.parametrize("method", ["permute", "zip"])
+def test_a_permuted_copy_inside_another_model_class_is_recovered(pair, merger, method):
+    classifier, _, maps = pair
+    assert merger.binding.cuts[-1] == "layer4.0"
+    for cut in [None, *merger.binding.cuts]:
+        out = run(merger.merge(Options(method), cut=cut, calibrate="none")).task_outputs
+        torch.testing.assert_close(out["classes"].logits, run(classifier), rtol=0, atol=1e-4)
+        torch.testing.assert_close(out["maps"].reconstruction, run(maps), rtol=0, atol=1e-4)
+
+
+def test_every_cut_costs_exactly_trunk_and_heads(pair, merger):
+    classifier, shuffled, _ = pair
+    x = PIXELS[:1]
+    parents = flops(classifier, x), flops(shuffled, x)
+    several = 0
+    for depth, cut in enumerate(merger.binding.cuts, 1):
+        merged = merger.merge(Options("average"), cut=cut, calibrate="none")
+        trunk = flops(merged.trunk, x)
+        assert flops(merged, x) == sum(parents) - trunk
+        assert flops(merged, x, tasks="maps") == parents[1]
+        assert flops(merged, x, tasks=["classes"]) == parents[0]
+        several += len(merger.shared.taps(1, depth)) > 1
+    assert several > 4  # the decoder reads several of the trunk's tensors
+
+
+def test_each_tensor_is_gathered_by_the_labels_of_its_own_space(pair, merger):
+    merged = merger.merge(Options("permute"), calibrate="none")
+    taps = merger.shared.taps(1, len(merger.binding.steps))
+    assert [space for _, space, _, _ in taps] == ["stem", *(f"layer{i}.0.out" for i in (1, 2, 3, 4))]
+    for step, _, _, size in taps:
+        assert sorted(merged.unmerge[1][str(step)].index.tolist()) == list(range(size))
+
+
+def test_what_the_decoder_reads_is_known():
+    found = opening(pyramid(), PIXELS[:1], inside="encoder")
+    names = [step.removeprefix("encoder.") for step in found.steps]
+    assert names == ["conv1", "bn1", "act1", "maxpool", "layer1.0", "layer1.1", "layer2.0", "layer3.0", "layer4.0"]
+    assert [names[i] for i in found.taps(len(names))] == ["act1", "layer1.1", "layer2.0", "layer3.0", "layer4.0"]
+    assert [names[i] for i in found.taps(5)] == ["act1", "layer1.0"]
+
+
+def test_the_sources_are_left_untouched(pair):
+    sources = [copy.deepcopy(model).train() for model in pair[:2]]
+    before = [{k: v.clone() for k, v in m.state_dict().items()} for m in sources]
+    merged = hf_zipit.merge([sources[0], whole(sources[1])], images(32), tasks=TASKS, cache=False)
+    with torch.no_grad():
+        for parameter in merged.parameters():
+            parameter.zero_()
+    for model, state in zip(sources, before, strict=True):
+        assert model.training
+        assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
+        assert not any(m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m) for m in model.modules())
+
+
+def test_dilation_is_honoured_after_the_cut_and_refused_before_it():
+    classifier = tiny("resnet18")
+    dilated = pyramid(output_stride=8)
+    merger = Merger([classifier, whole(dilated)], images(32), tasks=TASKS, cache=False)
+    assert merger.binding.cuts[-1] == "layer2.0"
+    merged = merger.merge(Options("zip"), cut="layer2.0")
+    assert run(merged).task_outputs["maps"].reconstruction.shape == (2, 4, 32, 32)
+    head = merged.heads[1].encoder.layer4[0].conv2
+    assert head.dilation == dilated.encoder.layer4[0].conv2.dilation == (4, 4)
+    with pytest.raises(OptionError, match=r"unknown cut 'layer3'.*layer3\.0\.conv1 is Conv2d\(.*stride=\(2, 2\)"):
+        merger.merge(Options("zip"), cut="layer3")
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (
+            {"channels": (16, 16, 24, 32)},
+            r"have no backbone in common: conv1\.weight|layer1\.0\.conv1\.weight has shape",
+        ),
+        ({"in_chans": 1}, "does not run on an image"),
+    ],
+)
+def test_backbones_that_only_look_alike_are_refused_naming_the_first_difference(other, message):
+    model = pyramid(**other)
+    if "channels" in other:
+        merger = Merger([tiny("resnet18"), whole(model)], images(16), tasks=TASKS, cache=False)
+        with pytest.raises(OptionError, match=message):
+            merger.merge(Options("zip"), cut="layer1.0")
+        return
+    with pytest.raises(hf_zipit.ZipItError, match=message):
+        share([load(tiny("resnet18")), whole(model)])
+
+
+def test_equal_parameters_with_another_function_are_no_common_backbone():
+    leaky = pyramid(act_layer=nn.LeakyReLU)
+    shared = share([load(tiny("resnet18")), whole(leaky)])
+    assert shared.binding.cuts == ("conv1", "bn1")
+    assert "act1 of resnet18 and encoder.act1 of maps compute different things" in shared.limit
+    with pytest.raises(SourceError, match="none of the models says how large its images are"):
+        share([whole(leaky), whole(pyramid())])
+    with pytest.raises(SourceError, match="unknown kind of task 'magic'"):
+        hf_zipit.module_source(leaky, "magic")
+
+
+def resnet_config(**changes):
+    sizes = {"embedding_size": 8, "hidden_sizes": [8, 16, 24], "depths": [2, 1, 1], "layer_type": "basic"}
+    return transformers.ResNetConfig(**sizes, **changes)
+
+
+def upernet():
+    stages = ["stage1", "stage2", "stage3"]
+    config = transformers.UperNetConfig(
+        backbone_config=resnet_config(out_features=stages),
+        pool_scales=[1, 2],
+        hidden_size=16,
+        use_auxiliary_head=False,
+        num_labels=3,
+    )
+    return transformers.UperNetForSemanticSegmentation(config)
+
+
+def dinov2_config(**changes):
+    sizes = {"hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 4, "image_size": 32, "patch_size": 8}
+    return transformers.Dinov2Config(**sizes, **changes)
+
+
+def depth_anything():
+    config = transformers.DepthAnythingConfig(
+        backbone_config=dinov2_config(out_indices=[1, 2, 3], reshape_hidden_states=False),
+        patch_size=8,
+        reassemble_hidden_size=24,
+        neck_hidden_sizes=[8, 12, 16],
+        fusion_hidden_size=16,
+        reassemble_factors=[2, 1, 0.5],
+        head_hidden_size=8,
+    )
+    return transformers.DepthAnythingForDepthEstimation(config)
+
+
+def segformer(cls, labels):
+    sizes = {"hidden_sizes": [8, 8, 16, 16], "depths": [1, 1, 1, 1], "num_attention_heads": [1, 2, 2, 2]}
+    config = transformers.SegformerConfig(
+        **sizes, decoder_hidden_size=16, sr_ratios=[2, 2, 1, 1], image_size=64, num_labels=labels
+    )
+    return cls(config)
+
+
+def vit_config(**changes):
+    sizes = {"hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 48}
+    return transformers.ViTConfig(**sizes, image_size=32, patch_size=8, **changes)
+
+
+PAIRS = {
+    "UperNet": (lambda: transformers.ResNetForImageClassification(resnet_config(num_labels=5)), upernet),
+    "SegFormer": (
+        lambda: segformer(transformers.SegformerForImageClassification, 5),
+        lambda: segformer(transformers.SegformerForSemanticSegmentation, 3),
+    ),
+    "Depth Anything": (lambda: transformers.Dinov2ForImageClassification(dinov2_config(num_labels=5)), depth_anything),
+    "masked images": (
+        lambda: transformers.ViTForImageClassification(vit_config(num_labels=5)),
+        lambda: transformers.ViTForMaskedImageModeling(vit_config(encoder_stride=8)),
+    ),
+    "smp Unet": (lambda: timm.create_model("resnet18", num_classes=5, **NARROW), lambda: unet()),
+}
+
+
+def unet():
+    sizes = {"decoder_channels": (16, 8, 8, 8, 8), **NARROW}
+    return smp.Unet("tu-resnet18", encoder_weights=None, classes=2, **sizes)
+
+
+def small(make, seed, size=None):
+    source = load(randomise(make().eval(), seed))
+    return dataclasses.replace(source, preprocessing={"input_size": (3, size, size)}) if size else source
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_the_models_of_libraries_keep_their_own_output_and_cost(name):
+    first, second = PAIRS[name]
+    size = 64 if name in ("UperNet", "smp Unet") else None
+    sources = [small(first, 0, size), small(second, 1)]
+    channels, height, width = sources[0].input_size
+    x = torch.randn(1, channels, height, width, generator=torch.Generator().manual_seed(1))
+    merger = Merger(sources, images(8, height, batch=8), tasks=TASKS, cache=False)
+    steps = len(merger.binding.steps)
+    assert max(len(merger.shared.taps(k, steps)) for k in (0, 1)) > 1 or name == "masked images"
+    for cut in (merger.binding.cuts[0], merger.binding.cuts[-2], None):
+        same = copy.deepcopy(merger)
+        merged = same.merge(Options("average"), cut=cut, calibrate="none")
+        parents = [flops(source.model, x) for source in sources]
+        assert flops(merged, x) == sum(parents) - flops(merged.trunk, x)
+        for task, source in zip(TASKS, sources, strict=True):
+            mine, theirs = run(merged, x, tasks=task).task_outputs[task], run(source.model, x)
+            assert isinstance(theirs, torch.Tensor) or type(mine) is type(theirs)
+
+
+def test_averaging_copies_is_the_identity_for_every_tensor_that_is_read():
+    sources = [small(PAIRS["Depth Anything"][0], 0), small(PAIRS["Depth Anything"][1], 1)]
+    target = sources[1].model.backbone.encoder.state_dict()
+    sources[0].model.dinov2.encoder.load_state_dict(target)
+    sources[0].model.dinov2.embeddings.load_state_dict(sources[1].model.backbone.embeddings.state_dict())
+    x = PIXELS
+    merged = hf_zipit.merge(sources, images(8), method="average", calibrate="none", tasks=TASKS)
+    out = run(merged, x).task_outputs
+    torch.testing.assert_close(out["classes"].logits, run(sources[0].model, x).logits)
+    torch.testing.assert_close(out["maps"].predicted_depth, run(sources[1].model, x).predicted_depth)
+
+
+READ = """
+import sys, torch
+from transformers import AutoModel
+model = AutoModel.from_pretrained(sys.argv[1], trust_remote_code=True).eval()
+with torch.no_grad():
+    outputs = model(pixel_values=torch.load(sys.argv[2])).task_outputs
+torch.save([outputs["classes"].logits, outputs["maps"].logits], sys.argv[3])
+"""
+
+
+def test_a_saved_merge_is_the_same_in_a_new_process(tmp_path):
+    classifier = tiny("resnet18")
+    classifier.pretrained_cfg = {**classifier.pretrained_cfg, "input_size": (3, 32, 32)}
+    source = hf_zipit.load_source(classifier, NARROW)
+    sources = [source, randomise(unet().eval(), 1)]
+    merged = hf_zipit.merge(sources, images(16), cut="layer2", tasks=TASKS, cache=False)
+    folder = saving.save(merged, tmp_path / "merged")
+    torch.save(PIXELS, tmp_path / "pixels.pt")
+    command = [sys.executable, "-c", READ, str(folder), "pixels.pt", "out.pt"]
+    subprocess.run(command, check=True, cwd=tmp_path, capture_output=True, timeout=300)
+    expected = run(merged).task_outputs
+    read = torch.load(tmp_path / "out.pt")
+    assert torch.equal(read[0], expected["classes"].logits)
+    assert torch.equal(read[1], expected["maps"].logits)
+    assert torch.equal(run(saving.load(folder), tasks="maps").task_outputs["maps"].logits, expected["maps"].logits)
+    one = AutoModel.from_pretrained(folder, active_task="maps").eval()
+    assert torch.equal(run(one).logits, expected["maps"].logits)
+
+
+def test_a_merge_of_models_that_no_library_rebuilds_is_not_saved(merger, tmp_path):
+    merged = merger.merge(Options("average"), calibrate="none")
+    with pytest.raises(ValueError, match="a Pyramid given in memory cannot be rebuilt"):
+        saving.save(merged, tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()

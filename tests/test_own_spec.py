@@ -3,15 +3,16 @@
 from dataclasses import replace
 
 import pytest
+import timm
 import torch
 
 import hf_zipit
 from hf_zipit.binding import bind
 from hf_zipit.errors import SourceError, SpecError
-from hf_zipit.spec import parse
+from hf_zipit.spec import folder, parse
 from hf_zipit.tracing.check import describe, review
 from hf_zipit.tracing.cuts import check_cuts
-from tests.families import FAMILIES
+from tests.families import FAMILIES, timm_swin
 from tests.models import images, resnet_spec_binding, timm_vit, tiny
 
 WRITTEN = """\
@@ -93,8 +94,6 @@ def test_a_wiring_that_changes_the_function_is_refused(tmp_path):
 
 
 def test_lines_of_a_shipped_family_may_be_for_other_variants():
-    from hf_zipit.spec import folder
-
     file = folder() / "timm_resnet.yaml"
     hf_zipit.merge([tiny("resnet18"), tiny("resnet18", 1)], images(16), spec=file, tasks=["a", "b"])
 
@@ -163,3 +162,24 @@ def test_a_cut_inside_a_residual_block_is_refused():
     binding = replace(binding, owns=inside, after={**binding.after, "layer1.0.conv1": "layer1.0.mid1"})
     with pytest.raises(SpecError, match=r"after step layer1\.0\.conv1 more than one tensor is alive: it is no cut"):
         check_cuts(model, binding, torch.zeros(1, 3, 32, 32))
+
+
+def test_the_new_family_of_the_documentation_is_one_file_that_checks():
+    text = (folder() / "README.md").read_text().partition("## A new family")[2]
+    spec = parse(text.partition("```yaml\n")[2].partition("```")[0], "convmixer.yaml")
+    with torch.device("meta"):
+        (described, spaces), *_ = [(timm.create_model(name), count) for name, count in spec.check.items()]
+    assert len(bind(spec, described).spaces) == spaces
+    cls = timm.models.convmixer.ConvMixer
+    assert spec.match == (f"{cls.__module__}.{cls.__qualname__}",)
+    model = cls(8, 3, kernel_size=3, patch_size=4, num_classes=5).eval()
+    found = review(model, bind(spec, model), (3, 16, 16))
+    assert (found.report.spaces, found.unseen, found.not_traced) == (4, (), "")
+    assert bind(spec, model).cuts == ("stem", "blocks.0", "blocks.1", "blocks.2", "global_pool")
+
+
+def test_a_traced_model_with_channels_last_can_be_cut():
+    model = timm_swin()
+    binding = bind(parse(describe(model, torch.zeros(1, 3, 32, 32), "mine")), model)
+    assert binding.spec.channels_last
+    assert {"patch_embed", "layers.0", "layers.1"} <= set(binding.cuts)

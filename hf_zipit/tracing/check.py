@@ -3,6 +3,7 @@
 import copy
 from collections import Counter, defaultdict
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -96,17 +97,15 @@ def describe(model: nn.Module, pixels: Tensor, family: str, traced: Trace | None
     """
     channels, height, width = pixels.shape[1:]
     found = traced or trace(model, pixels)
-    steps = chain_of(model, pixels)
-    for chain in (steps, []) if steps else ([],):
-        text = write_spec(found, model, family, chain)
-        try:
-            check_spec(model, bind(specs.parse(text, family), model), (channels, height, width))
-        except SpecError:
-            if not chain:
-                raise
-            continue
-        break
-    return text
+    plain = write_spec(found, model, family)
+    if steps := chain_of(model, pixels):
+        chained = write_spec(found, model, family, steps)
+        for text in (chained, chained.replace("\nchain: ", "\nchannels: last\nchain: ", 1)):
+            with suppress(SpecError):
+                check_spec(model, bind(specs.parse(text, family), model), (channels, height, width))
+                return text
+    check_spec(model, bind(specs.parse(plain, family), model), (channels, height, width))
+    return plain
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from accelerate.utils import broadcast_object_list
 
 from hf_zipit import __version__
 from hf_zipit.assembly import Plan
+from hf_zipit.balance import AUTO, merge_balanced, takes_balance
 from hf_zipit.batching import Passes, remembered
 from hf_zipit.calibrate import CALIBRATIONS
 from hf_zipit.chain import count_flops, resolve_cut
@@ -39,11 +40,13 @@ class Trial:
     options: Options
     cut: str | None
     calibrate: str
+    automatic: bool = False  # the balance is chosen
 
     @property
     def recipe(self) -> dict[str, Any]:
         """What sets it apart from the others."""
-        return {**asdict(self.options), "cut": self.cut, "calibrate": self.calibrate}
+        options = {**asdict(self.options), **({"balance": AUTO} if self.automatic else {})}
+        return {**options, "cut": self.cut, "calibrate": self.calibrate}
 
 
 def trials(
@@ -52,8 +55,11 @@ def trials(
     cuts: Sequence[str | None],
     calibrations: Sequence[str],
     options: Options,
+    automatic: bool = False,
 ) -> list[Trial]:
     """Every method at every cut with every calibration; `all` stands for every method.
+
+    With `automatic` the methods that have a balance choose it.
 
     Raises:
         OptionError: an unknown method, cut or calibration.
@@ -65,7 +71,12 @@ def trials(
             raise OptionError(f"unknown calibration '{name}'; calibrations: {', '.join(CALIBRATIONS)}")
     chosen = list(METHODS) if "all" in methods else list(dict.fromkeys(methods))
     kinds = [replace(options, method=method) for method in chosen]
-    return [Trial(kind, cut, name) for kind in kinds for cut in dict.fromkeys(cuts) for name in calibrations]
+    return [
+        Trial(kind, cut, name, automatic and takes_balance(kind.method))
+        for kind in kinds
+        for cut in dict.fromkeys(cuts)
+        for name in calibrations
+    ]
 
 
 class Comparison:
@@ -102,13 +113,13 @@ class Comparison:
         self.merger, self.out, self.main = merger, Path(out), merger.passes.accelerator.is_main_process
         if self.out.exists() and not self.out.is_dir():
             raise OptionError(f"{out} is not a folder: choose another place for the report")
+        if any(len(source.tasks) != 1 for source in merger.sources):
+            raise OptionError("a merge among the models has no single output to compare with: compare its own parents")
         images = _opened(merger, data, num_images)
         merger.passes.images = [remembered(part) for part in merger.passes.images]
         self.size, self.evaluation = merger.sources[0].input_size, None
         if all(any(label is not None for label in part.labels) for part in images):
-            named = zip(merger.tasks, merger.sources, strict=True)
-            heads = [{"task": task, "id2label": dict(enumerate(source.labels))} for task, source in named]
-            self.evaluation = Evaluation(heads, images, self.size, batch_size, str(merger.passes.device))
+            self.evaluation = Evaluation(merger.heads, images, self.size, batch_size, str(merger.passes.device))
         self.passes = Passes(images, batch_size, str(merger.passes.device))
         self.base = {
             "version": __version__,
@@ -156,13 +167,20 @@ class Comparison:
         if key not in self.known:
             begun = time.perf_counter()
             try:
-                merged = self.merger.merge(trial.options, cut=trial.cut, calibrate=trial.calibrate)
+                merged, trial = self._merged(trial)
             except ZipItError as error:
                 _log.warning("%s, cut %s: %s", trial.options.method, trial.cut or "none", error)
                 return None
             seconds = time.perf_counter() - begun
             self._keep({"key": key, **trial.recipe, "seconds": seconds, **self.measure(merged, trial)})
         return self.known[key]
+
+    def _merged(self, trial: Trial) -> tuple[ZipItForImageClassification, Trial]:
+        """The merge, and the trial with the balance that was chosen."""
+        if not trial.automatic:
+            return self.merger.merge(trial.options, cut=trial.cut, calibrate=trial.calibrate), trial
+        merged, options = merge_balanced(self.merger, trial.options, cut=trial.cut, calibrate=trial.calibrate)
+        return merged, replace(trial, options=options, automatic=False)
 
     def measure(self, merged: ZipItForImageClassification, trial: Trial) -> Result:
         """What a merged model is worth: accuracies or distance, costs, and correlation of features."""

@@ -109,6 +109,13 @@ class Merger:
         merged.to("cpu").eval()
         return merged
 
+    @property
+    def heads(self) -> list[dict[str, Any]]:
+        """Name and classes of every task, as in a merge's config."""
+        labels = [names for source in self.sources for _, names in source.tasks]
+        named = zip(self.tasks, labels, strict=True)
+        return [{"task": task, "id2label": dict(enumerate(names))} for task, names in named]
+
     def match(self, plan: Plan, options: Options) -> dict[str, Match]:
         """Match the spaces that the trunk touches; the same match is made once."""
         touched, known = self.touched(plan), self._matches

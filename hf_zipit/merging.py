@@ -3,10 +3,12 @@
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
+from hf_zipit.balance import AUTO, merge_balanced
+from hf_zipit.errors import OptionError
 from hf_zipit.matching.methods import Options
 from hf_zipit.merger import Merged, Merger, check_calibration
 from hf_zipit.source import Source
@@ -23,7 +25,8 @@ def merge(
     alpha: float = 0.1,
     beta: float = 0.8,
     compat: bool = False,
-    balance: float = 0.5,
+    balance: float | Literal["auto"] = 0.5,
+    balance_data: Any = None,
     sweeps: int = 100,
     num_images: int | Sequence[int] | None = None,
     batch_size: int = 32,
@@ -52,7 +55,9 @@ def merge(
         alpha: penalty on merging many units into one, in [0, 1] (`zip`, `*-zip`).
         beta: share of the merges that may happen within a model, in [0, 1] (`zip`, `*-zip`).
         compat: follow the authors' code where it differs from the repaired method.
-        balance: weight of the similarity of weights against that of activations, in [0, 1] (`mudsc-*`).
+        balance: weight of the similarity of weights against that of activations, in [0, 1] (`mudsc-*`). `auto` tries
+            0.1 to 0.9 and takes the merge whose outputs are nearest to the parents' on the images.
+        balance_data: with `auto`, labelled images, as `data`: the most accurate merge on them is taken instead.
         sweeps: over all spaces, at most (methods that compare weights; they stop when no match changes).
         num_images: images per data set, chosen by the seed: one number for all, or one each; `None` uses all.
         batch_size: images per forward pass.
@@ -77,7 +82,10 @@ def merge(
 
     >>> merged = merge(["user/pets", "user/birds"], ["user/pets-data", "user/birds-data"])  # doctest: +SKIP
     """
-    options = Options(method, alpha, beta, compat, balance, sweeps)
+    automatic = balance == AUTO
+    if not automatic and balance_data is not None:
+        raise OptionError(f"balance_data chooses a balance, but it is given: {balance}; pass balance='{AUTO}'")
+    options = Options(method, alpha, beta, compat, 0.5 if isinstance(balance, str) else balance, sweeps)
     check_calibration(calibrate)
     for name in options.ignored:
         _log.warning("%s is %s, which %s does not use", name, getattr(options, name), method)
@@ -94,4 +102,6 @@ def merge(
         backbone=backbone,
         cache=cache,
     )
+    if automatic:
+        return merge_balanced(merger, options, cut=cut, calibrate=calibrate, data=balance_data)[0]
     return merger.merge(options, cut=cut, calibrate=calibrate)

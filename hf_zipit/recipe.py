@@ -6,7 +6,7 @@ A recipe is data: it can name models and images, but it cannot hand over a token
 import difflib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -61,7 +61,10 @@ class Recipe(BaseModel):
     alpha: float = Field(0.1, description="zip, *-zip: penalty on merging many units into one, 0 to 1.")
     beta: float = Field(0.8, description="zip, *-zip: share of merges that may happen within a model, 0 to 1.")
     compat: bool = Field(False, description="Follow the authors' code exactly.")
-    balance: float = Field(0.5, description="mudsc-*: weight of the weights against the activations, 0 to 1.")
+    balance: float | Literal["auto"] = Field(
+        0.5, description="mudsc-*: weight of the weights against the activations, 0 to 1, or auto."
+    )
+    balance_data: list[str] | None = Field(None, description="balance auto: labelled images to choose it by.")
     sweeps: int = Field(100, description="Methods that compare weights: sweeps over all spaces, at most.")
     num_images: int | list[int] | None = Field(
         None, description="Images per data set, one number for all or one each; default: all."
@@ -78,7 +81,7 @@ class Recipe(BaseModel):
     cache: bool = Field(True, description="Keep statistics on disk for another merge of these models.")
     generator: str | None = Field(None, description="What wrote the recipe; not read.")
 
-    @field_validator("data", mode="before")
+    @field_validator("data", "balance_data", mode="before")
     @classmethod
     def _one_data_set(cls, value: Any) -> Any:
         return [value] if isinstance(value, str) else value
@@ -129,6 +132,7 @@ def read_recipe(file: str | Path, **changes: Any) -> Recipe:
         update={
             "sources": [_placed_source(source, file.parent) for source in recipe.sources],
             "data": recipe.data and [_placed(ref, file.parent) for ref in recipe.data],
+            "balance_data": recipe.balance_data and [_placed(ref, file.parent) for ref in recipe.balance_data],
             "spec": recipe.spec and str(file.parent / recipe.spec),
         }
     )

@@ -50,7 +50,10 @@ def test_keywords_flags_and_recipes_agree():
 
 def test_everything_that_decides_the_result_is_recorded(merged):
     recorded = yaml.safe_load((merged / saving.RECIPE).read_text())
-    assert set(recorded) == set(Recipe.model_fields) - (OF_THE_RUN - {"generator"}) - {"backbone"}
+    assert set(recorded) == set(Recipe.model_fields) - (OF_THE_RUN - {"generator"}) - {
+        "backbone",
+        "balance_data",
+    }  # a balance that was chosen is recorded
     assert recorded["data"] == ["../images", "../images:test"]
     assert recorded["num_images"] == [40, 56]
     assert [s["path"] for s in recorded["sources"]] == ["../digits-0-4", "../digits-5-9"]

@@ -7,6 +7,7 @@ import typer
 
 from hf_zipit.commands.options import BatchSize, Data, Device, Json, NumImages, SpecFile
 from hf_zipit.commands.terminal import show, show_json, without_bars
+from hf_zipit.errors import OptionError
 
 Models = Annotated[list[str], typer.Argument(help="Two or more Hub ids (user/name[@revision]) or folders.")]
 Tasks = Annotated[list[str] | None, typer.Option("--task", help="Name of each task, in model order.")]
@@ -24,7 +25,9 @@ def compare(
     calibrate: Annotated[str, typer.Option(help="Calibrations with commas between.")] = "batchnorm",
     alpha: Annotated[float, typer.Option(help="zip: penalty on merging many units into one.")] = 0.1,
     beta: Annotated[float, typer.Option(help="zip: share of merges that may happen within a model.")] = 0.8,
-    balance: Annotated[float, typer.Option(help="mudsc: weight of weights against activations.")] = 0.5,
+    balance: Annotated[
+        str, typer.Option(help="mudsc: weight of weights against activations, 0 to 1, or auto.")
+    ] = "0.5",
     compat: Annotated[bool, typer.Option("--compat", help="Follow the authors' code exactly.")] = False,
     eval_data: EvalData = None,
     eval_images: Annotated[int | None, typer.Option(help="Images per data set for the evaluation.")] = None,
@@ -38,6 +41,7 @@ def compare(
     as_json: Json = False,
 ) -> None:
     """Many merges of the same models on the same statistics: a table, CSV, JSON and a picture."""
+    from hf_zipit.balance import AUTO
     from hf_zipit.compare import Comparison, trials
     from hf_zipit.comparison import comparison_table, write_report
     from hf_zipit.matching.methods import Options
@@ -55,9 +59,10 @@ def compare(
         spec=spec,
         cache=cache,
     )
-    options = Options(alpha=alpha, beta=beta, balance=balance, compat=compat)
+    automatic = balance == AUTO
+    options = Options(alpha=alpha, beta=beta, compat=compat, balance=0.5 if automatic else _number(balance))
     chosen = [None if cut == "none" else cut for cut in _listed(cuts)]
-    wanted = trials(merger, _listed(methods), chosen, _listed(calibrate), options)
+    wanted = trials(merger, _listed(methods), chosen, _listed(calibrate), options, automatic)
     comparison = Comparison(merger, out, eval_data or data, num_images=eval_images)
     results = comparison.run(wanted)
     if comparison.main:
@@ -70,3 +75,10 @@ def compare(
 
 def _listed(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise OptionError(f"balance is '{text}': it must be a number between 0 and 1, or auto") from None

@@ -44,6 +44,9 @@ def _flag(name: str) -> inspect.Parameter:
 
 def _kind(annotation: Any) -> Any:
     """The type of a flag: a list if the key may have one, else the type that is not None."""
-    kinds = typing.get_args(annotation) if isinstance(annotation, UnionType) else (annotation,)
+    union = typing.get_origin(annotation) in (UnionType, typing.Union)
+    kinds = typing.get_args(annotation) if union else (annotation,)
+    if any(typing.get_origin(kind) is typing.Literal for kind in kinds):  # a number or a word
+        return str
     lists = [kind for kind in kinds if typing.get_origin(kind) is list]
     return lists[0] if lists else kinds[0]

@@ -1,0 +1,36 @@
+"""Draw the picture of the README from the report of `hf-zipit compare`: accuracy against cost.
+
+python benchmarks/real_pair.py REPORT/results.json benchmarks/real_pair.png
+"""
+
+import json
+import sys
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+STYLES = {"average": "v", "permute": "s", "zip": "o"}
+
+
+def draw(results: list[dict], out: Path) -> None:
+    """Task average and joint accuracy of every merge, with the ensemble as a star."""
+    unit = next(row["flops"] for row in results if row["method"].startswith("parent:"))
+    figure = Figure(figsize=(9, 3.4), layout="constrained")
+    for axes, score in zip(figure.subplots(1, 2), ("average", "joint"), strict=True):
+        for method, marker in STYLES.items():
+            for calibrate, colour in (("batchnorm", "tab:grey"), ("refit", "tab:blue")):
+                mine = [r for r in results if (r["method"], r["calibrate"]) == (method, calibrate)]
+                points = sorted((r["flops"] / unit, 100 * r[score]) for r in mine)
+                label = method if calibrate == "batchnorm" else f"{method}, refit"
+                if points:
+                    axes.plot(*zip(*points, strict=True), marker + "-", color=colour, label=label)
+        ensemble = next(row for row in results if row["method"] == "ensemble")
+        axes.plot(ensemble["flops"] / unit, 100 * ensemble[score], "k*", ms=12, label="ensemble of the parents")
+        axes.set(xlabel="FLOPs for both tasks, in forwards of one parent", ylabel=f"{score} accuracy, %")
+        axes.grid(alpha=0.3)
+    axes.legend(fontsize=8, loc="lower right")
+    figure.savefig(out, dpi=110)
+
+
+if __name__ == "__main__":
+    draw(json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2]))

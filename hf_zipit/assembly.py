@@ -117,7 +117,8 @@ def merged_state(sources: Sequence[Source], plan: Plan, matches: Mapping[str, Ma
         labels = match.of(model) if branch.gather is None else match.of(model)[branch.gather]
         if plan.gathers:
             head = {name: branch.state[name].clone() for name in names}
-            out[f"unmerge.{number}.index"] = labels.clone()
+            place = torch.arange(len(labels)) % match.width  # what a dropped unit reads
+            out[f"unmerge.{number}.index"] = torch.where(labels < 0, place, labels)
         else:
             mine = {plan.crossing: Match(labels, (len(labels),), match.width)}
             head = unmerge_reads(branch.state, binding, mine, names, 0)

@@ -156,11 +156,10 @@ class Comparison:
         """Read the statistics of every space that a merge will ask for, in one pass."""
         for compat in (False, True):
             plans = [self._plan(t) for t in wanted if t.options.needs_statistics and t.options.compat == compat]
-            self.merger.statistics({name for plan in plans for name in self.merger.touched(plan)}, compat)
+            self.merger.statistics({name for plan, _ in plans for name in self.merger.touched(plan)}, compat)
 
-    def _plan(self, trial: Trial) -> Plan:
-        binding = self.merger.binding
-        return Plan(binding, resolve_cut(binding, trial.cut), trial.cut)
+    def _plan(self, trial: Trial) -> tuple[Plan, dict[str, int]]:
+        return self.merger.plan(trial.options, trial.cut)
 
     def _row(self, trial: Trial) -> Result | None:
         key = self._key(trial.recipe)
@@ -197,7 +196,8 @@ class Comparison:
             out = self.evaluation.row(trial.options.method, outputs, self.evaluation.cost(merged)).to_dict()
             del out["model"]
         merger = self.merger
-        matches = merger.match(self._plan(trial), trial.options)
+        plan, widths = self._plan(trial)
+        matches = merger.match(plan, trial.options, widths)
         if merger.passes.images:
             out["correlation"] = feature_correlation(merged, merger.sources, merger.binding, matches, merger.passes)
         return out

@@ -16,7 +16,7 @@ from hf_zipit.backbones import Shared, are_mixed, share
 from hf_zipit.batching import Passes
 from hf_zipit.cache import StatisticsCache
 from hf_zipit.calibrate import CALIBRATIONS, Merge
-from hf_zipit.chain import resolve_cut, working_copy
+from hf_zipit.chain import working_copy
 from hf_zipit.companions import companions
 from hf_zipit.data import open_all
 from hf_zipit.errors import OptionError, SourceError
@@ -27,6 +27,7 @@ from hf_zipit.matching.methods import Options
 from hf_zipit.modeling_zipit import ZipItForImageClassification
 from hf_zipit.modeling_zipit_model import ZipItModel
 from hf_zipit.remerge import check_cut, observed_within
+from hf_zipit.sizing import size_merge, touched_spaces
 from hf_zipit.source import Source
 from hf_zipit.statistics import SpaceStatistics, collect
 
@@ -80,15 +81,14 @@ class Merger:
         self.states = [source.model.state_dict() for source in self.sources]
         self.backbone, self.cache = backbone, cache
         self._statistics: dict[bool, dict[str, SpaceStatistics]] = {False: {}, True: {}}  # by `compat`
-        self._matches: dict[tuple[Options, int], dict[str, Match]] = {}  # by options and depth of the trunk
+        self._matches: dict[tuple[Options, int, Any], dict[str, Match]] = {}  # by options, depth, widths
 
     def merge(self, options: Options, *, cut: str | None = None, calibrate: str = "batchnorm") -> Merged:
         """One merge; see `merge` for the arguments and what is raised."""
         check_calibration(calibrate)
-        depth = self.shared.depth(cut) if self.shared else resolve_cut(self.binding, cut)
-        plan = Plan(self.binding, depth, cut)
+        plan, widths = self.plan(options, cut)
         check_cut(self.sources, plan.trunk, calibrate)
-        matches = self.match(plan, options)
+        matches = self.match(plan, options, widths)
         for name, match in matches.items():
             _log.debug("%s: %d units, of which %s", name, match.width, match.composition())
         make = partial(mixed.assemble, self.shared) if self.shared else partial(assemble, self.sources)
@@ -102,7 +102,7 @@ class Merger:
             "merged %d spaces by %s up to %s; calibrating: %s",
             len(matches),
             options.method,
-            cut or "the classifiers",
+            plan.cut or "the classifiers",
             calibrate,
         )
         CALIBRATIONS[calibrate](Merge(merged, self.sources, plan, matches, self.passes))
@@ -116,22 +116,31 @@ class Merger:
         named = zip(self.tasks, labels, strict=True)
         return [{"task": task, "id2label": dict(enumerate(names))} for task, names in named]
 
-    def match(self, plan: Plan, options: Options) -> dict[str, Match]:
-        """Match the spaces that the trunk touches; the same match is made once."""
-        touched, known = self.touched(plan), self._matches
-        if (options, plan.depth) not in known:
-            spaces = [space for name, space in self.binding.spaces.items() if name in touched]
-            statistics = self.statistics(touched, options.compat) if options.needs_statistics else {}
-            accelerator = self.passes.accelerator
-            known[options, plan.depth] = match_spaces(
-                spaces, statistics, self.states, self.binding, options, accelerator
-            )
-        return known[options, plan.depth]
+    def plan(self, options: Options, cut: str | None) -> tuple[Plan, dict[str, int]]:
+        """Where a merge is cut, and the merged units of the spaces that are not as wide as in one model."""
+        if self.shared:
+            if options.width != 1 or options.flops_budget is not None:
+                raise OptionError("models with other parts around a backbone are merged at its own width only")
+            return Plan(self.binding, self.shared.depth(cut), cut), {}
+        seen = partial(self.statistics, compat=options.compat)
+        return size_merge(self.sources, self.binding, options, cut, self.match, seen)
+
+    def match(self, plan: Plan, options: Options, widths: Mapping[str, int] | None = None) -> dict[str, Match]:
+        """Match the spaces that the trunk touches; the same match is made once.
+
+        `widths` are merged units by space, where they are not as many as in one model.
+        """
+        key, names = (options, plan.depth, tuple((widths or {}).items())), self.touched(plan)
+        if key not in self._matches:
+            spaces = [space for name, space in self.binding.spaces.items() if name in names]
+            seen = self.statistics(names, options.compat) if options.needs_statistics else {}
+            shown = self.passes.accelerator
+            self._matches[key] = match_spaces(spaces, seen, self.states, self.binding, options, shown, widths)
+        return self._matches[key]
 
     def touched(self, plan: Plan) -> set[str]:
         """The names of the spaces that the trunk touches."""
-        rows = self.binding.rows(plan.touched(self.states[0])).values()
-        return {row.space for mine in rows for row in mine}
+        return touched_spaces(plan, self.states[0])
 
     def statistics(self, names: Iterable[str], compat: bool = False) -> dict[str, SpaceStatistics]:
         """The statistics of the named spaces: those seen before, and one pass over the images for the others.

@@ -28,6 +28,8 @@ def merge(
     balance: float | Literal["auto"] = 0.5,
     balance_data: Any = None,
     sweeps: int = 100,
+    width: float = 1.0,
+    flops_budget: float | None = None,
     num_images: int | Sequence[int] | None = None,
     batch_size: int = 32,
     calibrate: str = "batchnorm",
@@ -59,6 +61,9 @@ def merge(
             0.1 to 0.9 and takes the merge whose outputs are nearest to the parents' on the images.
         balance_data: with `auto`, labelled images, as `data`: the most accurate merge on them is taken instead.
         sweeps: over all spaces, at most (methods that compare weights; they stop when no match changes).
+        width: merged units for each unit of one model, in every space that can have another width.
+        flops_budget: choose the cut (if none is given) and the widths for at most so many FLOPs, in forwards of one
+            parent, all tasks together: where they save most error.
         num_images: images per data set, chosen by the seed: one number for all, or one each; `None` uses all.
         batch_size: images per forward pass.
         calibrate: `batchnorm` re-estimates the norms' statistics on the data, `repair` gives every unit the mean and
@@ -85,7 +90,8 @@ def merge(
     automatic = balance == AUTO
     if not automatic and balance_data is not None:
         raise OptionError(f"balance_data chooses a balance, but it is given: {balance}; pass balance='{AUTO}'")
-    options = Options(method, alpha, beta, compat, 0.5 if isinstance(balance, str) else balance, sweeps)
+    given = 0.5 if isinstance(balance, str) else balance
+    options = Options(method, alpha, beta, compat, given, sweeps, width, flops_budget)
     check_calibration(calibrate)
     for name in options.ignored:
         _log.warning("%s is %s, which %s does not use", name, getattr(options, name), method)

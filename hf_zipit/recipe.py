@@ -66,6 +66,10 @@ class Recipe(BaseModel):
     )
     balance_data: list[str] | None = Field(None, description="balance auto: labelled images to choose it by.")
     sweeps: int = Field(100, description="Methods that compare weights: sweeps over all spaces, at most.")
+    width: float = Field(1.0, description="Merged units for each unit of one model.")
+    flops_budget: float | None = Field(
+        None, description="Choose cut and widths for at most so many FLOPs, in forwards of one model."
+    )
     num_images: int | list[int] | None = Field(
         None, description="Images per data set, one number for all or one each; default: all."
     )

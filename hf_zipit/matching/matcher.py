@@ -2,21 +2,24 @@
 
 import logging
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from hf_zipit.errors import OptionError
 from hf_zipit.matching.fingerprint import fingerprints, likeness
 from hf_zipit.matching.greedy import Budget
 from hf_zipit.matching.groups import match_groups
-from hf_zipit.matching.match import Match, UnitMatch, average_match, permute_match
+from hf_zipit.matching.match import Match, UnitMatch, permute_match
 from hf_zipit.matching.methods import METHODS, Options
 from hf_zipit.matching.quality import agreement, optimality_gap
 from hf_zipit.matching.similarity import correlation, reference_correlation
 from hf_zipit.matching.sweeps import Family, Matches, fixpoint, reference_sweeps
 from hf_zipit.matching.weights import WeightSimilarity
+from hf_zipit.matching.widen import widened
 from hf_zipit.progress import progress
 from hf_zipit.spaces import Binding, FeatureSpace
 from hf_zipit.statistics import SpaceStatistics
@@ -31,6 +34,7 @@ def match_spaces(
     binding: Binding,
     options: Options,
     accelerator: Accelerator | None = None,
+    widths: Mapping[str, int] | None = None,
 ) -> dict[str, Match]:
     """Match every space; spaces whose groups move together are matched together.
 
@@ -41,14 +45,18 @@ def match_spaces(
         binding: where the spaces are in them.
         options: the method and its parameters.
         accelerator: progress is shown on its main process only.
+        widths: merged units by space, where they are not as many as one model has.
 
     Raises:
-        OptionError: the method cannot match these spaces (`optimal` without its extra, or with too many units).
+        OptionError: the method cannot match these spaces (`optimal` without its extra, or with too many units), or
+            not with these widths.
     """
     method, spaces = METHODS[options.method], list(spaces)
-    if not method.activations and not method.weights:
-        return {space.name: average_match([space.size] * len(states)) for space in spaces}
-    matcher = _Matcher(statistics, states, binding, options)
+    if method.fixed is not None:
+        if widths:
+            raise OptionError(f"method '{options.method}' compares nothing: it has width 1 only")
+        return {space.name: method.fixed(space.size, space.groups, len(states)) for space in spaces}
+    matcher = _Matcher(statistics, states, binding, options, widths or {})
     families = matcher.families(spaces)
     matches: dict[str, Match] = {}
     if method.activations:
@@ -71,7 +79,9 @@ class _Matcher:
         states: Sequence[Mapping[str, Tensor]],
         binding: Binding,
         options: Options,
+        widths: Mapping[str, int],
     ) -> None:
+        self.widths = widths
         self.statistics, self.states, self.binding, self.options = statistics, states, binding, options
         self.method, self.models = METHODS[options.method], len(states)
         self.weights = WeightSimilarity(states, binding, options.compat)
@@ -133,7 +143,12 @@ class _Matcher:
         budget = None
         if self.options.compat and space.groups > 1:  # one for all groups of the space
             budget = Budget.of((space.size,) * self.models, self.options.beta, space.size, space.groups)
-        return self.method.match(self.options, budget)
+        found: Callable[..., Match] = self.method.match(self.options, budget)
+        keep = self.widths.get(space.name)
+        if keep is None:
+            return found
+        keep //= space.groups
+        return partial(found, keep=keep) if self.method.sized else widened(found, keep)
 
     def _similarity(self, space: FeatureSpace, matches: Matches) -> Tensor | None:
         """Of weights, or of weights and activations (MuDSC, eq. 4); `None` where a space only follows its groups."""

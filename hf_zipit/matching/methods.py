@@ -1,14 +1,16 @@
 """Methods by name: which similarity they read and how they match. A new method is one entry of `METHODS`."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import partial
 
 from hf_zipit.errors import OptionError
+from hf_zipit.matching.controls import parent_match, random_match
 from hf_zipit.matching.greedy import Budget
 from hf_zipit.matching.kmeans import kmeans_match
-from hf_zipit.matching.match import UnitMatch, average_match, permute_match, zip_match
+from hf_zipit.matching.match import Match, UnitMatch, average_match, permute_match, zip_match
 from hf_zipit.matching.optimal import optimal_match
+from hf_zipit.matching.widen import check_ratio
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,8 @@ class Options:
         compat: follow the authors' code where it differs from the repaired method.
         balance: how much the similarity of weights counts against that of activations, in [0, 1] (`mudsc-*`).
         sweeps: over all spaces, at most, for methods that read weights.
+        width: merged units of a space for each unit that one model has in it.
+        flops_budget: choose cut and widths instead, for at most so many FLOPs, in forwards of one parent.
 
     Raises:
         OptionError: unknown method, or a number out of range.
@@ -33,6 +37,8 @@ class Options:
     compat: bool = False
     balance: float = 0.5
     sweeps: int = 100
+    width: float = 1.0
+    flops_budget: float | None = None
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
@@ -42,6 +48,11 @@ class Options:
                 raise OptionError(f"{name} is {getattr(self, name):g}: it must lie between 0 and 1")
         if self.sweeps < 1:
             raise OptionError(f"sweeps is {self.sweeps}: at least one is needed")
+        check_ratio("width", self.width)
+        if self.flops_budget is not None:
+            check_ratio("flops_budget", self.flops_budget)
+            if self.width != 1:
+                raise OptionError(f"width {self.width:g} and flops_budget {self.flops_budget:g}: give one of them")
 
     @property
     def needs_statistics(self) -> bool:
@@ -52,7 +63,7 @@ class Options:
     def ignored(self) -> list[str]:
         """Options that were set although the method does not read them."""
         method = METHODS[self.method]
-        read = {"method", "compat", *(("alpha", "beta") if method.match is _zip else ())}
+        read = {"method", "compat", "width", "flops_budget", *(("alpha", "beta") if method.match is _zip else ())}
         read |= {"balance"} if method.activations and method.weights else set()
         read |= {"sweeps"} if method.weights else set()
         return [f.name for f in fields(self) if f.name not in read and getattr(self, f.name) != f.default]
@@ -63,13 +74,17 @@ class Method:
     """What is compared and how it is matched. Where weights count, spaces are matched in sweeps, until none changes.
 
     `match` makes the function that matches the units of one space or group; `within` says whether it may merge units
-    of one model.
+    of one model, `sized` whether it takes a width (`keep`). A method that compares nothing has `fixed` instead, from
+    a space's size, its groups and the number of models. A `control` is no method, but what methods have to beat.
     """
 
-    match: Callable[[Options, Budget | None], UnitMatch]
+    match: Callable[[Options, Budget | None], UnitMatch] = field(default=lambda *_: permute_match)
     activations: bool = False
     weights: bool = False
     within: bool = False
+    sized: bool = False
+    fixed: Callable[[int, int, int], Match] | None = None
+    control: bool = False
 
 
 def _zip(options: Options, budget: Budget | None) -> UnitMatch:
@@ -80,18 +95,19 @@ def _permute(options: Options, _: Budget | None) -> UnitMatch:
     return partial(permute_match, compat=options.compat)
 
 
-def _average(*_: object) -> UnitMatch:
-    return lambda _, sizes: average_match(sizes)
-
-
 METHODS: dict[str, Method] = {
-    "zip": Method(_zip, activations=True, within=True),  # ZipIt! (2024), section 4: greedy, across and within models
+    "zip": Method(
+        _zip, activations=True, within=True, sized=True
+    ),  # ZipIt! (2024), section 4: greedy, across and within models
     "permute": Method(_permute, activations=True),  # activation alignment, Li et al. (2015): one-to-one across models
-    "average": Method(_average),  # unit i with unit i
+    "average": Method(fixed=lambda size, _, models: average_match([size] * models)),  # unit i with unit i
     "optimal": Method(lambda *_: optimal_match, activations=True, within=True),  # the best pairs (ZipIt!, section 5)
     "kmeans": Method(lambda *_: kmeans_match, activations=True, within=True),  # ZipIt!, section 5
     "git-rebasin": Method(_permute, weights=True),  # weight matching, Ainsworth et al. (2023)
-    "weight-zip": Method(_zip, weights=True, within=True),  # zip on weights (MuDSC, section 4)
+    "weight-zip": Method(_zip, weights=True, within=True, sized=True),  # zip on weights (MuDSC, section 4)
     "mudsc-align": Method(_permute, activations=True, weights=True),  # MuDSC (2024): activations and weights
-    "mudsc-zip": Method(_zip, activations=True, weights=True, within=True),
+    "mudsc-zip": Method(_zip, activations=True, weights=True, within=True, sized=True),
+    "first-parent": Method(fixed=partial(parent_match, parent=0), control=True),  # its trunk, with a head per task
+    "last-parent": Method(fixed=partial(parent_match, parent=-1), control=True),
+    "random": Method(fixed=random_match, control=True),  # one-to-one, drawn at random
 }

@@ -73,9 +73,10 @@ def load_or_build(model: str) -> Source:
 
 
 def find_spec(source: Source, spec: str | Path | None = None, *, checked: bool = True) -> Binding:
-    """Bind the family spec of a model, or the spec file given by the user, which is checked unless told otherwise.
+    """Bind the family spec of a model, or the spec file given by the user.
 
-    A model that no shipped spec describes is traced.
+    Unless told otherwise, a user's spec is checked, and a shipped one for an architecture that it does not name under
+    `check:`. A model that no shipped spec describes is traced.
 
     Raises:
         SpecError: the spec does not describe the model.
@@ -91,11 +92,21 @@ def find_spec(source: Source, spec: str | Path | None = None, *, checked: bool =
     for candidate in known:
         if specs.matches(candidate, classes):
             try:
-                return bind(candidate, source.model)
+                binding = bind(candidate, source.model)
+                if checked and not _reviewed(source, candidate):
+                    check_spec(source.model, binding, source.input_size)
+                return binding
             except SpecError as error:
                 _log.warning("%s", error)
                 break
     return bind(specs.parse(trace_source(source), "traced"), source.model)
+
+
+def _reviewed(source: Source, spec: Spec) -> bool:
+    """Whether the spec's own tests cover this architecture; without weights nothing can be checked."""
+    architecture = str(source.backbone.get("architecture"))
+    known = architecture in spec.check or f"transformers.{architecture}" in spec.check
+    return known or any(p.is_meta for p in source.model.parameters())
 
 
 def _bind_own(spec: Spec, source: Source) -> Binding:

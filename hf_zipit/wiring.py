@@ -102,6 +102,9 @@ class Wiring:
 
     def _carrier(self, line: Line, path: str, module: nn.Module, own: list[str], scope: Scope) -> None:
         """Norms, layer scales, depthwise convolutions: element-wise along their first axis."""
+        mixes = isinstance(module, nn.modules.conv._ConvNd) and module.groups < module.in_channels
+        if mixes or isinstance(module, nn.Linear):
+            raise self.error(f"{path} is a {type(module).__name__} that mixes its inputs: write 'reads -> writes'")
         for name in own:
             self._claim(name)
             self._rows(name, 0, "carry", line.reads, scope)

@@ -9,7 +9,8 @@ import torch
 import hf_zipit
 from hf_zipit.binding import bind
 from hf_zipit.errors import SourceError, SpecError
-from hf_zipit.spec import folder, parse
+from hf_zipit.sources import find_spec, load
+from hf_zipit.spec import folder, list_specs, parse
 from hf_zipit.tracing.check import describe, review
 from hf_zipit.tracing.cuts import check_cuts
 from tests.families import FAMILIES, timm_swin
@@ -117,7 +118,6 @@ def test_models_of_one_class_that_are_built_differently_are_refused(changes, mes
 @pytest.mark.parametrize(
     ("family", "names", "message"),
     [
-        ("hf-deit", ("plain", "distilled"), "one is a DeiTForImageClassification, one a DeiT.*WithTeacher"),
         ("hf-dinov2", ("plain", "swiglu"), "their configuration differs in use_swiglu_ffn: False and True"),
         ("hf-beit", ("relative positions", "first token"), "their configuration differs in use_"),
         ("hf-resnet", ("basic", "bottleneck"), "their configuration differs in layer_type: basic and bottleneck"),
@@ -183,3 +183,21 @@ def test_a_traced_model_with_channels_last_can_be_cut():
     binding = bind(parse(describe(model, torch.zeros(1, 3, 32, 32), "mine")), model)
     assert binding.spec.channels_last
     assert {"patch_embed", "layers.0", "layers.1"} <= set(binding.cuts)
+
+
+def test_a_line_that_carries_a_space_through_a_mixing_layer_is_refused():
+    model = timm.create_model("convnext_nano_ols", depths=(1, 1, 1, 1), dims=(8, 8, 8, 8), num_classes=5)
+    spec = next(s for s in list_specs() if s.family == "timm-convnext")
+    with pytest.raises(SpecError, match=r"stem\.1\): stem\.1 is a Conv2d that mixes its inputs"):
+        bind(spec, model)
+
+
+@pytest.mark.parametrize(("name", "checks"), [("resnet26", 1), ("resnet18", 0)])
+def test_architectures_that_a_spec_does_not_name_are_checked_before_use(name, checks, monkeypatch):
+    seen = []
+    monkeypatch.setattr("hf_zipit.sources.check_spec", lambda *args: seen.append(args))
+    source = load(timm.create_model(name, channels=(8, 8, 8, 8), layers=(1, 1, 1, 1), num_classes=5))
+    assert find_spec(source).spec.family == "timm-resnet"
+    assert len(seen) == checks
+    find_spec(source, checked=False)
+    assert len(seen) == checks

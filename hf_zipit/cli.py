@@ -2,6 +2,7 @@
 
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from typing import Annotated
 
@@ -14,6 +15,7 @@ from hf_zipit.commands.evaluate import evaluate
 from hf_zipit.commands.export import export
 from hf_zipit.commands.inspect import inspect
 from hf_zipit.commands.merge import merge
+from hf_zipit.commands.push import push
 from hf_zipit.commands.recipe import recipe
 from hf_zipit.commands.terminal import quieten, takes_verbosity
 from hf_zipit.commands.trace import trace
@@ -21,6 +23,7 @@ from hf_zipit.errors import OptionError, ZipItError
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "merge": merge,
+    "push": push,
     "eval": evaluate,
     "export": export,
     "inspect": inspect,
@@ -67,7 +70,9 @@ def run() -> None:
     try:
         app()
     except ZipItError as error:
+        from hf_zipit.hub.faults import redact
+
         if os.environ.get("HF_DEBUG"):
-            raise
-        typer.echo(f"Error: {error}", err=True)
+            typer.echo(redact(traceback.format_exc()), err=True)
+        typer.echo(redact(f"Error: {error}"), err=True)
         sys.exit(2 if isinstance(error, OptionError) else 1)

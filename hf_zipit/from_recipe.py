@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from hf_zipit.access import NOTHING, Access
 from hf_zipit.errors import OptionError, SourceError
 from hf_zipit.merger import Merged
 from hf_zipit.merging import merge
@@ -11,11 +12,12 @@ from hf_zipit.source import Source
 from hf_zipit.sources import load
 
 
-def merge_recipe(recipe: str | Path | Recipe, **changes: Any) -> Merged:
+def merge_recipe(recipe: str | Path | Recipe, access: Access = NOTHING, **changes: Any) -> Merged:
     """Merge as a recipe says; the `zipit_config.yml` of a merged repository makes the same weights again.
 
     Args:
         recipe: a YAML file, or what `read_recipe` returns.
+        access: what the user allows when models are read; a recipe cannot.
         changes: values that take the place of the recipe's.
 
     Raises:
@@ -26,17 +28,17 @@ def merge_recipe(recipe: str | Path | Recipe, **changes: Any) -> Merged:
     >>> merged = merge_recipe("recipe.yml", cut="layer3")  # doctest: +SKIP
     """
     recipe = recipe.changed(**changes) if isinstance(recipe, Recipe) else read_recipe(recipe, **changes)
-    sources = [_source(entry, number) for number, entry in enumerate(recipe.sources, 1)]
+    sources = [_source(entry, number, access) for number, entry in enumerate(recipe.sources, 1)]
     return merge(sources, **recipe.arguments())
 
 
-def _source(entry: str | PinnedSource, number: int) -> Source:
+def _source(entry: str | PinnedSource, number: int, access: Access) -> Source:
     if isinstance(entry, str):
-        return load(entry)
+        return load(entry, access=access)
     if entry.ref is None:
         known = f"the folder '{entry.folder}', at a place it does not tell" if entry.folder else "a model in memory"
         raise OptionError(f"model {number} of the recipe was {known}: name the models beside the recipe")
-    source = load(entry.ref)
+    source = load(entry.ref, access=access)
     found = source.origin.get("sha256")
     if entry.sha256 and found != entry.sha256:
         raise SourceError(

@@ -129,7 +129,7 @@ def transformers_folder(
     folder: Path, config: dict[str, Any], name: str, origin: dict[str, Any], access: Access
 ) -> Source:
     """A folder in transformers' format, with an image classifier in it."""
-    from transformers import AutoImageProcessor, AutoModelForImageClassification
+    from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
 
     files, trust = weight_files(folder, access.allow_pickle), access.trust_remote_code
     try:
@@ -153,7 +153,12 @@ def transformers_folder(
     wrong = sorted(str(key) for keys in info.values() for key in keys)
     if wrong:
         raise SourceError(f"{files[0]} does not fit its config.json: {', '.join(wrong[:3])}")
-    return _transformers_source(model, name, processor, {**origin, "sha256": digest(files)}, folder)
+    source = _transformers_source(model, name, processor, {**origin, "sha256": digest(files)}, folder)
+    if not type(model).__module__.startswith("transformers_modules."):
+        return source
+    AutoConfig.register(model.config.model_type, type(model.config), exist_ok=True)  # so that this process can build it
+    AutoModelForImageClassification.register(type(model.config), type(model), exist_ok=True)
+    return replace(source, backbone={"library": "transformers", "config": source.backbone["config"], "remote": True})
 
 
 def _transformers_source(

@@ -7,11 +7,13 @@ from typing import Any, Literal
 
 from torch import nn
 
+from hf_zipit.access import Access
 from hf_zipit.balance import AUTO, merge_balanced
 from hf_zipit.errors import OptionError
 from hf_zipit.matching.methods import Options
 from hf_zipit.merger import Merged, Merger, check_calibration
 from hf_zipit.source import Source
+from hf_zipit.sources import load
 
 _log = logging.getLogger("hf_zipit")
 
@@ -39,6 +41,9 @@ def merge(
     spec: str | Path | None = None,
     backbone: str | None = None,
     cache: bool = True,
+    token: str | None = None,
+    trust_remote_code: bool = False,
+    allow_pickle: bool = False,
 ) -> Merged:
     """Merge models of one architecture into one model with a head per task, without training.
 
@@ -75,6 +80,9 @@ def merge(
         spec: a spec file to use instead of the shipped one for the model's class.
         backbone: the path of the backbone in models that surround it with more, such as `encoder`; found by itself.
         cache: keep the statistics of every space on disk, for other merges of these models on these images.
+        token: an access token of the Hub for models; by default that of `HF_TOKEN` or `hf auth login`.
+        trust_remote_code: run code files that come with a model.
+        allow_pickle: read `.bin` weights of models that have no others, with torch's restricted unpickler.
 
     Returns:
         The merged model in eval mode; `save_pretrained` writes it.
@@ -87,6 +95,7 @@ def merge(
 
     >>> merged = merge(["user/pets", "user/birds"], ["user/pets-data", "user/birds-data"])  # doctest: +SKIP
     """
+    access = Access(token, trust_remote_code, allow_pickle)
     automatic = balance == AUTO
     if not automatic and balance_data is not None:
         raise OptionError(f"balance_data chooses a balance, but it is given: {balance}; pass balance='{AUTO}'")
@@ -97,7 +106,7 @@ def merge(
         _log.warning("%s is %s, which %s does not use", name, getattr(options, name), method)
     needed = options.needs_statistics or calibrate != "none"
     merger = Merger(
-        sources,
+        [load(source, access=access) for source in sources],
         data if needed else None,
         num_images=num_images,
         batch_size=batch_size,

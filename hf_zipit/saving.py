@@ -14,7 +14,7 @@ from hf_zipit.companions import RECIPE as RECIPE
 from hf_zipit.companions import SPEC as SPEC
 from hf_zipit.companions import companions
 from hf_zipit.configuration_zipit import ZipItConfig
-from hf_zipit.errors import OptionError, SourceError
+from hf_zipit.errors import OptionError, OutputError, SourceError
 from hf_zipit.hub.download import HUB_ID, fetch
 from hf_zipit.libraries import processor_of
 from hf_zipit.licence import common_licence
@@ -88,12 +88,18 @@ def save(
 
     Raises:
         OptionError: the folder exists, the parents' licences differ, or the merge has no ordinary form.
-        OutputError: the disk is full, or the folder cannot be written for another reason.
+        OutputError: the disk is full, the folder cannot be written for another reason, or the architecture is code
+            that came with the models.
 
     >>> save(merged, "merged")  # doctest: +SKIP
     >>> save(merged, "plain", library="timm")  # doctest: +SKIP
     """
     folder, config = check_output(folder, overwrite), model.config
+    if (config.backbone or {}).get("remote"):
+        raise OutputError(
+            f"{folder} is not written: the models' architecture is code that came with them, and without "
+            "it nobody could load the merge; it can be used in this process"
+        )
     check_format(config, library, task)
     parents = (config.zipit or {}).get("sources", [])
     about: dict[str, Any] = {"library": library, "task": task, "licence": common_licence(parents, license)}

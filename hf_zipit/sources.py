@@ -63,13 +63,13 @@ def load(
     raise SourceError(f"no model at '{source}': it is neither a folder nor a Hub id (user/name)")
 
 
-def load_or_build(model: str) -> Source:
+def load_or_build(model: str, access: Access = NOTHING) -> Source:
     """A model to look at: as `load`, or a timm architecture by name with random weights.
 
     Raises:
         SourceError: it is neither.
     """
-    return load(model) if Path(model).exists() or "/" in model else untrained(model)
+    return load(model, access=access) if Path(model).exists() or "/" in model else untrained(model)
 
 
 def find_spec(source: Source, spec: str | Path | None = None, *, checked: bool = True) -> Binding:

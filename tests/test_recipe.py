@@ -38,6 +38,9 @@ def test_keywords_flags_and_recipes_agree():
         name: parameter.default if parameter.kind is parameter.KEYWORD_ONLY else None
         for name, parameter in inspect.signature(hf_zipit.merge).parameters.items()
     }
+    rights = {"token", "trust_remote_code", "allow_pickle"}  # the user's: no file can give them
+    assert not rights & set(Recipe.model_fields)
+    keywords = {name: default for name, default in keywords.items() if name not in rights}
     keys = {name: field.default for name, field in Recipe.model_fields.items() if name != "generator"}
     assert keywords == {**keys, "sources": None}
     command = typer.main.get_command(cli.app).commands["merge"]

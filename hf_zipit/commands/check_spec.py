@@ -1,17 +1,20 @@
 """`hf-zipit check-spec`."""
 
+from hf_zipit.access import Access
+from hf_zipit.commands.hub_flags import takes_access
 from hf_zipit.commands.options import Json, Model, SpecFile
 from hf_zipit.commands.terminal import show, show_json
 
 
-def check_spec(model: Model, spec: SpecFile = None, as_json: Json = False) -> None:
+@takes_access
+def check_spec(model: Model, access: Access, spec: SpecFile = None, as_json: Json = False) -> None:
     """Check that a spec describes a model: coverage, function, probes, steps, and that a trace groups units alike."""
     from dataclasses import asdict
 
     from hf_zipit.sources import find_spec, load_or_build
     from hf_zipit.tracing.check import review as run
 
-    source = load_or_build(model)
+    source = load_or_build(model, access)
     binding = find_spec(source, spec, checked=False)
     found = run(source.model, binding, source.input_size)
     if as_json:

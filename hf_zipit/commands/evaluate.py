@@ -5,14 +5,18 @@ from typing import Annotated
 
 import typer
 
+from hf_zipit.access import Access
+from hf_zipit.commands.hub_flags import takes_access
 from hf_zipit.commands.options import BatchSize, Data, Device, Json, NumImages
 from hf_zipit.commands.terminal import show, show_json, without_bars
 from hf_zipit.errors import OptionError
 
 
+@takes_access
 def evaluate(
     model: Annotated[str, typer.Argument(help="A merged model: folder or Hub id.")],
     data: Data,
+    access: Access,
     parent: Annotated[
         list[str] | None, typer.Option("--parent", help="The source models, if they have moved; in task order.")
     ] = None,
@@ -43,8 +47,8 @@ def evaluate(
         raise OptionError("--average-heads needs --class-embeddings: logits of different classes cannot be averaged")
     embeddings = read_class_embeddings(class_embeddings, average_heads) if class_embeddings else None
     without_bars()
-    merged = load(model)
-    parents = load_parents(merged.config, model, parent)
+    merged = load(model, access)
+    parents = load_parents(merged.config, model, parent, access)
     rows = run(
         merged,
         data,

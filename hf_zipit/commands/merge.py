@@ -5,6 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
+from hf_zipit.access import Access
+from hf_zipit.commands.hub_flags import CreatePr, Message, Private, PushTo, Revision, takes_access
 from hf_zipit.commands.options import Format, Json, License, Overwrite
 from hf_zipit.commands.recipe_flags import takes_recipe
 from hf_zipit.commands.terminal import show, show_json, without_bars
@@ -12,13 +14,17 @@ from hf_zipit.errors import OptionError
 from hf_zipit.recipe import SUFFIXES, Recipe, make_recipe, read_recipe
 
 
+@takes_access
 @takes_recipe
 def merge(
     models: Annotated[
         list[str],
         typer.Argument(help="Models: Hub ids, user/name or user/name@revision, or folders; or a recipe.yml."),
     ],
-    out: Annotated[Path | None, typer.Option("-o", "--out", help="Folder for the merged model.")] = None,
+    access: Access,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="Folder for the merged model; default: the name in --push-to.")
+    ] = None,
     overwrite: Overwrite = False,
     library: Format = "zipit",
     license: License = None,
@@ -28,6 +34,11 @@ def merge(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what would be merged and what it costs; write nothing.")
     ] = False,
+    push_to: PushTo = None,
+    private: Private = None,
+    revision: Revision = None,
+    create_pr: CreatePr = False,
+    message: Message = None,
     as_json: Json = False,
     **given: Any,
 ) -> None:
@@ -37,29 +48,35 @@ def merge(
     """
     recipe = _recipe(models, given)
     if dry_run:
-        _plan(recipe, as_json)
+        _plan(recipe, access, as_json)
         return
-    if out is None:
-        raise OptionError("name a folder for the merged model with --out")
+    if out is None and push_to is None:
+        raise OptionError("no place for the result: name a folder with --out, or a repository with --push-to")
+    out = out or Path(str(push_to).rpartition("/")[2])
     if eval_data and library != "zipit":
         raise OptionError("--eval-data needs --format zipit: evaluate that, then write others with `hf-zipit export`")
     from hf_zipit import saving
     from hf_zipit.batching import make_accelerator
     from hf_zipit.from_recipe import merge_recipe
+    from hf_zipit.hub import push as hub
 
     saving.check_output(out, overwrite)
+    if push_to is not None:
+        hub.check_target(push_to, revision=revision, create_pr=create_pr)
     without_bars()
-    merged = merge_recipe(recipe)
+    merged = merge_recipe(recipe, access)
     if not make_accelerator().is_main_process:
         return
     saving.save(merged, out, overwrite=overwrite, library=library, license=license)
     if eval_data:
-        _evaluate(merged, out, eval_data, recipe)
+        _evaluate(merged, out, eval_data, recipe, access)
+    goal: dict[str, Any] = {"private": private, "revision": revision, "create_pr": create_pr, "commit_message": message}
+    address = None if push_to is None else hub.push(out, push_to, **goal)
     if as_json:
-        about = merged.config.zipit or {}
-        show_json({"folder": str(out), "tasks": merged.config.tasks, "cut": merged.config.cut, **about})
+        about = {"folder": str(out), "address": address, "tasks": merged.config.tasks, "cut": merged.config.cut}
+        show_json({**about, **(merged.config.zipit or {})})
     else:
-        show(out)
+        show(address or out)
 
 
 def _recipe(models: list[str], given: dict[str, Any]) -> Recipe:
@@ -68,17 +85,17 @@ def _recipe(models: list[str], given: dict[str, Any]) -> Recipe:
     return read_recipe(models[0], **({"sources": models[1:]} if models[1:] else {}), **given)
 
 
-def _plan(recipe: Recipe, as_json: bool) -> None:
+def _plan(recipe: Recipe, access: Access, as_json: bool) -> None:
     from hf_zipit.planning import plan_merge, plan_text
 
-    plan = plan_merge(recipe)
+    plan = plan_merge(recipe, access)
     show_json(plan.to_dict()) if as_json else show(plan_text(plan))
 
 
-def _evaluate(merged: Any, out: Path, data: list[str], recipe: Recipe) -> None:
+def _evaluate(merged: Any, out: Path, data: list[str], recipe: Recipe, access: Access) -> None:
     from hf_zipit.evaluation import evaluate
     from hf_zipit.results import add_results
     from hf_zipit.saving import load_parents
 
-    rows = evaluate(merged, data, parents=load_parents(merged.config, out), device=recipe.device)
+    rows = evaluate(merged, data, parents=load_parents(merged.config, out, access=access), device=recipe.device)
     add_results(out, merged.config, rows, data)

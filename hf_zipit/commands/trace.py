@@ -5,13 +5,17 @@ from typing import Annotated
 
 import typer
 
+from hf_zipit.access import Access
+from hf_zipit.commands.hub_flags import takes_access
 from hf_zipit.commands.options import Json, Model
 from hf_zipit.commands.terminal import show, show_json
 from hf_zipit.errors import OptionError
 
 
+@takes_access
 def trace(
     model: Model,
+    access: Access,
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Write the spec to this file.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -20,7 +24,7 @@ def trace(
 
     if out is not None and out.exists():
         raise OptionError(f"{out} exists already: choose another file")
-    text = trace_source(load_or_build(model))
+    text = trace_source(load_or_build(model, access))
     if out is not None:
         out.write_text(text, encoding="utf-8")
     if as_json:

@@ -1,0 +1,27 @@
+"""`hf-zipit push`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hf_zipit.access import Access
+from hf_zipit.commands.hub_flags import CreatePr, Message, Private, Revision, takes_access
+from hf_zipit.commands.terminal import show, without_bars
+
+
+@takes_access
+def push(
+    folder: Annotated[Path, typer.Argument(help="Folder of a merged model.")],
+    repo: Annotated[str, typer.Argument(help="Repository, user/name; made if there is none.")],
+    access: Access,
+    private: Private = None,
+    revision: Revision = None,
+    create_pr: CreatePr = False,
+    message: Message = None,
+) -> None:
+    """Upload a merged model to the Hub, or what is missing of it after a failed upload."""
+    from hf_zipit.hub.push import push as run
+
+    without_bars()
+    show(run(folder, repo, private=private, revision=revision, create_pr=create_pr, commit_message=message))

@@ -50,6 +50,14 @@ def recipe(config: ZipItConfig, data: list[str] | None = None) -> Recipe:
     )
 
 
+def without_places(text: str) -> str:
+    """The text of a recorded recipe without paths: sources keep their ids, hashes and folders' names."""
+    recorded = make_recipe(**(yaml.safe_load(text) or {}))
+    sources = [s if isinstance(s, str) else s.model_copy(update={"path": None}) for s in recorded.sources]
+    local = any(ref.startswith((".", "/", "~")) for ref in recorded.data or [])
+    return _recipe_text(recorded.model_copy(update={"sources": sources, "data": None if local else recorded.data}))
+
+
 def _recipe_text(recipe: Recipe) -> str:
     text = yaml.safe_dump(recipe.recorded(), sort_keys=False, allow_unicode=True)
     return f"# hf-zipit merge {RECIPE} -o OUT makes these weights again; paths are relative to this file\n{text}"

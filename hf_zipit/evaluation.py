@@ -178,6 +178,7 @@ class Evaluation:
 
     def rows_of_parents(self, parents: Sequence[Source], outputs: Sequence[Outputs] | None = None) -> list[Row]:
         """Every parent alone, and their ensemble; `outputs` where they have been run."""
+        parents = [one for parent in parents for one in parent.alone()]
         pairs = zip(parents, self.tasks, strict=True)
         outputs = outputs or self.outputs([(parent.model, task) for parent, task in pairs])
         costs = [self.cost(parent.model) for parent in parents]

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import yaml
 
 import hf_zipit
 from hf_zipit import saving
@@ -29,12 +30,25 @@ def content(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
+def same(sent, folder):
+    """Equal but for where the parents lie on this machine."""
+    files = content(folder)
+    texts = ("config.json", "zipit_config.yml")
+    assert {k: v for k, v in sent.items() if k not in texts} == {k: v for k, v in files.items() if k not in texts}
+    for name in texts:
+        mine, theirs = (yaml.safe_load(data[name]) for data in (files, sent))
+        for source in mine["sources"] if "sources" in mine else mine["zipit"]["sources"]:
+            assert source.pop("path")
+        assert mine == theirs
+    return True
+
+
 def test_a_folder_arrives_as_it_is_in_one_commit(hub, folder):
     address = hf_zipit.push(folder, "user/merged", private=True)
     repo = hub.repos["user/merged"]
     assert address == f"{hub.endpoint}/user/merged/commit/{repo.at()[0]}"
     assert repo.private
-    assert repo.at()[1] == content(folder)
+    assert same(repo.at()[1], folder)
     assert set(content(folder)) >= FILES
     assert repo.messages == ["initial commit", "Merge digits-0-4 and digits-5-9"]
     loaded = saving.load(f"user/merged@{repo.at()[0]}")
@@ -42,7 +56,7 @@ def test_a_folder_arrives_as_it_is_in_one_commit(hub, folder):
     count = len(repo.commits)
     hf_zipit.push(folder, "user/merged")  # nothing has changed
     assert len(repo.commits) <= count + 1
-    assert repo.at()[1] == content(folder)
+    assert same(repo.at()[1], folder)
 
 
 def test_a_model_in_memory_keeps_its_card_and_files(hub, merged):
@@ -75,7 +89,7 @@ def test_a_branch_and_a_pull_request(hub, folder):
     repo = hub.repos["user/merged"]
     assert set(repo.branches) == {"main", "v1"}
     assert repo.at()[0] == main
-    assert repo.at("v1")[1] == content(folder)
+    assert same(repo.at("v1")[1], folder)
     other = hub.add("lab/model", folder)
     address = hf_zipit.push(folder, "lab/model", create_pr=True, token=OTHER)
     assert address == f"{hub.endpoint}/lab/model/discussions/1"
@@ -148,7 +162,7 @@ def test_a_failed_upload_leaves_the_folder_and_can_be_resumed(hub, folder, fault
     sent = hub.asked("PUT", "/lfs/")
     stored = set(hub.blobs)
     hf_zipit.push(folder, "user/merged", revision="v2")
-    assert hub.repos["user/merged"].at("v2")[1] == before
+    assert same(hub.repos["user/merged"].at("v2")[1], folder)
     assert hub.asked("PUT", "/lfs/") - sent == (0 if stored else 1)  # what had arrived is not sent again
 
 
@@ -168,4 +182,9 @@ def test_no_file_that_is_sent_holds_a_token_or_a_place_of_this_machine(hub, digi
     sent = b"".join(data for name, data in hub.repos["user/merged"].at()[1].items() if name != "model.safetensors")
     assert OWNER.encode() not in sent
     assert str(digits[0].parent).encode() not in sent
+    merged.places = {"sources": list(digits), "data": [str(digits_data)]}
+    hf_zipit.push(saving.save(merged, folder_for(hub, "saved")), "user/saved")
+    sent = hub.repos["user/saved"].at()[1]
+    assert b"../" not in sent["config.json"] + sent["zipit_config.yml"]
+    assert b"folder: digits-0-4" in sent["zipit_config.yml"]
     assert json.loads(hub.repos["user/merged"].at()[1]["config.json"])["zipit"]["recipe"]["method"] == "average"

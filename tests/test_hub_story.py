@@ -108,7 +108,8 @@ def test_two_parents_become_one_model_that_everybody_can_use(hub, process, digit
     assert [s["revision"] for s in about["sources"]] == [hub.repos[f"user/{name}"].at()[0] for name in "AB"]
     assert repo.private
     files = repo.at()[1]
-    assert b"base_model:\n- user/A\n- user/B\nbase_model_relation: merge" in files["README.md"]
+    assert b"base_model:\n- user/A\n- user/B\n" in files["README.md"]
+    assert b"base_model_relation: merge\n" in files["README.md"]
     assert OWNER.encode() not in b"".join(files.values())
 
     with torch.no_grad():

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from hf_zipit.access import Access
+from hf_zipit.commands.hub_flags import takes_access
 from hf_zipit.commands.options import BatchSize, Data, Device, Json, NumImages, SpecFile
 from hf_zipit.commands.terminal import show, show_json, without_bars
 from hf_zipit.errors import OptionError
@@ -16,9 +18,11 @@ EvalData = Annotated[
 ]
 
 
+@takes_access
 def compare(
     models: Models,
     data: Data,
+    access: Access,
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the report; a comparison cut short goes on.")],
     methods: Annotated[str, typer.Option(help="all, or methods with commas between.")] = "all",
     cuts: Annotated[str, typer.Option(help="Cuts with commas between; none merges all layers.")] = "none",
@@ -46,10 +50,11 @@ def compare(
     from hf_zipit.comparison import comparison_table, write_report
     from hf_zipit.matching.methods import Options
     from hf_zipit.merger import Merger
+    from hf_zipit.sources import load
 
     without_bars()
     merger = Merger(
-        models,
+        [load(model, access=access) for model in models],
         data,
         num_images=num_images,
         batch_size=batch_size,

@@ -5,12 +5,16 @@ from typing import Annotated
 
 import typer
 
+from hf_zipit.access import Access
+from hf_zipit.commands.hub_flags import takes_access
 from hf_zipit.commands.options import Format, Json, License, Overwrite
 from hf_zipit.commands.terminal import show, show_json, without_bars
 
 
+@takes_access
 def export(
     model: Annotated[str, typer.Argument(help="A merged model: folder or Hub id.")],
+    access: Access,
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the checkpoint.")],
     library: Format,
     task: Annotated[str | None, typer.Option(help="Keep this task only; default: one classifier for all.")] = None,
@@ -23,7 +27,7 @@ def export(
 
     saving.check_output(out, overwrite)
     without_bars()
-    merged = saving.load(model)
+    merged = saving.load(model, access)
     saving.save(merged, out, overwrite=overwrite, library=library, task=task, license=license)
     if as_json:
         show_json({"folder": str(out), "format": library, "tasks": [task] if task else merged.config.tasks})

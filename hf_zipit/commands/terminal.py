@@ -24,7 +24,9 @@ class _OnStderr(logging.Handler):
     """One line per message, as `Warning: ...`, on what stderr is at that time."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        typer.echo(f"{record.levelname.capitalize()}: {record.getMessage()}", err=True)
+        from hf_zipit.hub.faults import redact
+
+        typer.echo(redact(f"{record.levelname.capitalize()}: {record.getMessage()}"), err=True)
 
 
 _VERBOSE = Annotated[int, typer.Option("-v", "--verbose", count=True, help="Tell what is done; -vv in detail.")]

@@ -10,6 +10,8 @@ from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError, 
 
 from hf_zipit import saving
 from hf_zipit.access import Access
+from hf_zipit.checkpoint import read_json
+from hf_zipit.companions import RECIPE, without_places
 from hf_zipit.errors import OutputError
 from hf_zipit.hub.download import client
 from hf_zipit.hub.faults import FAULTS, LOG_IN, explain, redact
@@ -29,7 +31,8 @@ def push(
     """Upload a merged model to `user/name`, with its card, code files, spec and recipe, in one go.
 
     Args:
-        model: a merged model, or the folder of a saved one; the folder is only read.
+        model: a merged model, or the folder of a saved one; the folder is only read, and where local parents and
+            images lie is not uploaded.
         repo: the repository; it is made if there is none. One that holds another model than a merge is refused.
         private: whether a new repository is private; `None` follows the account's settings.
         revision: the branch to write to, made if there is none; `main` by default.
@@ -49,13 +52,16 @@ def push(
     check_target(repo, revision=revision, create_pr=create_pr, token=token)
     if isinstance(model, str | Path):
         folder, temporary = Path(model), None
-        saving.check_merged(folder)
+        if not (folder / RECIPE).is_file():  # a merge in a library's own format has nothing else to know it by
+            saving.check_merged(folder)
     else:
         temporary = Path(tempfile.mkdtemp(prefix="hf-zipit-"))
         folder = saving.save(model, temporary / repo.rpartition("/")[2])
     api = client(Access(token=token))
     try:
-        done = upload(api, folder, repo, private, revision, create_pr, commit_message or _title(folder))
+        with tempfile.TemporaryDirectory() as public:
+            _without_places(folder, Path(public))
+            done = upload(api, public, repo, private, revision, create_pr, commit_message or _title(folder))
     except FAULTS as error:
         flags = (f" --revision {revision}" if revision else "") + (" --create-pr" if create_pr else "")
         raise OutputError(
@@ -97,8 +103,30 @@ def _model_type(api: HfApi, name: str, revision: str | None) -> str:
         file = api.hf_hub_download(name, "config.json", revision=revision)
     except (RepositoryNotFoundError, RevisionNotFoundError, EntryNotFoundError):
         return ""
+    if api.file_exists(name, RECIPE, revision=revision):
+        return "zipit"
     config = json.loads(Path(file).read_text(encoding="utf-8"))
     return str(config.get("model_type") or config.get("architecture") or "unknown")
+
+
+def _without_places(folder: Path, public: Path) -> None:
+    """The files of a merge by symbolic link, but those that tell where parents and images lie on this machine."""
+    for file in folder.iterdir():
+        if file.is_file() and not file.name.startswith("."):
+            (public / file.name).symlink_to(file.resolve())
+    config = read_json(folder / "config.json")
+    sources = (config.get("zipit") or {}).get("sources", [])
+    if any("path" in source for source in sources):
+        config["zipit"]["sources"] = [{k: v for k, v in source.items() if k != "path"} for source in sources]
+        _replace(public / "config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
+    if (folder / RECIPE).is_file():
+        text = (folder / RECIPE).read_text(encoding="utf-8")
+        _replace(public / RECIPE, without_places(text))
+
+
+def _replace(link: Path, text: str) -> None:
+    link.unlink()
+    link.write_text(text, encoding="utf-8")
 
 
 def _title(folder: Path) -> str:

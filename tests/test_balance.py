@@ -29,7 +29,7 @@ def pair():
 
 
 def test_the_merge_nearest_to_its_parents_is_taken(caplog):
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.INFO, logger="hf_zipit")
     merger = Merger(pair(), images(32), tasks=TASKS, cache=False)
     merged, options = merge_balanced(merger, Options("mudsc-align"), cut="layer2")
     errors = {}

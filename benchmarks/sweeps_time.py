@@ -2,15 +2,17 @@
 
     python benchmarks/sweeps_time.py [ARCHITECTURE] [--threads 2] [--methods git-rebasin mudsc-align mudsc-zip]
 
-Prints a table: wall seconds, CPU seconds, and the mean agreement per space, which the sweeps raise. The second model
-is a permuted copy of the first with noise on its weights, so that there is something to find; activations are those
-of random images.
+Prints a table: wall seconds, CPU seconds, and how many spaces were matched in all. Two pairs: a permuted copy with
+noise on its weights (there is an order to find), and two models with independent random weights (there is none, which
+takes the most sweeps). The activations are those of random images.
 """
 
 import argparse
 import os
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import timm
@@ -22,8 +24,11 @@ from hf_zipit.assembly import Plan
 from hf_zipit.chain import resolve_cut
 from hf_zipit.checks import permuted, random_labels
 from hf_zipit.matching.methods import METHODS, Options
+from hf_zipit.matching.weights import WeightSimilarity
 from hf_zipit.merger import Merger
 from hf_zipit.report import table
+from hf_zipit.sources import find_spec, load
+from hf_zipit.spaces import FeatureSpace
 
 
 def main() -> None:
@@ -37,23 +42,46 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    first = timm.create_model(options.architecture, num_classes=10).eval()
-    merger = Merger([first, first], [torch.randn(options.images, 3, 224, 224)], tasks=["a", "b"], cache=False)
-    second = permuted(first, merger.binding, random_labels(merger.binding, 1))
+    first, other = (timm.create_model(options.architecture, num_classes=10).eval() for _ in range(2))
+    binding = find_spec(load(first))
+    planted = permuted(first, binding, random_labels(binding, 1))
     with torch.no_grad():
-        for value in second.parameters():
+        for value in planted.parameters():
             if value.ndim > 1:
                 value.add_(options.noise * value.std() * torch.randn_like(value))
-    merger = Merger([first, second], [torch.randn(options.images, 3, 224, 224)], tasks=["a", "b"], cache=False)
-    plan = Plan(merger.binding, resolve_cut(merger.binding, None), None)
-    merger.match(plan, Options("permute"))  # observes the models
     rows = []
-    for method in options.methods:
-        wall, cpu = time.perf_counter(), time.process_time()
-        merger.match(plan, Options(method))
-        rows.append([method, f"{time.perf_counter() - wall:.1f}", f"{time.process_time() - cpu:.1f}"])
-    print(f"{options.architecture}, {options.threads} threads, load {os.getloadavg()[0]:.1f}")
-    print(table(["method", "wall s", "CPU s"], rows))
+    for pair, second in (("planted", planted), ("independent", other)):
+        merger = Merger([first, second], [torch.randn(options.images, 3, 224, 224)], tasks=["a", "b"], cache=False)
+        plan = Plan(merger.binding, resolve_cut(merger.binding, None), None)
+        merger.match(plan, Options("permute"))  # observes the models
+        for method in options.methods:
+            with counted() as visits:
+                wall, cpu = time.perf_counter(), time.process_time()
+                merger.match(plan, Options(method))
+                wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+            rows.append([pair, method, f"{wall:.1f}", f"{cpu:.1f}", str(len(visits))])
+    print(
+        f"{options.architecture}, {len(binding.spaces)} spaces, {options.threads} threads, "
+        f"load {os.getloadavg()[0]:.1f}"
+    )
+    print(table(["pair", "method", "wall s", "CPU s", "spaces matched"], rows))
+
+
+@contextmanager
+def counted() -> Iterator[list[str]]:
+    """The spaces whose weights are compared."""
+    visits: list[str] = []
+    plain = WeightSimilarity.__call__
+
+    def call(self: WeightSimilarity, space: FeatureSpace, *arguments: object, **options: object) -> object:
+        visits.append(space.name)
+        return plain(self, space, *arguments, **options)
+
+    WeightSimilarity.__call__ = call
+    try:
+        yield visits
+    finally:
+        WeightSimilarity.__call__ = plain
 
 
 if __name__ == "__main__":

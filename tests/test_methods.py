@@ -19,7 +19,7 @@ from tests.models import hf_vit, images, timm_vit, tiny, vgg
 PIXELS = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(2))
 MODELS = {
     "resnet": functools.partial(tiny, "cifar_resnet20"),
-    "group norm": functools.partial(tiny, "resnet50_gn", channels=(32, 32, 32, 32)),
+    "group norm": functools.partial(tiny, "resnet50_gn"),
     "grouped": functools.partial(tiny, "resnext50_32x4d"),
     "vgg": vgg,
     "vit": hf_vit,
@@ -54,7 +54,7 @@ def test_permuted_copies_give_the_model_back(name):
     model = MODELS[name]()
     with torch.no_grad():
         expected = logits_of(model(PIXELS))
-    for models, methods in ((2, EXACT), (3, ["permute", "weight-zip", "optimal", "mudsc-zip"])):
+    for models, methods in ((2, EXACT), (3, ["mudsc-zip"])):
         run = merger(copies(model, models))
         for method in methods:
             merged = run.merge(Options(method), calibrate="none")

@@ -81,6 +81,11 @@ def refit(merge: Merge) -> None:
     sweep.refit(merge.model, merge.parents, merge.plan, merge.matches, merge.passes)
 
 
+def refit_per_task(merge: Merge) -> None:
+    """Refit towards each parent alone on the images of its own task; needs a data set for each model."""
+    sweep.refit(merge.model, merge.parents, merge.plan, merge.matches, merge.passes, per_task=True)
+
+
 def refit_heads(merge: Merge) -> None:
     """Re-estimate the batch norms, then refit the heads alone.
 
@@ -101,6 +106,7 @@ CALIBRATIONS: dict[str, Calibration] = {
     "batchnorm": batchnorm,
     "repair": repair,
     "refit": refit,
+    "refit-per-task": refit_per_task,
     "refit-heads": refit_heads,
     "none": none,
 }

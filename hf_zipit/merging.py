@@ -72,7 +72,8 @@ def merge(
         num_images: images per data set, chosen by the seed: one number for all, or one each; `None` uses all.
         batch_size: images per forward pass.
         calibrate: `batchnorm` re-estimates the norms' statistics on the data, `repair` gives every unit the mean and
-            deviation of its parents, `none` leaves the merge as it is (see `CALIBRATIONS`).
+            deviation of its parents, `refit` fits layers and heads to the parents by least squares, `none` leaves
+            the merge as it is (see `CALIBRATIONS`).
         tasks: a name for each task, in the models' order; by default a model's name is that of its task, and a merge's
             tasks keep theirs.
         seed: chooses the images.

@@ -317,6 +317,25 @@ def test_a_refit_merge_merges_again():
         torch.testing.assert_close(out, expected, rtol=0.05, atol=0.3)
 
 
+def test_layers_of_too_many_inputs_are_left_as_they_are(monkeypatch):
+    sources, _ = merged_pair(SMALL)
+    monkeypatch.setattr(sweep, "INPUTS", 100)
+    merged = hf_zipit.merge(sources, images(), calibrate="refit", tasks=["a", "b"])
+    plain = hf_zipit.merge(sources, images(), calibrate="none", tasks=["a", "b"])
+    changed = {n for n, v in merged.trunk.state_dict().items() if not torch.equal(v, plain.trunk.state_dict()[n])}
+    assert "conv1.weight" in changed
+    assert "layer3.0.conv2.weight" not in changed
+
+
+def test_targets_of_a_task_are_those_of_its_parent():
+    sources, data = [SMALL(seed) for seed in (0, 1)], [images(40, seed=seed) for seed in (3, 4)]
+    average, alone = (
+        hf_zipit.merge(sources, data, calibrate=name, tasks=["a", "b"]) for name in ("refit", "refit-per-task")
+    )
+    assert not torch.equal(average.trunk.layer2[0].conv1.weight, alone.trunk.layer2[0].conv1.weight)
+    assert all(out.isfinite().all() for out in task_logits(alone).values())
+
+
 def test_heads_alone_are_refit_on_the_images_of_their_task():
     sources = [FAMILIES["resnet"](seed) for seed in (0, 1)]
     data = [images(40, seed=seed) for seed in (3, 4)]

@@ -1,6 +1,8 @@
 """The refit: layer by layer along the chain, each towards the parents on the merged model's own inputs."""
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -22,9 +24,11 @@ from hf_zipit.refit.targets import Target, identity, trunk_target
 from hf_zipit.source import Source
 from hf_zipit.steps import run_steps
 
+_log = logging.getLogger("hf_zipit")
 Stage = Callable[[Tensor], Tensor]
 
 HELD_OUT = 10  # every tenth image of each data set is not fitted, but decides
+INPUTS = 9216  # a layer that reads more is left as it is: its normal equations would take gigabytes
 OUTPUTS = 256  # at most so many outputs of a layer choose its ridge
 RIDGES = (1e-1, 1e-2, 1e-3, 1e-4)  # of the mean second moment of an input
 
@@ -109,6 +113,12 @@ def _fit(replay: Replay, group: Group, targets: Mapping[Layer, Target], task: in
     """Refit the layers of a group in one pass, on the images of one task or of all."""
     net, device = replay.tracks[0].net, replay.passes.device
     folded = {layer: Folded(net, layer) for layer in group.layers}
+    for layer in [layer for layer, found in folded.items() if found.weight.shape[2] > INPUTS]:
+        _log.info("%s reads more than %d inputs: it is not refit", layer.parts[0].module, INPUTS)
+        del folded[layer]
+    if not folded:
+        return
+    group = replace(group, layers=tuple(folded))
     shapes = {layer: (f.groups, f.weight.shape[2], f.weight.shape[1]) for layer, f in folded.items()}
     fits = {layer: NormalEquations.empty(*shape, device) for layer, shape in shapes.items()}
     tests = {layer: NormalEquations.empty(*shape, device) for layer, shape in shapes.items()}
@@ -120,9 +130,9 @@ def _fit(replay: Replay, group: Group, targets: Mapping[Layer, Target], task: in
         ]
         held = batch.number % HELD_OUT == 0
         mine = torch.ones_like(held) if task is None or single else batch.task == task
-        for layer, target in targets.items():
+        for layer in group.layers:
             x = seen[0].inputs[layer]  # (B, P, G, d)
-            e = target([other.sites[layer] for other in seen[1:]], batch.task) - seen[0].sites[layer]
+            e = targets[layer]([other.sites[layer] for other in seen[1:]], batch.task) - seen[0].sites[layer]
             e = e.reshape(*e.shape[:2], folded[layer].groups, -1)  # (B, P, G, m)
             fits[layer].update(x[mine & ~held].flatten(0, 1), e[mine & ~held].flatten(0, 1))
             tests[layer].update(x[mine & held].flatten(0, 1), e[mine & held].flatten(0, 1))

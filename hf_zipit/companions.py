@@ -23,10 +23,17 @@ def companions(
         data: what the images were read from, where that is to be told.
         options: of the card; its licence is the one that all parents state, if there is one.
     """
-    text = _recipe_text(recipe(config, data))
+    full = recipe(config, data)
     options = {"licence": agreed_licence((config.zipit or {}).get("sources", [])), **options}
-    texts = {CARD: card(config, recipe=text, **options), RECIPE: text}
+    texts = {CARD: card(config, recipe=_recipe_text(_public(full)), **options), RECIPE: _recipe_text(full)}
     return texts | ({SPEC: spec_text} if spec_text else {})
+
+
+def _public(recipe: Recipe) -> Recipe:
+    """The recipe for the card: where parents and images lie on this machine is nobody's business."""
+    sources = [s if isinstance(s, str) else s.model_copy(update={"path": None}) for s in recipe.sources]
+    local = any(ref.startswith((".", "/", "~")) for ref in recipe.data or [])
+    return recipe.model_copy(update={"sources": sources, "data": None if local else recipe.data})
 
 
 def recipe(config: ZipItConfig, data: list[str] | None = None) -> Recipe:

@@ -114,7 +114,7 @@ def save(
             model.save_pretrained(partial)
         else:
             write_plain(model, partial, library, task, processor_of(model))
-        for name, text in companions(config, spec_text, places.get("data"), name=folder.name, **about).items():
+        for name, text in companions(config, spec_text, places.get("data"), **about).items():
             if found is not None or license is not None or not (partial / name).exists():
                 (partial / name).write_text(text, encoding="utf-8")
     return folder

@@ -14,6 +14,7 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "merge": "merging",
     "evaluate": "evaluation",
+    "evaluate_tasks": "task_evaluation",
     "save": "saving",
     "push": "hub.push",
     "load_source": "sources",

@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from hf_zipit import spec as specs
 from hf_zipit.alike import computes_otherwise, limit_of, reason_of
 from hf_zipit.binding import bind
-from hf_zipit.chain import resolve_cut
+from hf_zipit.chain import Cut, count_flops, resolve_cut
 from hf_zipit.checks import TOLERANCE, permuted, random_labels, randomise
 from hf_zipit.errors import OptionError, SourceError, SpecError
 from hf_zipit.resume import Steps
@@ -57,6 +58,28 @@ class Shared:
             return resolve_cut(self.binding, cut)
         except OptionError as error:
             raise OptionError(f"{error}. No more can be merged: {self.limit}") from None
+
+
+@torch.no_grad()
+def costs_around(shared: Shared, model: int = 0) -> list[Cut]:
+    """What every legal cut of one of the models costs; `space` names the space of every tensor that is read behind it.
+
+    >>> [cut.space for cut in costs_around(share([load("user/segmenter")]))][-1]  # doctest: +SKIP
+    'stem + layer1.0.out + layer2.0.out + layer3.0.out + layer4.0.out'
+    """
+    whole, size = shared.wholes[model], shared.sources[model].input_size
+    flops, parameters = count_flops(whole.model, size), sum(p.numel() for p in whole.model.parameters())
+    view: Any = copy.deepcopy(shared.sources[model].model).to("meta").eval()
+    value, done, held, cuts = torch.empty(1, *size, device="meta"), 0, 0, []
+    for depth, step in enumerate(shared.binding.steps, 1):
+        part = view.get_submodule(step)
+        with FlopCounterMode(display=False) as counter:
+            value = part(value)
+        done, held = done + counter.get_total_flops(), held + sum(p.numel() for p in part.parameters())
+        if shared.binding.after[step] is not None:
+            spaces = dict.fromkeys(space for _, space, _, _ in shared.taps(model, depth))
+            cuts.append(Cut(step, " + ".join(spaces), done, flops, held, parameters))
+    return cuts
 
 
 def are_mixed(sources: Sequence[Source]) -> bool:

@@ -66,6 +66,17 @@ out = model(pixel_values=pixels)
 out.task_logits["{task}"]  # one tensor per task; the trunk runs once
 out.logits  # joint: each task's log-probabilities side by side
 ```"""
+_SEVERAL = """```python
+import hf_zipit  # without hf-zipit installed: pass trust_remote_code=True to from_pretrained
+from transformers import AutoModel
+
+model = AutoModel.from_pretrained("{name}").eval()
+out = model(pixel_values=pixels)  # the trunk runs once
+out.task_outputs["{task}"]  # what each task's own model returns
+```
+
+`from_pretrained(..., active_task="{task}")` gives a model of that task alone; so does
+`pipeline(..., model_kwargs={{"active_task": "{task}"}})`, for classification, segmentation and depth."""
 _TRANSFORMERS = """```python
 from PIL import Image
 from transformers import pipeline
@@ -113,8 +124,9 @@ def card(
     """
     about: dict[str, Any] = config.zipit or {}
     sources, heads = about.get("sources", []), config.heads or []
-    rows = (f"| {h['task']} | {len(h['id2label'])} | {_shown(sources[h['source']])} |" for h in heads)
-    use = {"zipit": _ZIPIT, "timm": _TIMM, "transformers": _TRANSFORMERS}[library]
+    rows = (f"| {h['task']} | {_answers(h)} | {_shown(sources[h['source']])} |" for h in heads)
+    own = _SEVERAL if config.model_type == "zipit-model" else _ZIPIT
+    use = {"zipit": own, "timm": _TIMM, "transformers": _TRANSFORMERS}[library]
     tasks = [task] if task else config.tasks
     text = _TEXT.format(
         title=f"The task {task} of a merged model" if task else f"One model for {len(tasks)} tasks",
@@ -132,6 +144,12 @@ def card(
     )
     data = _metadata(config, library, licence or {}, results)
     return f"---\n{data.to_yaml()}\n---\n{text}"
+
+
+def _answers(head: Mapping[str, Any]) -> str:
+    """The number of a task's classes, and its kind where that is not classification."""
+    kind = head.get("kind", "image-classification")
+    return str(len(head["id2label"])) if kind == "image-classification" else kind
 
 
 def with_results(card: str, config: ZipItConfig, results: Results) -> str:

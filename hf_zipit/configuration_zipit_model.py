@@ -14,8 +14,10 @@ class ZipItModelConfig(ZipItConfig):
         heads: one entry per task: `{"task", "kind", "id2label", "source", "model", "steps", "taps"}`. `kind` is the
             task as pipelines name it, `model` how the task's own model is built, `steps` its modules that the trunk
             has run already, `taps` the steps whose outputs it reads: `[{"step", "axis", "size"}]`.
+        input_size: (channels, height, width) of an input image.
         active_task: the task whose output the model returns by itself.
     """
 
     model_type = "zipit-model"
     backbone_path: str = ""
+    input_size: list[int] | None = None

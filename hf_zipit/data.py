@@ -62,14 +62,10 @@ def open_images(
     Raises:
         DataError: it cannot be read, has no image column, is empty, or holds fewer images than asked for.
     """
-    if isinstance(data, str | Path):
-        rows, name = _load(str(data), splits), display_name(data)
-    elif type(data).__module__.startswith("datasets."):
-        rows, name = _one_split(data, splits, "the given dataset"), "the given dataset"
-    elif isinstance(data, Tensor) and data.ndim == 4:
-        return _pixel_batches([data], num_images)
+    if isinstance(data, str | Path) or type(data).__module__.startswith("datasets."):
+        rows, name = rows_of(data, splits)
     elif isinstance(data, Iterable):
-        return _pixel_batches(data, num_images)
+        return _pixel_batches([data] if isinstance(data, Tensor) and data.ndim == 4 else data, num_images)
     else:
         raise DataError(f"data of type {type(data).__name__}: give a Hub id, a path, a Dataset or pixel batches")
     column, label_column = _columns(rows, name)
@@ -89,6 +85,13 @@ def open_images(
             raise DataError(f"{name}: image {index} cannot be read: {error}") from error
 
     return Images(get, labels, names, name, lambda: mark)
+
+
+def rows_of(data: Any, splits: Sequence[str]) -> tuple[Any, str]:
+    """The rows of a data set on the Hub, on disk or in memory, and its name; raises as `open_images` does."""
+    if isinstance(data, str | Path):
+        return _load(str(data), splits), display_name(data)
+    return _one_split(data, splits, "the given dataset"), "the given dataset"
 
 
 def open_all(
@@ -233,7 +236,7 @@ def _pixel_batches(data: Iterable[Any], num_images: int | None) -> Images:
         if not batch.is_floating_point():
             raise DataError(f"a pixel batch is {batch.dtype}: give preprocessed pixels, as floating point numbers")
         pixels += list(batch.unbind())
-        labels += [None] * len(batch) if target is None else [int(t) for t in target]
+        labels += [None] * len(batch) if target is None else [int(t) if t.ndim == 0 else None for t in target]
         if num_images is not None and len(pixels) >= num_images:
             break
     if not pixels:

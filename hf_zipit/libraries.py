@@ -203,6 +203,14 @@ def processor_transform(processor: Any) -> Callable[[Any], Tensor] | None:
     return lambda image: processor(image, return_tensors="pt")["pixel_values"][0]
 
 
+def timm_transform(settings: dict[str, Any]) -> Callable[[Any], Tensor]:
+    """PIL image -> pixels, by the preprocessing settings of a timm model."""
+    found: Callable[[Any], Tensor] = timm.data.create_transform(
+        **timm.data.resolve_data_config(pretrained_cfg=settings), is_training=False
+    )
+    return found
+
+
 def preprocessing_of(merged: Any) -> tuple[tuple[int, int, int], Callable[[Any], Tensor] | None]:
     """The input size and the transform (PIL image -> pixels) of a merged model."""
     config = merged.config

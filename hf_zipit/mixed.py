@@ -14,6 +14,9 @@ from hf_zipit.modeling_zipit_model import ZipItModel
 from hf_zipit.resume import Steps
 from hf_zipit.source import Source
 from hf_zipit.transform import merge_states
+from hf_zipit.whole_models import dense_processor
+
+DENSE = ("image-segmentation", "depth-estimation")
 
 
 def assemble(
@@ -44,6 +47,7 @@ def config_of(shared: Shared, names: Sequence[str], plan: Plan) -> ZipItModelCon
     config = ZipItModelConfig(
         backbone=_description(shared.wholes[shared.reference]),
         backbone_path=shared.path,
+        input_size=list(shared.sources[0].input_size),
         trunk=list(plan.trunk),
         cut=plan.cut,
         heads=heads,
@@ -51,7 +55,8 @@ def config_of(shared: Shared, names: Sequence[str], plan: Plan) -> ZipItModelCon
     settings = [source.settings for source in shared.wholes if source.settings]
     if settings:
         config.pretrained_cfg = settings[0]
-        config.image_processor_type = "TimmWrapperImageProcessor"
+        if not any(source.kind in DENSE for source in shared.wholes):
+            config.image_processor_type = "TimmWrapperImageProcessor"
     return config
 
 
@@ -85,5 +90,8 @@ def build(config: ZipItModelConfig, shared: Shared, state: Mapping[str, Tensor])
     model = ZipItModel(config, trunk, [copy.deepcopy(source.model).eval() for source in shared.wholes])
     model.load_state_dict(state, assign=True)
     model.requires_grad_(True)
+    settings = getattr(config, "pretrained_cfg", None)
+    if settings and not hasattr(config, "image_processor_type"):  # timm's own does not undo what it does to masks
+        model.image_processor = dense_processor(config.input_size or (), settings)
     model.eval()
     return model

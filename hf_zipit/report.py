@@ -10,6 +10,7 @@ from hf_zipit.chain import Cut, cut_names
 from hf_zipit.errors import OptionError
 from hf_zipit.evaluation import Row
 from hf_zipit.spaces import Binding
+from hf_zipit.task_evaluation import TaskRow
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -38,6 +39,19 @@ def result_table(rows: Sequence[Row], tasks: Sequence[str]) -> str:
         rest = [f"{100 * row.average:.1f}", f"{100 * row.joint:.1f}"]
         lines.append([row.model, *accuracies, *rest, f"{row.flops / 1e9:.4g}", f"{row.parameters / 1e6:.4g}"])
     return table(["model", *tasks, "average", "joint", "GFLOPs", "M params"], lines)
+
+
+def task_table(rows: Sequence[TaskRow]) -> str:
+    """Each task's own metrics, GFLOPs and millions of parameters, one line per model."""
+    names = list(
+        dict.fromkeys((task, metric) for row in rows for task, found in row.scores.items() for metric in found)
+    )
+    lines = []
+    for row in rows:
+        values = [row.scores.get(task, {}).get(metric) for task, metric in names]
+        shown = ["-" if value is None else f"{value:.4f}" for value in values]
+        lines.append([row.model, *shown, f"{row.flops / 1e9:.4g}", f"{row.parameters / 1e6:.4g}"])
+    return table(["model", *(f"{task}: {metric}" for task, metric in names), "GFLOPs", "M params"], lines)
 
 
 def inspection(binding: Binding, cuts: Sequence[Cut]) -> dict[str, Any]:

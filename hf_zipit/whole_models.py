@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from hf_zipit.access import Access
 from hf_zipit.checkpoint import digest, no_larger_than, read_weights, weight_files
 from hf_zipit.errors import SourceError
-from hf_zipit.libraries import processor_transform
+from hf_zipit.libraries import processor_transform, timm_transform
 from hf_zipit.source import Source
 
 SMP = "segmentation-models-pytorch"
@@ -140,6 +140,28 @@ def _transformers(
     transform = processor_transform(processor)
     name = name or model.config.model_type
     return Source(*(name, model, backbone, labels, preprocessing, transform, origin, {}, folder, processor), kind=kind)
+
+
+def preprocessing_of_tasks(merged: Any) -> tuple[tuple[int, int, int], Callable[[Any], Tensor] | None]:
+    """The input size and the transform (PIL image -> pixels) of a merge of models of several classes."""
+    config = merged.config
+    channels, height, width = config.input_size
+    settings = getattr(config, "pretrained_cfg", None)
+    transform = timm_transform(settings) if settings else processor_transform(merged.image_processor)
+    return (channels, height, width), transform
+
+
+def dense_processor(size: Sequence[int], settings: Mapping[str, Any]) -> Any:
+    """An image processor that pipelines for masks and depth can use, with the settings of a timm model."""
+    from transformers import DPTImageProcessor
+
+    return DPTImageProcessor(
+        size={"height": size[1], "width": size[2]},
+        do_pad=False,
+        keep_aspect_ratio=False,
+        image_mean=list(settings["mean"]),
+        image_std=list(settings["std"]),
+    )
 
 
 def _size(config: Mapping[str, Any], preprocessing: Mapping[str, Any]) -> tuple[int, int] | None:

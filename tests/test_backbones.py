@@ -17,7 +17,7 @@ from transformers import AutoModel
 import hf_zipit
 from hf_zipit import saving
 from hf_zipit import spec as specs
-from hf_zipit.backbones import share
+from hf_zipit.backbones import costs_around, share
 from hf_zipit.binding import bind
 from hf_zipit.checks import permuted, random_labels, randomise
 from hf_zipit.errors import OptionError, SourceError
@@ -116,6 +116,18 @@ def test_each_tensor_is_gathered_by_the_labels_of_its_own_space(pair, merger):
     assert [space for _, space, _, _ in taps] == ["stem", *(f"layer{i}.0.out" for i in (1, 2, 3, 4))]
     for step, _, _, size in taps:
         assert sorted(merged.unmerge[1][str(step)].index.tolist()) == list(range(size))
+
+
+def test_inspecting_a_model_around_a_backbone_shows_every_tensor_that_is_read():
+    model = pyramid()
+    shared = share([dataclasses.replace(whole(model), preprocessing={"input_size": (3, 32, 32)})])
+    cuts = {cut.name: cut for cut in costs_around(shared)}
+    last = cuts["encoder.layer4.0"]
+    assert len(last.space.split(" + ")) == 5
+    assert len(cuts["encoder.conv1"].space.split(" + ")) == 1
+    assert last.flops == flops(model, PIXELS[:1])
+    assert last.trunk_flops == flops(model.encoder, PIXELS[:1])
+    assert last.trunk_parameters == sum(p.numel() for p in model.encoder.parameters())
 
 
 def test_what_the_decoder_reads_is_known():

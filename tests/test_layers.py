@@ -22,10 +22,11 @@ LAYERS = [
     ["hub.push", "commands.hub_flags"],
     ["merging"],
     ["balance"],
-    ["evaluation", "merger", "saving"],
+    ["evaluation", "task_evaluation", "merger", "saving"],
     ["companions", "mixed", "sizing"],
     ["backbones"],
     ["card", "plain"],
+    ["targets"],
     ["calibrate", "cache", "protocols", "fidelity", "matching.matcher", "sources", "widths"],
     ["repair", "refit.sweep"],
     ["refit.replay", "refit.fold", "refit.targets"],
@@ -51,7 +52,7 @@ LAYERS = [
     ["checkpoint", "hub.faults", "pretrained_zipit"],
     ["configuration_zipit_model"],
     ["atomic", "configuration_zipit"],
-    ["access", "hub.__init__"],
+    ["access", "hub.__init__", "metrics"],
     ["spec", "resume", "cifar_resnet", "cifar_vgg", "steps"],
     ["grammar", "hashing", "recipe"],
     ["licence"],
@@ -72,7 +73,7 @@ ALLOWED = {
         "commands.terminal",
     },
     "segmentation_models_pytorch": {"modeling_zipit_model", "whole_models"},
-    "datasets": {"data"},
+    "datasets": {"data", "targets"},
 }
 
 

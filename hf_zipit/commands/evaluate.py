@@ -37,11 +37,16 @@ def evaluate(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Accuracy of a merged model, its parents and their ensemble, with FLOPs and parameters."""
+    """Accuracy of a merged model, its parents and their ensemble, with FLOPs and parameters.
+
+    Of models whose tasks have outputs of different kinds, each task's own metrics.
+    """
     from hf_zipit.evaluation import evaluate as run
+    from hf_zipit.modeling_zipit_model import ZipItModel
     from hf_zipit.protocols import read_class_embeddings
-    from hf_zipit.report import result_table
+    from hf_zipit.report import result_table, task_table
     from hf_zipit.saving import load, load_parents
+    from hf_zipit.task_evaluation import evaluate_tasks
 
     if average_heads and class_embeddings is None:
         raise OptionError("--average-heads needs --class-embeddings: logits of different classes cannot be averaged")
@@ -49,6 +54,20 @@ def evaluate(
     without_bars()
     merged = load(model, access)
     parents = load_parents(merged.config, model, parent, access)
+    if isinstance(merged, ZipItModel):
+        task_rows = evaluate_tasks(
+            merged,
+            data,
+            parents=parents,
+            num_images=num_images,
+            batch_size=batch_size,
+            device=device,
+        )
+        if as_json:
+            show_json({"rows": [row.to_dict() for row in task_rows]})
+        else:
+            show(task_table(task_rows))
+        return
     rows = run(
         merged,
         data,

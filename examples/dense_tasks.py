@@ -1,0 +1,165 @@
+"""Merge models of dense tasks pairwise, with every method: autoencoding, denoising, edges and colourisation.
+
+    python examples/dense_tasks.py [--images DATA] [--epochs 6]
+
+All four tasks need images alone, no labels. Without `--images` (an image folder, parquet files or a Hub id) they are
+scikit-learn's digits, tinted by their digit. Small encoder-decoders are trained from different initialisations; then,
+for each of the six pairs, the encoders are merged, the decoders stay with their tasks, and the batch norms are
+re-estimated. The table gives scaled performance (L0 - L) / (L0 - L1), averaged over a task's partners: 1 is as good as
+the task's own model, 0 no better than the mean target (MuDSC's Taskonomy protocol). Takes some minutes on one core.
+"""
+
+import argparse
+from collections.abc import Callable
+from itertools import combinations
+
+import timm
+import torch
+from digits_data import digits
+from torch import Tensor, nn
+
+import hf_zipit
+import hf_zipit.cifar_resnet
+from hf_zipit.data import TEST, TRAIN, open_images
+from hf_zipit.matching.methods import Options
+from hf_zipit.merger import Merger
+from hf_zipit.metrics import constant_estimator, scaled_performance
+from hf_zipit.report import table
+from hf_zipit.task_evaluation import evaluate_tasks
+
+SIZE, BATCH = 32, 64
+METHODS = ("average", "permute", "git-rebasin", "mudsc-align", "zip", "weight-zip", "mudsc-zip")
+TRANSFORM = timm.data.create_transform((3, SIZE, SIZE), mean=(0.5,) * 3, std=(0.5,) * 3, crop_pct=1.0)
+
+
+class EncoderDecoder(nn.Module):
+    """A ResNet-8 and two upsampling stages."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.encoder = timm.create_model("cifar_resnet20", depth=8, num_classes=0, global_pool="")
+        self.decoder = nn.Sequential(
+            *(nn.Conv2d(64, 32, 3, padding=1), nn.ReLU(), nn.Upsample(scale_factor=2)),
+            *(nn.Conv2d(32, 16, 3, padding=1), nn.ReLU(), nn.Upsample(scale_factor=2)),
+            nn.Conv2d(16, channels, 3, padding=1),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Pixels `(B, 3, H, W)` -> `(B, channels, H, W)`."""
+        out: Tensor = self.decoder(self.encoder(x))
+        return out
+
+
+def edges(x: Tensor) -> Tensor:
+    """The magnitude of the grey image's Sobel gradient."""
+    across = torch.tensor([[1.0, 0, -1], [2, 0, -2], [1, 0, -1]]) / 8
+    gradient = nn.functional.conv2d(x.mean(1, keepdim=True), torch.stack([across, across.T])[:, None], padding=1)
+    return gradient.square().sum(1, keepdim=True).sqrt()
+
+
+def noisy(x: Tensor) -> Tensor:
+    """The image with noise of half its range; the same noise every time."""
+    return x + 0.5 * torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+
+
+def grey(x: Tensor) -> Tensor:
+    """The image without its colours."""
+    return x.mean(1, keepdim=True).expand_as(x).contiguous()
+
+
+TASKS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {  # input and target, of an image
+    "autoencoding": (lambda x: x, lambda x: x),
+    "denoising": (noisy, lambda x: x),
+    "edges": (lambda x: x, edges),
+    "colourisation": (grey, lambda x: x),
+}
+
+
+def tinted(split: str) -> Tensor:
+    """The digits `(N, 3, 32, 32)`, each in the colour of its digit."""
+    pixels, labels = zip(*digits(split), strict=True)
+    images = torch.stack([TRANSFORM(image.convert("RGB")) for image in pixels])
+    hue = torch.tensor(labels)[:, None] * 0.628 + torch.tensor([0.0, 2.1, 4.2])
+    return (images + 1) * (0.6 + 0.4 * hue.cos())[:, :, None, None] - 1
+
+
+def load(data: str | None, split: str, count: int) -> Tensor:
+    """Images of a split `(N, 3, 32, 32)`, in [-1, 1]."""
+    if data is None:
+        return tinted(split)
+    images = open_images(data, TRANSFORM, splits=TRAIN if split == "train" else TEST)
+    return torch.stack([images[i] for i in range(min(count, len(images)))])
+
+
+def batches(task: str, images: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Inputs and targets of a task."""
+    make_input, make_target = TASKS[task]
+    return list(zip(make_input(images).split(BATCH), make_target(images).split(BATCH), strict=True))
+
+
+def train(task: str, images: Tensor, epochs: int, seed: int) -> nn.Module:
+    """One model, on the L1 loss of its task."""
+    torch.manual_seed(seed)
+    model = EncoderDecoder(TASKS[task][1](images[:1]).shape[1])
+    steps = epochs * -(-len(images) // BATCH)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=3e-3, total_steps=steps)
+    for _ in range(epochs):
+        for pixels, target in batches(task, images[torch.randperm(len(images))]):
+            loss = (model(pixels) - target).abs().mean()
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            schedule.step()
+    return model.eval()
+
+
+def main(data: str | None, epochs: int, count: int) -> None:
+    """Train, merge all pairs with all methods, print losses and scaled performances."""
+    train_images, test_images = load(data, "train", count), load(data, "test", count // 4)
+    models = {task: train(task, train_images, epochs, seed) for seed, task in enumerate(TASKS)}
+    tests = {task: batches(task, test_images) for task in TASKS}
+    constants = {}
+    for task, pairs in tests.items():
+        targets = [target for _, target in pairs]
+        for published in (False, True):
+            guess = constant_estimator(targets, published)
+            constants[task, published] = float(torch.cat([(t - guess).abs().flatten() for t in targets]).mean())
+    found: dict[str, dict[str, list[float]]] = {method: {task: [] for task in TASKS} for method in METHODS}
+    alone = {}
+    for pair in combinations(TASKS, 2):
+        sources = [
+            hf_zipit.module_source(models[task], "image-to-image", name=task, input_size=(3, SIZE, SIZE))
+            for task in pair
+        ]
+        inputs = [[pixels for pixels, _ in batches(task, train_images)] for task in pair]
+        merger = Merger(sources, inputs, cache=False)
+        for method in METHODS:
+            merged = merger.merge(Options(method), cut="layer3")
+            rows = evaluate_tasks(merged, [tests[task] for task in pair], parents=sources)
+            alone |= {task: scores["L1"] for row in rows[1:] for task, scores in row.scores.items()}
+            for task, scores in rows[0].scores.items():
+                found[method][task].append(scores["L1"])
+    print(f"{len(train_images)} training images, {len(test_images)} test images, {epochs} epochs\n")
+    rows = [["own model", *(f"{alone[task]:.4f}" for task in TASKS)]]
+    for published, name in ((False, "mean target"), (True, "the same as published")):
+        rows.append([name, *(f"{constants[task, published]:.4f}" for task in TASKS)])
+    print(table(["L1 loss", *TASKS], rows))
+    for published, name in ((False, "scaled performance"), (True, "with the published constant")):
+        lines = []
+        for method, losses in found.items():
+            values = [
+                sum(scaled_performance(loss, alone[t], constants[t, published]) for loss in losses[t]) / len(losses[t])
+                for t in TASKS
+            ]
+            lines.append([method, *(f"{value:.3f}" for value in values), f"{sum(values) / len(values):.3f}"])
+        print("\n" + table([name, *TASKS, "mean"], lines))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", help="Image folder, parquet files or Hub id; default: the digits.")
+    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--count", type=int, default=2000, help="At most so many training images.")
+    arguments = parser.parse_args()
+    main(arguments.images, arguments.epochs, arguments.count)

@@ -1,0 +1,128 @@
+"""One trunk for a classifier and a segmentation model: digits are classified and told from their background.
+
+    python examples/segmentation_and_classification.py [--backgrounds DATA] [--epochs 8]
+
+The classifier is a ResNet-8; the segmentation model has another ResNet-8, trained from another initialisation, as the
+encoder of a decoder that reads all of its stages. They share the trunk up to each stage in turn (ZipIt!, "Merging
+models with different output modalities"). The images are scikit-learn's digits, whose foreground is known, on black or
+on crops of the images in `--backgrounds` (an image folder, parquet files or a Hub id). A few minutes on one core.
+"""
+
+import argparse
+
+import timm
+import torch
+from digits_data import digits
+from torch import Tensor, nn
+
+import hf_zipit
+import hf_zipit.cifar_resnet
+from hf_zipit.data import TEST, TRAIN, open_images
+from hf_zipit.matching.methods import Options
+from hf_zipit.merger import Merger
+from hf_zipit.report import table
+from hf_zipit.task_evaluation import TaskRow, evaluate_tasks
+
+SIZE, BATCH = 32, 64
+TRANSFORM = timm.data.create_transform((3, SIZE, SIZE), mean=(0.5,) * 3, std=(0.5,) * 3, crop_pct=1.0)
+CUTS = ("layer1", "layer2", "layer3")
+METHODS = ("average", "permute", "zip")
+
+
+class Segmenter(nn.Module):
+    """A ResNet-8 and a decoder that adds up all of its stages: logits of background and foreground."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = timm.create_model("cifar_resnet20", depth=8, num_classes=0, global_pool="")
+        self.lateral = nn.ModuleList(nn.Conv2d(channels, 16, 1) for channels in (16, 16, 32, 64))
+        self.head = nn.Sequential(nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 2, 3, padding=1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Pixels `(B, 3, H, W)` -> `(B, 2, H, W)`."""
+        net, size = self.encoder, x.shape[2:]
+        stages = [net.act1(net.bn1(net.conv1(x)))]
+        for stage in (net.layer1, net.layer2, net.layer3):
+            stages.append(stage(stages[-1]))
+        maps = [conv(stage) for conv, stage in zip(self.lateral, stages, strict=True)]
+        total = sum(nn.functional.interpolate(m, size=size, mode="bilinear", align_corners=False) for m in maps)
+        out: Tensor = self.head(total)
+        return out
+
+
+def load(split: str, backgrounds: str | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Pixels `(N, 3, 32, 32)` in [-1, 1], labels `(N,)` and foreground masks `(N, 32, 32)`."""
+    pixels, labels = zip(*digits(split), strict=True)
+    images = torch.stack([TRANSFORM(image.convert("RGB")) for image in pixels])
+    masks = (images.mean(1) > 0).long()
+    if backgrounds is not None:
+        found = open_images(backgrounds, TRANSFORM, splits=TRAIN if split == "train" else TEST)
+        scene = torch.stack([found[i % len(found)] for i in range(len(images))])
+        share = (images + 1) / 2
+        images = share * images + (1 - share) * scene
+    return images, torch.tensor(labels), masks
+
+
+def train(model: nn.Module, images: Tensor, targets: Tensor, epochs: int, seed: int) -> nn.Module:
+    """One model, on the cross-entropy of images or pixels, with random shifts."""
+    steps = epochs * -(-len(images) // BATCH)
+    optimiser = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=0.1, total_steps=steps)
+    torch.manual_seed(seed)
+    for _ in range(epochs):
+        for batch in torch.randperm(len(images)).split(BATCH):
+            shift = torch.randint(-3, 4, (2,)).tolist()
+            target = targets[batch].roll(shift, (1, 2)) if targets.ndim == 3 else targets[batch]
+            loss = nn.functional.cross_entropy(model(images[batch].roll(shift, (2, 3))), target)
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            schedule.step()
+    return model.eval()
+
+
+def line(name: str, row: TaskRow, unit: int) -> list[str]:
+    """One row of the table, as far as the model has the tasks."""
+    classes, masks = row.scores.get("digits", {}), row.scores.get("foreground", {})
+    shown = [classes.get("accuracy"), masks.get("mIoU"), masks.get("pixel accuracy")]
+    cost = [f"{row.flops / unit:.2f}x", f"{row.parameters / 1e3:.0f}"]
+    return [name, *("-" if value is None else f"{100 * value:.1f}" for value in shown), *cost]
+
+
+def main(backgrounds: str | None, epochs: int) -> None:
+    """Train both models, merge them up to every stage, print the table."""
+    images, labels, masks = load("train", backgrounds)
+    torch.manual_seed(0)
+    classifier = train(timm.create_model("cifar_resnet20", depth=8, num_classes=10), images, labels, epochs, 0)
+    torch.manual_seed(1)
+    segmenter = train(Segmenter(), images, masks, epochs, 1)
+    size = (3, SIZE, SIZE)
+    sources = [
+        hf_zipit.module_source(
+            classifier, "image-classification", name="digits", labels=[str(i) for i in range(10)], input_size=size
+        ),
+        hf_zipit.module_source(segmenter, "image-segmentation", name="foreground", input_size=size),
+    ]
+    test_images, test_labels, test_masks = load("test", backgrounds)
+    pairs = [
+        list(zip(test_images.split(BATCH), targets.split(BATCH), strict=True)) for targets in (test_labels, test_masks)
+    ]
+    merger = Merger(sources, images.split(BATCH), cache=False)
+    rows, parents = [], []
+    for method in METHODS:
+        for cut in reversed(CUTS):
+            merged = merger.merge(Options(method), cut=cut)
+            first, *parents = evaluate_tasks(merged, pairs, parents=sources)
+            rows.append((f"{method}, trunk up to {cut}", first))
+    rows += [(row.model, row) for row in reversed(parents)]
+    unit = parents[0].flops
+    header = ["%", "accuracy", "mIoU", "pixel accuracy", "FLOPs", "K params"]
+    print(table(header, [line(name, row, unit) for name, row in rows]))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--backgrounds", help="Image folder, parquet files or Hub id; default: black.")
+    parser.add_argument("--epochs", type=int, default=8)
+    arguments = parser.parse_args()
+    main(arguments.backgrounds, arguments.epochs)

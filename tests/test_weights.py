@@ -153,7 +153,7 @@ def test_skipping_spaces_without_news_changes_nothing(name, method):
     run, options = merger([MODELS[name](seed) for seed in (0, 1)]), Options(method)
     spaces, statistics = inputs(run, options)
     found = match_spaces(spaces, statistics, run.states, run.binding, options)
-    matcher = _Matcher(statistics, run.states, run.binding, options)
+    matcher = _Matcher(statistics, run.states, run.binding, options, {})
     families, matches = matcher.families(spaces), {}
     if options.needs_statistics:
         for family in families:

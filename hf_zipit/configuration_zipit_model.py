@@ -1,6 +1,8 @@
 # Copyright the hf-zipit authors. Licensed under the Apache License, Version 2.0.
 """Configuration of a merged model with outputs of any kind. A leaf file: it is copied into merged repositories."""
 
+from typing import Any
+
 from .configuration_zipit import ZipItConfig
 
 
@@ -15,9 +17,11 @@ class ZipItModelConfig(ZipItConfig):
             task as pipelines name it, `model` how the task's own model is built, `steps` its modules that the trunk
             has run already, `taps` the steps whose outputs it reads: `[{"step", "axis", "size"}]`.
         input_size: (channels, height, width) of an input image.
+        preprocessing: timm's settings, where another image processor is saved beside the model.
         active_task: the task whose output the model returns by itself.
     """
 
     model_type = "zipit-model"
     backbone_path: str = ""
     input_size: list[int] | None = None
+    preprocessing: dict[str, Any] | None = None

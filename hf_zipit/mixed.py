@@ -54,9 +54,10 @@ def config_of(shared: Shared, names: Sequence[str], plan: Plan) -> ZipItModelCon
     )
     settings = [source.settings for source in shared.wholes if source.settings]
     if settings:
-        config.pretrained_cfg = settings[0]
-        if not any(source.kind in DENSE for source in shared.wholes):
-            config.image_processor_type = "TimmWrapperImageProcessor"
+        if any(source.kind in DENSE for source in shared.wholes):
+            config.preprocessing = settings[0]  # under timm's name transformers would read no other processor's file
+        else:
+            config.pretrained_cfg, config.image_processor_type = settings[0], "TimmWrapperImageProcessor"
     return config
 
 
@@ -90,8 +91,7 @@ def build(config: ZipItModelConfig, shared: Shared, state: Mapping[str, Tensor])
     model = ZipItModel(config, trunk, [copy.deepcopy(source.model).eval() for source in shared.wholes])
     model.load_state_dict(state, assign=True)
     model.requires_grad_(True)
-    settings = getattr(config, "pretrained_cfg", None)
-    if settings and not hasattr(config, "image_processor_type"):  # timm's own does not undo what it does to masks
-        model.image_processor = dense_processor(config.input_size or (), settings)
+    if config.preprocessing:  # timm's own processor does not undo what it does to masks
+        model.image_processor = dense_processor(config.input_size or (), config.preprocessing)
     model.eval()
     return model

@@ -126,7 +126,8 @@ def build_model(description: dict[str, Any]) -> nn.Module:
     elif library == "transformers" and architecture:
         import transformers
 
-        config = transformers.AutoConfig.for_model(**description["config"])
+        classes = {"num_labels": description["num_classes"]} if description.get("num_classes") else {}
+        config = transformers.AutoConfig.for_model(**{**description["config"], **classes})
         model = getattr(transformers, architecture)(config)
     else:
         model = build_backbone(description, description["num_classes"])

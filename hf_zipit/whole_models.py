@@ -146,7 +146,7 @@ def preprocessing_of_tasks(merged: Any) -> tuple[tuple[int, int, int], Callable[
     """The input size and the transform (PIL image -> pixels) of a merge of models of several classes."""
     config = merged.config
     channels, height, width = config.input_size
-    settings = getattr(config, "pretrained_cfg", None)
+    settings = config.preprocessing or getattr(config, "pretrained_cfg", None)
     transform = timm_transform(settings) if settings else processor_transform(merged.image_processor)
     return (channels, height, width), transform
 

@@ -1,0 +1,55 @@
+"""Pipelines of transformers on merges of models of several classes, one task at a time."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import DPTImageProcessor, pipeline
+
+import hf_zipit
+from hf_zipit import saving
+from hf_zipit.checks import randomise
+from tests.models import images, tiny
+from tests.test_backbones import NARROW, PAIRS, TASKS, small, unet
+
+PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 48, 3), dtype=np.uint8))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A merge of a timm classifier and a segmentation model."""
+    classifier = tiny("resnet18")
+    classifier.pretrained_cfg = {**classifier.pretrained_cfg, "input_size": (3, 32, 32)}
+    sources = [hf_zipit.load_source(classifier, NARROW), randomise(unet().eval(), 1)]
+    merged = hf_zipit.merge(sources, images(16), method="average", cut="layer2", tasks=TASKS, cache=False)
+    return saving.save(merged, tmp_path_factory.mktemp("out") / "merged")
+
+
+def test_image_classification(folder):
+    classify = pipeline("image-classification", model=str(folder), model_kwargs={"active_task": "classes"})
+    found = classify(PICTURE)
+    assert {entry["label"] for entry in found} <= {f"LABEL_{i}" for i in range(5)}
+    assert 0 < sum(entry["score"] for entry in found) <= 1 + 1e-5
+
+
+def test_image_segmentation(folder):
+    segment = pipeline("image-segmentation", model=str(folder), model_kwargs={"active_task": "maps"})
+    found = segment(PICTURE, subtask="semantic")
+    assert found
+    assert all(entry["mask"].size == PICTURE.size for entry in found)
+
+
+def test_depth_estimation(tmp_path):
+    model = randomise(PAIRS["Depth Anything"][1]().eval(), 1)
+    model.head.conv3.bias.data.fill_(5.0)  # a depth that is not cut off at 0
+    model.save_pretrained(tmp_path / "depth")
+    DPTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path / "depth")
+    depth = hf_zipit.load_source(tmp_path / "depth")
+    assert (depth.kind, depth.input_size, depth.labels) == ("depth-estimation", (3, 32, 32), [])
+    sources = [small(PAIRS["Depth Anything"][0], 0), depth]
+    merged = hf_zipit.merge(sources, images(16), method="average", tasks=TASKS, cache=False)
+    folder = saving.save(merged, tmp_path / "merged")
+    estimate = pipeline("depth-estimation", model=str(folder), model_kwargs={"active_task": "maps"})
+    found = estimate(PICTURE)
+    assert found["depth"].size == PICTURE.size
+    assert torch.isfinite(found["predicted_depth"]).all()

@@ -9,6 +9,8 @@ import hf_zipit
 from hf_zipit import saving
 from hf_zipit.errors import OutputError, SourceError
 from tests.hub import OTHER, OWNER
+from tests.test_cli import run  # noqa: F401  (a fixture)
+from tests.test_plain import parents  # noqa: F401
 
 # the client's own way of sending large files
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload raw bytes:DeprecationWarning")
@@ -188,3 +190,23 @@ def test_no_file_that_is_sent_holds_a_token_or_a_place_of_this_machine(hub, digi
     assert b"../" not in sent["config.json"] + sent["zipit_config.yml"]
     assert b"folder: digits-0-4" in sent["zipit_config.yml"]
     assert json.loads(hub.repos["user/merged"].at()[1]["config.json"])["zipit"]["recipe"]["method"] == "average"
+
+
+def test_an_ordinary_checkpoint_is_uploaded_and_replaced(hub, run, parents, tmp_path):  # noqa: F811
+    import timm
+
+    plain = tmp_path / "plain"
+    options = ["--method", "average", "--calibrate", "none", "--format", "timm"]
+    code, printed, _ = run("merge", *parents, *options, "-o", plain, "--push-to", "user/plain")
+    sent = hub.repos["user/plain"].at()[1]
+    assert (code, printed.strip()) == (0, f"{hub.endpoint}/user/plain/commit/{hub.repos['user/plain'].at()[0]}")
+    assert set(sent) == {path.name for path in plain.iterdir()}
+    assert b"library_name: timm" in sent["README.md"]
+    assert str(tmp_path).encode() not in b"".join(sent.values())
+    assert timm.create_model("hf-hub:user/plain", pretrained=True).num_classes == 10
+    assert hub.repos["user/plain"].messages[-1] == "Merge pets and birds"
+    for task in ("pets", "birds"):  # from a merge on disk, over the earlier upload
+        merged = saving.save(hf_zipit.merge(parents, method="average", calibrate="none"), tmp_path / f"merge-{task}")
+        assert run("export", merged, "--format", "timm", "--task", task, "-o", tmp_path / task)[0] == 0
+        assert run("push", tmp_path / task, "user/plain")[0] == 0
+        assert json.loads(hub.repos["user/plain"].at()[1]["config.json"])["num_classes"] == 5

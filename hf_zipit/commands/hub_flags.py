@@ -26,19 +26,26 @@ Message = Annotated[str | None, typer.Option("--message", help="Title of the com
 
 
 def takes_access(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command that has a parameter `access` the flags for it; a token holds for models, images and uploads."""
+    """Give a command that has a parameter `access` the flags for it; one that reads no models gets `--token` alone.
+
+    A token holds for models, images and uploads.
+    """
     signature = inspect.signature(command)
+    reads = "access" in signature.parameters
     own = [p for p in signature.parameters.values() if p.name != "access"]
     kinds = {"token": (None, _TOKEN), "trust_remote_code": (False, _TRUST), "allow_pickle": (False, _PICKLE)}
     flags = [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
         for name, (default, annotation) in kinds.items()
+        if reads or name == "token"
     ]
 
-    def run(token: str | None, trust_remote_code: bool, allow_pickle: bool, **values: Any) -> None:
+    def run(token: str | None, **values: Any) -> None:
         if token:
             os.environ["HF_TOKEN"] = token.strip()
-        command(access=Access(None, trust_remote_code, allow_pickle), **values)
+        if reads:
+            values["access"] = Access(None, values.pop("trust_remote_code"), values.pop("allow_pickle"))
+        command(**values)
 
     run.__doc__ = command.__doc__
     run.__signature__ = signature.replace(parameters=[*own, *flags])  # type: ignore[attr-defined]

@@ -5,16 +5,16 @@ from typing import Annotated
 
 import typer
 
-from hf_zipit.access import Access
 from hf_zipit.commands.hub_flags import CreatePr, Message, Private, Revision, takes_access
 from hf_zipit.commands.terminal import show, without_bars
 
 
 @takes_access
 def push(
-    folder: Annotated[Path, typer.Argument(help="Folder of a merged model.")],
+    folder: Annotated[
+        Path, typer.Argument(help="Folder of a merged model, or of an ordinary checkpoint made from one.")
+    ],
     repo: Annotated[str, typer.Argument(help="Repository, user/name; made if there is none.")],
-    access: Access,
     private: Private = None,
     revision: Revision = None,
     create_pr: CreatePr = False,

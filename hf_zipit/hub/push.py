@@ -16,6 +16,7 @@ from hf_zipit.errors import OutputError
 from hf_zipit.hub.download import client
 from hf_zipit.hub.faults import FAULTS, LOG_IN, explain, redact
 from hf_zipit.pretrained_zipit import ZipItPreTrainedModel, upload
+from hf_zipit.recipe import PinnedSource, read_recipe
 
 
 def push(
@@ -31,8 +32,8 @@ def push(
     """Upload a merged model to `user/name`, with its card, code files, spec and recipe, in one go.
 
     Args:
-        model: a merged model, or the folder of a saved one; the folder is only read, and where local parents and
-            images lie is not uploaded.
+        model: a merged model, or the folder of a saved one, in our own format or a library's; the folder is only
+            read, and where local parents and images lie is not uploaded.
         repo: the repository; it is made if there is none. One that holds another model than a merge is refused.
         private: whether a new repository is private; `None` follows the account's settings.
         revision: the branch to write to, made if there is none; `main` by default.
@@ -130,7 +131,9 @@ def _replace(link: Path, text: str) -> None:
 
 
 def _title(folder: Path) -> str:
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    sources = (config.get("zipit") or {}).get("sources", [])
+    sources = (read_json(folder / "config.json").get("zipit") or {}).get("sources", [])
+    if not sources and (folder / RECIPE).is_file():  # an ordinary checkpoint
+        pinned = [s for s in read_recipe(folder / RECIPE).sources if isinstance(s, PinnedSource)]
+        sources = [source.model_dump() for source in pinned]
     names = [source.get("id") or source.get("folder") or "a model in memory" for source in sources]
     return f"Merge {', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else "Merge models"

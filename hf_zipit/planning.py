@@ -31,7 +31,7 @@ class MergePlan:
     """FLOPs are of one forward of one image with all heads, sizes and memory are in bytes.
 
     `download` is what is not in the cache yet of each model; `memory` leaves out activations, which grow with the
-    batch size. A trunk of another width than the parents' is counted at theirs.
+    batch size. A trunk of another width than the parents' is counted at theirs, and `note` says so.
     """
 
     models: dict[str, int]
@@ -45,6 +45,7 @@ class MergePlan:
     parents_flops: int
     parents_parameters: int
     memory: dict[str, int]
+    note: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values, for JSON."""
@@ -97,6 +98,7 @@ def plan_merge(recipe: Recipe, access: Access = NOTHING) -> MergePlan:
             "statistics": 8 * sets * pairs if options.needs_statistics else 0,
             "merged": 4 * total,
         },
+        note=_note(options),
     )
 
 
@@ -117,8 +119,18 @@ def plan_text(plan: MergePlan) -> str:
         table(["all tasks, one image", "GFLOPs", "M params"], costs),
         f"memory beside activations, about: {memory}",
         f"to download: {', '.join(missing) or 'nothing'}",
+        *([plan.note] if plan.note else []),
     ]
     return "\n\n".join(lines)
+
+
+def _note(options: Options) -> str | None:
+    """What the counts do not show."""
+    counted = "FLOPs, parameters and memory of the merged model are counted at the parents' width"
+    if options.flops_budget is not None:
+        chosen = "cut and widths are chosen when the images have been read, for at most"
+        return f"{counted}: {chosen} {options.flops_budget:g}x the FLOPs of one parent"
+    return None if options.width == 1 else f"{counted}: width {options.width:g} changes them"
 
 
 def _megabytes(size: int) -> str:

@@ -66,3 +66,12 @@ def test_what_the_merge_would_refuse_is_refused(digits, tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"")
     with pytest.raises(SourceError, match="describes no model that can be built"):
         plan_merge(make_recipe(sources=[refs[0], str(tmp_path)]))
+
+
+def test_another_width_than_the_parents_is_said_not_to_be_counted(digits):
+    refs = [str(d) for d in digits]
+    assert plan_merge(make_recipe(sources=refs)).note is None
+    wide = plan_text(plan_merge(make_recipe(sources=refs, width=1.5)))
+    assert "are counted at the parents' width: width 1.5 changes them" in wide
+    budget = plan_text(plan_merge(make_recipe(sources=refs, flops_budget=1.25)))
+    assert "for at most 1.25x the FLOPs of one parent" in budget

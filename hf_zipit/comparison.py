@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_zipit.errors import OptionError
+from hf_zipit.matching.methods import METHODS
 from hf_zipit.report import table
 
 Result = Mapping[str, Any]
@@ -28,9 +29,7 @@ def comparison_table(results: Sequence[Result], tasks: Sequence[str]) -> str:
         likeness = f"{_mean(row['correlation']):.2f}" if row.get("correlation") else "-"
         seconds = f"{row['seconds']:.1f}" if "seconds" in row else "-"
         settings = [_cut(row), row["calibrate"] or "-"]
-        lines.append(
-            [row["method"], *settings, *scores, f"{100 * row['average']:.1f}", final, *cost, likeness, seconds]
-        )
+        lines.append([_name(row), *settings, *scores, f"{100 * row['average']:.1f}", final, *cost, likeness, seconds])
     header = ["method", "cut", "calibrate", *tasks, "average", last, "FLOPs", "M params", "correlation", "seconds"]
     return table(header, lines)
 
@@ -101,7 +100,8 @@ def _costs(
         for calibrate, style in styles.items():
             mine = [r for r in merges if (r["method"], r["calibrate"]) == (method, calibrate)]
             points = sorted((row["flops"] / unit, 100 * row[score]) for row in mine)
-            label = method if len(styles) == 1 else f"{method}, {calibrate}"
+            name = _name({"method": method})
+            label = name if len(styles) == 1 else f"{name}, {calibrate}"
             axes.plot(
                 *zip(*points, strict=True), style, marker="o", ms=5, color=colour, label=label
             ) if points else None
@@ -123,7 +123,7 @@ def _features(axes: Any, featured: Sequence[Result], colours: Mapping[str, str],
     depth = max(len(row["correlation"]) for row in featured)
     deepest = [row for row in featured if len(row["correlation"]) == depth]
     for row in {(r["method"], r["calibrate"]): r for r in deepest}.values():
-        label = row["method"] if len(styles) == 1 else f"{row['method']}, {row['calibrate']}"
+        label = _name(row) if len(styles) == 1 else f"{_name(row)}, {row['calibrate']}"
         values = list(row["correlation"].values())
         axes.plot(values, styles[row["calibrate"]], marker=".", color=colours[row["method"]], label=label)
     cut = deepest[0]["cut"]
@@ -140,6 +140,12 @@ def _unit(results: Sequence[Result]) -> float:
     """FLOPs of one parent."""
     parents = [row["flops"] for row in results if row["method"].startswith("parent:")]
     return float(parents[0] if parents else min(row["flops"] for row in results))
+
+
+def _name(row: Result) -> str:
+    """The method; a control is marked, as it is none."""
+    method = METHODS.get(row["method"])
+    return f"control:{row['method']}" if method and method.control else str(row["method"])
 
 
 def _cut(row: Result) -> str:

@@ -240,3 +240,16 @@ def test_the_command(run, digits, digits_data, tmp_path):  # noqa: F811
 def test_labels_of_other_classes_are_refused(tmp_path):
     with pytest.raises(DataError, match="holds no image of a class of task 'a'"):
         Comparison(merger(), tmp_path, [(torch.zeros(2, 3, 32, 32), torch.tensor([8, 9]))])
+
+
+def test_controls_are_compared_by_all_with_every_calibration_and_marked(tmp_path):
+    controls = [name for name, method in METHODS.items() if method.control]
+    mine = merger(cache=False)
+    every = wanted(mine, ["all"], [None], ["batchnorm", "refit-heads"])
+    mine_only = [trial for trial in every if trial.options.method in controls]
+    rows = Comparison(mine, tmp_path, labelled()).run(mine_only)
+    expected = [(name, calibrate) for name in controls for calibrate in ("batchnorm", "refit-heads")]
+    assert [(row["method"], row["calibrate"]) for row in rows[: len(expected)]] == expected
+    lines = comparison_table(rows, TASKS).splitlines()[1:]
+    assert [line.split()[0] for line in lines[: len(expected)]] == [f"control:{name}" for name, _ in expected]
+    assert comparison_table([{**rows[0], "method": "zip"}], TASKS).splitlines()[1].startswith("zip ")

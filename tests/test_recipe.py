@@ -56,6 +56,7 @@ def test_everything_that_decides_the_result_is_recorded(merged):
     assert set(recorded) == set(Recipe.model_fields) - (OF_THE_RUN - {"generator"}) - {
         "backbone",
         "balance_data",
+        "flops_budget",
     }  # a balance that was chosen is recorded
     assert recorded["data"] == ["../images", "../images:test"]
     assert recorded["num_images"] == [40, 56]

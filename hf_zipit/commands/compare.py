@@ -11,7 +11,9 @@ from hf_zipit.commands.options import BatchSize, Data, Device, Json, NumImages, 
 from hf_zipit.commands.terminal import show, show_json, without_bars
 from hf_zipit.errors import OptionError
 
-Models = Annotated[list[str], typer.Argument(help="Two or more Hub ids (user/name[@revision]) or folders.")]
+Models = Annotated[
+    list[str], typer.Argument(help="Two or more models: Hub ids, user/name or user/name@revision, or folders.")
+]
 Tasks = Annotated[list[str] | None, typer.Option("--task", help="Name of each task, in model order.")]
 EvalData = Annotated[
     list[str] | None, typer.Option("--eval-data", help="Images for the evaluation; default: the data's test split.")
@@ -24,9 +26,13 @@ def compare(
     data: Data,
     access: Access,
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the report; a comparison cut short goes on.")],
-    methods: Annotated[str, typer.Option(help="all, or methods with commas between.")] = "all",
+    methods: Annotated[
+        str, typer.Option(help="all, with the controls, or some with commas between, as in zip,permute,random.")
+    ] = "all",
     cuts: Annotated[str, typer.Option(help="Cuts with commas between; none merges all layers.")] = "none",
-    calibrate: Annotated[str, typer.Option(help="Calibrations with commas between.")] = "batchnorm",
+    calibrate: Annotated[
+        str, typer.Option(help="Calibrations with commas between, as in batchnorm,refit; every method gets each.")
+    ] = "batchnorm",
     alpha: Annotated[float, typer.Option(help="zip: penalty on merging many units into one.")] = 0.1,
     beta: Annotated[float, typer.Option(help="zip: share of merges that may happen within a model.")] = 0.8,
     balance: Annotated[
@@ -44,7 +50,10 @@ def compare(
     cache: Annotated[bool, typer.Option(help="Keep statistics on disk for another merge of these models.")] = True,
     as_json: Json = False,
 ) -> None:
-    """Many merges of the same models on the same statistics: a table, CSV, JSON and a picture."""
+    """Many merges of the same models on the same statistics, beside controls, parents and ensemble.
+
+    The result is a table, CSV, JSON and a picture.
+    """
     from hf_zipit.balance import AUTO
     from hf_zipit.compare import Comparison, trials
     from hf_zipit.comparison import comparison_table, write_report

@@ -26,7 +26,7 @@ def evaluate(
     class_embeddings: Annotated[
         Path | None,
         typer.Option(
-            help="Compare outputs by cosine with these: a safetensors file with TASK (classes, D), [TASK.ids]."
+            help="Compare outputs by cosine with these: safetensors with TASK (classes, D) and optionally TASK.ids."
         ),
     ] = None,
     average_heads: Annotated[

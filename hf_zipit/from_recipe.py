@@ -1,5 +1,6 @@
 """The merge that a recipe describes."""
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,18 @@ from hf_zipit.source import Source
 from hf_zipit.sources import load
 
 
-def merge_recipe(recipe: str | Path | Recipe, access: Access = NOTHING, **changes: Any) -> Merged:
+def merge_recipe(
+    recipe: str | Path | Recipe,
+    access: Access = NOTHING,
+    check: Callable[[Recipe, Sequence[Source]], None] | None = None,
+    **changes: Any,
+) -> Merged:
     """Merge as a recipe says; the `zipit_config.yml` of a merged repository makes the same weights again.
 
     Args:
         recipe: a YAML file, or what `read_recipe` returns.
         access: what the user allows when models are read; a recipe cannot.
+        check: called with the recipe and the opened models before any image is read; what it raises ends the merge.
         changes: values that take the place of the recipe's.
 
     Raises:
@@ -29,6 +36,8 @@ def merge_recipe(recipe: str | Path | Recipe, access: Access = NOTHING, **change
     """
     recipe = recipe.changed(**changes) if isinstance(recipe, Recipe) else read_recipe(recipe, **changes)
     sources = [_source(entry, number, access) for number, entry in enumerate(recipe.sources, 1)]
+    if check is not None:
+        check(recipe, sources)
     return merge(sources, **recipe.arguments())
 
 

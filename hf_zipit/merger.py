@@ -181,7 +181,7 @@ class Merger:
         recipe |= {"batch_size": self.passes.batch_size, "backbone": self.backbone}
         return {
             "generator": f"hf-zipit {__version__}",
-            "sources": [{**source.origin, **licence_of(source.folder)} for source in self.sources],
+            "sources": [recorded(source) for source in self.sources],
             "recipe": recipe,
             "data": [{"name": part.name, "num_images": len(part)} for part in self.passes.images],
             "spaces": [{"name": name, "width": match.width, **match.composition()} for name, match in matches.items()],
@@ -196,6 +196,11 @@ def check_calibration(calibrate: str) -> None:
     """
     if calibrate not in CALIBRATIONS:
         raise OptionError(f"unknown calibration '{calibrate}'; calibrations: {', '.join(CALIBRATIONS)}")
+
+
+def recorded(source: Source) -> dict[str, Any]:
+    """What a merge tells of a model: its origin, and what its card says about its licence."""
+    return {**source.origin, **licence_of(source.folder)}
 
 
 def _places(sources: Sequence[Source], data: Any) -> dict[str, Any]:

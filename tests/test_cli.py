@@ -229,3 +229,41 @@ def test_version_and_help(run):
 
     assert run("--version")[1].strip() == hf_zipit.__version__
     assert "merge" in run("--help")[1]
+
+
+def test_help_and_readme_name_every_method_and_calibration():
+    from pathlib import Path
+
+    from hf_zipit.calibrate import CALIBRATIONS
+    from hf_zipit.matching.methods import METHODS
+    from hf_zipit.recipe import Recipe
+
+    readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    for key, names in (("method", METHODS), ("calibrate", CALIBRATIONS)):
+        listed = (Recipe.model_fields[key].description or "").replace(";", ",").replace(" or ", ", ")
+        assert set(names) == {part.split()[-1].rstrip(".") for part in listed.split(",")}
+        assert [name for name in names if f"`{name}`" not in readme] == []
+
+
+def test_every_command_that_reads_models_takes_the_same_access_flags():
+    from inspect import signature
+
+    flags = {"token", "trust_remote_code", "allow_pickle"}
+    without = {"push": flags - {"token"}, "cache": flags, "recipe": flags}
+    for name, command in cli.COMMANDS.items():
+        assert flags - set(signature(command).parameters) == without.get(name, set()), name
+
+
+def test_what_may_not_be_written_is_refused_before_any_image_is_read(run, digits, tmp_path):
+    for folder, licence in zip(digits, ("mit", "apache-2.0"), strict=True):
+        shutil.copytree(folder, tmp_path / folder.name)
+        (tmp_path / folder.name / "README.md").write_text(f"---\nlicense: {licence}\n---\n")
+    models = [tmp_path / folder.name for folder in digits]
+    common = ["--data", tmp_path / "no-images", "-o", tmp_path / "out"]
+    code, _, err = run("merge", *models, *common)
+    assert (code, "different licences" in err, "--license" in err) == (2, True, True)
+    code, _, err = run("merge", *models, *common, "--license", "mit", "--format", "timm")
+    assert (code, "cifar_resnet20 comes with hf-zipit" in err) == (2, True)
+    code, _, err = run("merge", *models, *common, "--license", "mit")
+    assert (code, "no-images" in err) == (1, True)  # only now the images are missed
+    assert not (tmp_path / "out").exists()

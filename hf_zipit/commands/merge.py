@@ -64,7 +64,7 @@ def merge(
     if push_to is not None:
         hub.check_target(push_to, revision=revision, create_pr=create_pr)
     without_bars()
-    merged = merge_recipe(recipe, access)
+    merged = merge_recipe(recipe, access, lambda found, sources: _may_be_written(sources, found, library, license))
     if not make_accelerator().is_main_process:
         return
     saving.save(merged, out, overwrite=overwrite, library=library, license=license)
@@ -83,6 +83,18 @@ def _recipe(models: list[str], given: dict[str, Any]) -> Recipe:
     if not models[0].endswith(SUFFIXES):
         return make_recipe(sources=models, **given)
     return read_recipe(models[0], **({"sources": models[1:]} if models[1:] else {}), **given)
+
+
+def _may_be_written(sources: Any, recipe: Recipe, library: str, license: str | None) -> None:
+    """Refuse before the work what saving the result would refuse."""
+    from hf_zipit.configuration_zipit import ZipItConfig
+    from hf_zipit.licence import common_licence
+    from hf_zipit.merger import recorded
+    from hf_zipit.plain import check_format
+
+    common_licence([recorded(source) for source in sources], license)
+    if sources:
+        check_format(ZipItConfig(backbone=sources[0].backbone, cut=recipe.cut), library)
 
 
 def _plan(recipe: Recipe, access: Access, as_json: bool) -> None:

@@ -75,7 +75,9 @@ class Recipe(BaseModel):
         None, description="Images per data set, one number for all or one each; default: all."
     )
     batch_size: int = Field(32, description="Images per forward pass.")
-    calibrate: str = Field("batchnorm", description="batchnorm, repair, refit, refit-per-task, refit-heads or none.")
+    calibrate: str = Field(
+        "batchnorm", description="batchnorm, repair, refit, refit-per-task, refit-joint, refit-heads or none."
+    )
     tasks: list[str] | None = Field(None, description="Name of each task, in model order.")
     seed: int = Field(0, description="Chooses the images.")
     device: str | None = Field(None, description="Where to run, e.g. cpu or cuda:0.")

@@ -43,6 +43,7 @@ def refit(
     *,
     trunk: bool = True,
     per_task: bool = False,
+    judges: Sequence[nn.Module] = (),
 ) -> None:
     """Refit the layers of a merged model by ridge regression, in running order, trunk first and then the heads.
 
@@ -59,6 +60,8 @@ def refit(
         passes: the images.
         trunk: refit the trunk as well as the heads.
         per_task: on the images of task k a unit aims at the units of parent k alone, where it has any.
+        judges: a second network for each task: its head aims at the mean of this one's outputs and its parent's.
+            Only without `trunk`.
     """
     copies = [working_copy(parent.model, passes.device) for parent in parents]
     merged: Any = working_copy(model, passes.device)
@@ -66,18 +69,19 @@ def refit(
     pixel = passes.images[0][0][None].to(passes.device, next(merged.parameters()).dtype)
     size = pixel.shape[-2:]
     stages = _stages(merged.trunk, config.trunk or [], size)
-    tracks = [Track(merged.trunk, stages), *(Track(net, _stages(net, plan.trunk, size)) for net in copies)]
+    tracks = [Track(merged.trunk, stages), *(Track(net, _stages(net, plan.trunk, size)) for net in (*copies, *judges))]
     replay = Replay(tracks, passes, [width * len(tracks) for width in _sizes(stages, pixel)])
     for group in find_layers(merged.trunk, stages, pixel) if trunk else []:
         _fit(replay, group, {layer: _target(plan, matches, copies, layer, per_task) for layer in group.layers})
     chains = isinstance(model, ZipItForImageClassification)  # what surrounds backbones is none, and is left as it is
     for task, head in enumerate(merged.heads if chains else ()):
         own = (*stages, *_stages(head, config.head or [], size, merged.unmerge[task]))
-        net = copies[task]
-        pair = [Track(head, own), Track(net, _stages(net, plan.binding.steps, size))]
-        fork = replay.fork([0, 1 + task], pair, [2 * width for width in _sizes(own, pixel)])
+        places = [1 + task, *([1 + len(copies) + task] if judges else [])]
+        nets = [tracks[place].net for place in places]
+        heads = [Track(head, own), *(Track(net, _stages(net, plan.binding.steps, size)) for net in nets)]
+        fork = replay.fork([0, *places], heads, [len(heads) * width for width in _sizes(own, pixel)])
         for group in find_layers(head, own, pixel):
-            _fit(fork, group, {layer: identity(net, layer) for layer in group.layers}, task)
+            _fit(fork, group, {layer: identity(nets, layer) for layer in group.layers}, task)
     model.load_state_dict(merged.state_dict())
 
 

@@ -70,7 +70,7 @@ def trunk_target(
     return Target([index for index, _ in placed], placed[0][1], per_task)
 
 
-def identity(net: nn.Module, layer: Layer) -> Target:
-    """The target of a head's layer: what its parent puts out there."""
-    width = int(net.get_parameter(f"{layer.parts[0].module}.weight").shape[0])
-    return Target([torch.arange(width)], width, False)
+def identity(nets: Sequence[nn.Module], layer: Layer) -> Target:
+    """The target of a head's layer: what its parent puts out there, or the mean over several networks."""
+    width = int(nets[0].get_parameter(f"{layer.parts[0].module}.weight").shape[0])
+    return Target([torch.arange(width)] * len(nets), width, False)

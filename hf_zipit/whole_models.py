@@ -62,7 +62,12 @@ def module_source(
 def is_whole(config: Mapping[str, Any]) -> bool:
     """Whether a `config.json` describes a model that is no plain classifier of timm or transformers."""
     classes = config.get("architectures") or [""]
-    return "_model_class" in config or ("model_type" in config and not classes[0].endswith("ForImageClassification"))
+    return "_model_class" in config or ("model_type" in config and not _classifies(classes[0]))
+
+
+def _classifies(name: str) -> bool:
+    """Whether a class of transformers is an image classifier, distilled ones (`...WithTeacher`) included."""
+    return "ForImageClassification" in name
 
 
 def from_whole_module(model: nn.Module) -> Source | None:
@@ -70,8 +75,7 @@ def from_whole_module(model: nn.Module) -> Source | None:
     known: Any = model
     if type(model).__module__.startswith("segmentation_models_pytorch"):
         return _smp(known, {**known.config, "_model_class": type(model).__name__}, None, dict(_NOWHERE))
-    classifier = type(model).__name__.endswith("ForImageClassification")
-    if hasattr(getattr(model, "config", None), "model_type") and not classifier:
+    if hasattr(getattr(model, "config", None), "model_type") and not _classifies(type(model).__name__):
         return _transformers(known, None, None, dict(_NOWHERE))
     return None
 
@@ -110,7 +114,8 @@ def _transformers_model(folder: Path, config: Mapping[str, Any], safe: bool) -> 
     known = (config.get("architectures") or [""])[0]
     cls: Any = getattr(transformers, known, None)
     if not hasattr(cls, "from_pretrained") or not known:
-        raise SourceError(f"{folder}/config.json: transformers has no model class {known!r}")
+        what = f"transformers has no class {known}" if known else "it does not name its class under architectures"
+        raise SourceError(f"{folder}/config.json: transformers cannot load it: {what}")
     try:
         model, info = cls.from_pretrained(folder, output_loading_info=True, use_safetensors=safe)
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:

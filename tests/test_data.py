@@ -84,7 +84,7 @@ def test_a_seeded_subset(folder):
 
 def test_every_batch_mixes_the_data_sets_in_proportion():
     parts = open_all([[torch.zeros(30, 3, 2, 2)], [torch.ones(10, 3, 2, 2)]], 2, None)
-    seen = [task.tolist() for _, task in batches(parts, 8, make_accelerator())]
+    seen = [task.tolist() for _, task, _ in batches(parts, 8, make_accelerator())]
     assert [sum(s) for s in seen] == [2] * 5
     assert sum(map(len, seen)) == 40
 

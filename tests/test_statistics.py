@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from hf_zipit.batching import batches, make_accelerator
+from hf_zipit.batching import Passes, make_accelerator
 from hf_zipit.data import open_all
 from hf_zipit.errors import DataError
 from hf_zipit.statistics import POSITIONS, collect, samples
@@ -34,7 +34,7 @@ def gathered(compat=False, models=None):
     return collect(
         models,
         binding,
-        batches(parts, 8, accelerator),
+        Passes(parts, 8)("Reading"),
         spaces=binding.spaces,
         tasks=2,
         names=["a", "b"],

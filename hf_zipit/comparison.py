@@ -12,6 +12,7 @@ from hf_zipit.matching.methods import METHODS
 from hf_zipit.report import table
 
 Result = Mapping[str, Any]
+COLOURS = [*(f"C{i}" for i in range(10)), "gold", "navy", "lime", "magenta"]
 _log = logging.getLogger("hf_zipit")
 WHOLE = "none"  # how "no cut" is written
 
@@ -74,15 +75,16 @@ def plot_comparison(results: Sequence[Result], path: str | Path) -> Path:
         raise OptionError("plots need matplotlib: pip install 'hf-zipit[plot]'") from None
     merges = [row for row in results if "seconds" in row]
     featured = [row for row in merges if row.get("correlation")]
-    figure = Figure(figsize=(13, 5.2) if featured else (7, 5.2), layout="constrained")
+    figure = Figure(figsize=(15, 5.2) if featured else (9, 5.2), layout="constrained")
     axes = figure.subplots(1, 2 if featured else 1, squeeze=False)[0]
     calibrations = list(dict.fromkeys(row["calibrate"] for row in merges))
     methods = list(dict.fromkeys(row["method"] for row in merges))
-    colours = {method: f"C{i % 10}" for i, method in enumerate(methods)}
-    styles = dict(zip(calibrations, ("-", "--", ":", "-.") * len(calibrations), strict=False))
+    colours = {method: COLOURS[i % len(COLOURS)] for i, method in enumerate(methods)}
+    styles = dict(zip(calibrations, ("-o", "--s", ":^", "-.D") * len(calibrations), strict=False))
     _costs(axes[0], results, merges, colours, styles)
     if featured:
         _features(axes[1], featured, colours, styles)
+    figure.legend(*axes[0].get_legend_handles_labels(), fontsize=7, loc="outside right upper")
     figure.savefig(path, dpi=150)
     return Path(path)
 
@@ -102,9 +104,8 @@ def _costs(
             points = sorted((row["flops"] / unit, 100 * row[score]) for row in mine)
             name = _name({"method": method})
             label = name if len(styles) == 1 else f"{name}, {calibrate}"
-            axes.plot(
-                *zip(*points, strict=True), style, marker="o", ms=5, color=colour, label=label
-            ) if points else None
+            if points:
+                axes.plot(*zip(*points, strict=True), style, ms=5, color=colour, label=label)
     ensemble = [row for row in results if row["method"] == "ensemble"]
     parents = [row for row in results if row["method"].startswith("parent:")]
     for row in ensemble:
@@ -115,7 +116,6 @@ def _costs(
     what = "joint accuracy over all classes, %" if labelled else "same answer as the parent, %"
     axes.set(xlabel="FLOPs for all tasks, in forwards of one parent", ylabel=what, title="Accuracy against cost")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=7, loc="best")
 
 
 def _features(axes: Any, featured: Sequence[Result], colours: Mapping[str, str], styles: Mapping[str, str]) -> None:
@@ -123,9 +123,8 @@ def _features(axes: Any, featured: Sequence[Result], colours: Mapping[str, str],
     depth = max(len(row["correlation"]) for row in featured)
     deepest = [row for row in featured if len(row["correlation"]) == depth]
     for row in {(r["method"], r["calibrate"]): r for r in deepest}.values():
-        label = _name(row) if len(styles) == 1 else f"{_name(row)}, {row['calibrate']}"
         values = list(row["correlation"].values())
-        axes.plot(values, styles[row["calibrate"]], marker=".", color=colours[row["method"]], label=label)
+        axes.plot(values, styles[row["calibrate"]], ms=3, color=colours[row["method"]])
     cut = deepest[0]["cut"]
     where = f"merged up to {cut}" if cut else "merged in all layers"
     names = list(deepest[0]["correlation"])
@@ -133,7 +132,6 @@ def _features(axes: Any, featured: Sequence[Result], colours: Mapping[str, str],
     axes.set_xticks(range(0, len(names), step), names[::step], rotation=60, ha="right", fontsize=7)
     axes.set(ylabel="correlation of merged and parents' units", title=f"Features, {where}", ylim=(None, 1.02))
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=7, loc="best")
 
 
 def _unit(results: Sequence[Result]) -> float:

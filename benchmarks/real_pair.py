@@ -9,26 +9,27 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-STYLES = {"average": "v", "permute": "s", "zip": "o"}
+STYLES = {"average": "v", "permute": "s", "zip": "o", "first-parent": "x", "last-parent": "+"}
+COLOURS = {"batchnorm": "tab:grey", "refit": "tab:blue", "refit-joint": "tab:orange"}
 
 
 def draw(results: list[dict], out: Path) -> None:
     """Task average and joint accuracy of every merge, with the ensemble as a star."""
     unit = next(row["flops"] for row in results if row["method"].startswith("parent:"))
-    figure = Figure(figsize=(9, 3.4), layout="constrained")
+    figure = Figure(figsize=(11, 3.4), layout="constrained")
     for axes, score in zip(figure.subplots(1, 2), ("average", "joint"), strict=True):
         for method, marker in STYLES.items():
-            for calibrate, colour in (("batchnorm", "tab:grey"), ("refit", "tab:blue")):
+            for calibrate, colour in COLOURS.items():
                 mine = [r for r in results if (r["method"], r["calibrate"]) == (method, calibrate)]
                 points = sorted((r["flops"] / unit, 100 * r[score]) for r in mine)
-                label = method if calibrate == "batchnorm" else f"{method}, refit"
+                label = method if calibrate == "batchnorm" else f"{method}, {calibrate}"
                 if points:
                     axes.plot(*zip(*points, strict=True), marker + "-", color=colour, label=label)
         ensemble = next(row for row in results if row["method"] == "ensemble")
         axes.plot(ensemble["flops"] / unit, 100 * ensemble[score], "k*", ms=12, label="ensemble of the parents")
         axes.set(xlabel="FLOPs for both tasks, in forwards of one parent", ylabel=f"{score} accuracy, %")
         axes.grid(alpha=0.3)
-    axes.legend(fontsize=8, loc="lower right")
+    figure.legend(*axes.get_legend_handles_labels(), fontsize=7, loc="outside right upper")
     figure.savefig(out, dpi=110)
 
 

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from hf_zipit.chain import ModelChain
-from hf_zipit.errors import DataError
+from hf_zipit.errors import DataError, SpecError
 from hf_zipit.moments import AnyMoments, Moments, ReferenceMoments
 from hf_zipit.spaces import Binding, FeatureSpace, Probe
 
@@ -129,9 +129,15 @@ class Reader:
 
 
 def units(value: Tensor, probe: Probe, size: int) -> Tensor:
-    """A probed tensor with the units of the probed space on axis 1."""
+    """A probed tensor with the units of the probed space on axis 1.
+
+    Raises:
+        SpecError: it is too narrow for them.
+    """
     if probe.last or value.ndim == 3:
         value = value.movedim(-1, 1)
+    if value.shape[1] < probe.start + size:
+        raise SpecError(f"probe {probe.module}.{probe.side} shows {value.shape[1]} units, not {probe.start + size}")
     return value.narrow(1, probe.start, size) if probe.start or value.shape[1] > size else value
 
 

@@ -10,8 +10,6 @@ from hf_zipit.refit.layers import Layer
 from hf_zipit.spaces import Binding
 from hf_zipit.transform import positions
 
-TARGETS = ("average", "per-task")
-
 
 class Target:
     """The merge of the parents' outputs at one place.

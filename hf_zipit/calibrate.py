@@ -30,7 +30,12 @@ class Merge:
     passes: Passes
 
 
-Calibration = Callable[[Merge], None]  # changes the merged model in place
+@dataclass(frozen=True)
+class Calibration:
+    """`run` changes a merge in place, which has been calibrated by `after` before."""
+
+    run: Callable[[Merge], None]
+    after: str | None = None
 
 
 @torch.no_grad()
@@ -95,7 +100,7 @@ def refit_per_task(merge: Merge) -> None:
 
 @torch.no_grad()
 def refit_joint(merge: Merge) -> None:
-    """Refit, then aim each head halfway between its parent and that parent with batch norms renewed on all images.
+    """After a refit, aim each head halfway between its parent and that parent with batch norms renewed on all images.
 
     A parent is sure of itself on images of other tasks, and spoils the joint prediction. With norms renewed on the
     images of all tasks it is less so: this trades a little accuracy within the tasks for more across them. Without
@@ -105,20 +110,18 @@ def refit_joint(merge: Merge) -> None:
         OptionError: the heads are whole models around backbones, not chains of steps.
     """
     _check_chains(merge, "refit-joint")
-    refit(merge)
     judges = [working_copy(parent.model, merge.passes.device) for parent in merge.parents]
     if all(_renew(judge, merge.passes) for judge in judges):
         sweep.refit(merge.model, merge.parents, merge.plan, merge.matches, merge.passes, trunk=False, judges=judges)
 
 
 def refit_heads(merge: Merge) -> None:
-    """Re-estimate the batch norms, then refit the heads alone.
+    """Refit the heads alone.
 
     Raises:
         OptionError: the heads are whole models around backbones, not chains of steps.
     """
     _check_chains(merge, "refit-heads")
-    batchnorm(merge)
     sweep.refit(merge.model, merge.parents, merge.plan, merge.matches, merge.passes, trunk=False)
 
 
@@ -131,12 +134,22 @@ def none(merge: Merge) -> None:
     """Leave the merged model as it is."""
 
 
-CALIBRATIONS: dict[str, Calibration] = {
-    "batchnorm": batchnorm,
-    "repair": repair,
-    "refit": refit,
-    "refit-per-task": refit_per_task,
-    "refit-joint": refit_joint,
-    "refit-heads": refit_heads,
-    "none": none,
+CALIBRATIONS = {
+    "batchnorm": Calibration(batchnorm),
+    "repair": Calibration(repair),
+    "refit": Calibration(refit),
+    "refit-per-task": Calibration(refit_per_task),
+    "refit-joint": Calibration(refit_joint, after="refit"),
+    "refit-heads": Calibration(refit_heads, after="batchnorm"),
+    "none": Calibration(none),
 }
+
+
+def stages_of(name: str) -> list[str]:
+    """A calibration and all that come before it, in order.
+
+    >>> stages_of("refit-joint")
+    ['refit', 'refit-joint']
+    """
+    before = CALIBRATIONS[name].after
+    return [*(stages_of(before) if before else []), name]

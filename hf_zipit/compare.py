@@ -5,8 +5,8 @@ import json
 import logging
 import os
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,77 +14,31 @@ from accelerate.utils import broadcast_object_list
 
 from hf_zipit import __version__
 from hf_zipit.assembly import Plan
-from hf_zipit.balance import AUTO, merge_balanced, takes_balance
+from hf_zipit.balance import merge_balanced
 from hf_zipit.batching import Passes, remembered
-from hf_zipit.calibrate import CALIBRATIONS
 from hf_zipit.chain import count_flops, resolve_cut
 from hf_zipit.data import TEST, Images, open_all
 from hf_zipit.errors import OptionError, ZipItError
 from hf_zipit.evaluation import Evaluation
 from hf_zipit.fidelity import distance, feature_correlation
 from hf_zipit.hashing import digest
-from hf_zipit.matching.methods import METHODS, Options
-from hf_zipit.merger import Merger
+from hf_zipit.merger import Merged, Merger
 from hf_zipit.modeling_zipit import ZipItForImageClassification
 from hf_zipit.progress import progress
+from hf_zipit.trials import Trial
 
 ROWS = "rows.jsonl"
 _log = logging.getLogger("hf_zipit")
 Result = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Trial:
-    """One merge of a comparison."""
-
-    options: Options
-    cut: str | None
-    calibrate: str
-    automatic: bool = False  # the balance is chosen
-
-    @property
-    def recipe(self) -> dict[str, Any]:
-        """What sets it apart from the others."""
-        options = {**asdict(self.options), **({"balance": AUTO} if self.automatic else {})}
-        return {**options, "cut": self.cut, "calibrate": self.calibrate}
-
-
-def trials(
-    merger: Merger,
-    methods: Sequence[str],
-    cuts: Sequence[str | None],
-    calibrations: Sequence[str],
-    options: Options,
-    automatic: bool = False,
-) -> list[Trial]:
-    """Every method at every cut with every calibration; `all` stands for every method.
-
-    With `automatic` the methods that have a balance choose it.
-
-    Raises:
-        OptionError: an unknown method, cut or calibration.
-    """
-    for cut in cuts:
-        resolve_cut(merger.binding, cut)
-    for name in calibrations:
-        if name not in CALIBRATIONS:
-            raise OptionError(f"unknown calibration '{name}'; calibrations: {', '.join(CALIBRATIONS)}")
-    chosen = list(METHODS) if "all" in methods else list(dict.fromkeys(methods))
-    kinds = [replace(options, method=method) for method in chosen]
-    return [
-        Trial(kind, cut, name, automatic and takes_balance(kind.method))
-        for kind in kinds
-        for cut in dict.fromkeys(cuts)
-        for name in calibrations
-    ]
-
-
 class Comparison:
     """Merges, evaluates and keeps a line for every merge in a folder as soon as it is done.
 
     With labels a row holds accuracies, else the agreement with the parents' answers and the distance from their
-    outputs; always FLOPs, parameters, the seconds of the merge and the correlation of features with the parents'. A
-    row is known again by everything that decides it, so that only missing ones are made.
+    outputs; always FLOPs, parameters, the seconds of the merge and the correlation of features with the parents'. What
+    several merges have in common (statistics, matches, the refit before a `refit-joint`) is computed once, in the
+    seconds of the first. A row is known again by everything that decides it, so that only missing ones are made.
 
     Args:
         merger: the models, with the images for the statistics.
@@ -92,6 +46,7 @@ class Comparison:
         data: images for the evaluation, as for `evaluate`.
         num_images: of them, for each data set.
         batch_size: images per forward pass of the evaluation.
+        save: called with each merge that is made.
 
     Raises:
         OptionError: `out` is no folder.
@@ -109,7 +64,9 @@ class Comparison:
         *,
         num_images: int | Sequence[int] | None = None,
         batch_size: int = 64,
+        save: Callable[[Trial, Merged], None] | None = None,
     ) -> None:
+        self.save = save
         self.merger, self.out, self.main = merger, Path(out), merger.passes.accelerator.is_main_process
         if self.out.exists() and not self.out.is_dir():
             raise OptionError(f"{out} is not a folder: choose another place for the report")
@@ -153,13 +110,12 @@ class Comparison:
         return [{"method": row["model"], "cut": None, "calibrate": None, **row} for row in rows]
 
     def _observe(self, wanted: Sequence[Trial]) -> None:
-        """Read the statistics of every space that a merge will ask for, in one pass."""
+        """Read the statistics of every space that a merge will ask for, in one pass; a budget asks for all."""
+        merger = self.merger
         for compat in (False, True):
-            plans = [self._plan(t) for t in wanted if t.options.needs_statistics and t.options.compat == compat]
-            self.merger.statistics({name for plan, _ in plans for name in self.merger.touched(plan)}, compat)
-
-    def _plan(self, trial: Trial) -> tuple[Plan, dict[str, int]]:
-        return self.merger.plan(trial.options, trial.cut)
+            cuts = {t.cut for t in wanted if t.options.needs_statistics and t.options.compat == compat}
+            plans = [Plan(merger.binding, resolve_cut(merger.binding, cut), cut) for cut in cuts]
+            merger.statistics({name for plan in plans for name in merger.touched(plan)}, compat)
 
     def _row(self, trial: Trial) -> Result | None:
         key = self._key(trial.recipe)
@@ -171,7 +127,10 @@ class Comparison:
                 _log.warning("%s, cut %s: %s", trial.options.method, trial.cut or "none", error)
                 return None
             seconds = time.perf_counter() - begun
-            self._keep({"key": key, **trial.recipe, "seconds": seconds, **self.measure(merged, trial)})
+            if self.save is not None:
+                self.save(trial, merged)
+            row = {**trial.recipe, "cut": merged.config.cut, "seconds": seconds}  # a budget chooses the cut
+            self._keep({"key": key, **row, **self.measure(merged, trial)})
         return self.known[key]
 
     def _merged(self, trial: Trial) -> tuple[ZipItForImageClassification, Trial]:
@@ -196,7 +155,7 @@ class Comparison:
             out = self.evaluation.row(trial.options.method, outputs, self.evaluation.cost(merged)).to_dict()
             del out["model"]
         merger = self.merger
-        plan, widths = self._plan(trial)
+        plan, widths = merger.plan(trial.options, trial.cut)
         matches = merger.match(plan, trial.options, widths)
         if merger.passes.images:
             out["correlation"] = feature_correlation(merged, merger.sources, merger.binding, matches, merger.passes)

@@ -21,7 +21,7 @@ def comparison_table(results: Sequence[Result], tasks: Sequence[str]) -> str:
     """One line for each merge: accuracy in percent (without labels: agreement with the parents), and what it costs."""
     labelled = all("joint" in row for row in results)
     last = "joint" if labelled else "distance"
-    unit = _unit(results)
+    unit, sized = _unit(results), any(_size(row) not in ("1", "-") for row in results)
     lines = []
     for row in results:
         scores = [f"{100 * row['tasks'][task]:.1f}" if task in row["tasks"] else "-" for task in tasks]
@@ -29,29 +29,32 @@ def comparison_table(results: Sequence[Result], tasks: Sequence[str]) -> str:
         cost = [f"{row['flops'] / unit:.2f}x", f"{row['parameters'] / 1e6:.4g}"]
         likeness = f"{_mean(row['correlation']):.2f}" if row.get("correlation") else "-"
         seconds = f"{row['seconds']:.1f}" if "seconds" in row else "-"
-        settings = [_cut(row), row["calibrate"] or "-"]
+        settings = [_cut(row), *([_size(row)] if sized else []), row["calibrate"] or "-"]
         lines.append([_name(row), *settings, *scores, f"{100 * row['average']:.1f}", final, *cost, likeness, seconds])
-    header = ["method", "cut", "calibrate", *tasks, "average", last, "FLOPs", "M params", "correlation", "seconds"]
+    settings = ["cut", *(["size"] if sized else []), "calibrate"]
+    header = ["method", *settings, *tasks, "average", last, "FLOPs", "M params", "correlation", "seconds"]
     return table(header, lines)
 
 
 def write_report(results: Sequence[Result], tasks: Sequence[str], folder: str | Path) -> list[Path]:
     """Write `results.csv`, `results.json` and, where matplotlib is installed, `results.png`; returns what was written.
 
-    The picture shows accuracy against FLOPs, one line for each method over its cuts, with parents and ensemble, and
-    the correlation of merged and parents' features layer by layer (ZipIt!, section 5).
+    The picture shows accuracy against FLOPs, with parents and ensemble: for each method one line over its cuts
+    (solid), one over the widths at each cut (dashed) and one over the budgets (dotted); and the correlation of merged
+    and parents' features layer by layer (ZipIt!, section 5).
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     written = [folder / "results.csv", folder / "results.json"]
-    names = ["method", "cut", "calibrate", *(f"task {task}" for task in tasks)]
+    names = ["method", "cut", "width", "flops_budget", "calibrate", *(f"task {task}" for task in tasks)]
     scores = ["average", "joint", "distance", "flops", "parameters", "seconds", "correlation"]
     with written[0].open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow([*names, *scores])
         for row in results:
             values = {**row, "correlation": _mean(row["correlation"]) if row.get("correlation") else ""}
-            settings = [row["method"], _cut(row), row["calibrate"] or ""]
+            sizes = ["" if row.get(key) is None else row[key] for key in ("width", "flops_budget")]
+            settings = [row["method"], _cut(row), *sizes, row["calibrate"] or ""]
             writer.writerow(
                 [*settings, *(row["tasks"].get(task, "") for task in tasks)] + [values.get(s, "") for s in scores]
             )
@@ -80,10 +83,10 @@ def plot_comparison(results: Sequence[Result], path: str | Path) -> Path:
     calibrations = list(dict.fromkeys(row["calibrate"] for row in merges))
     methods = list(dict.fromkeys(row["method"] for row in merges))
     colours = {method: COLOURS[i % len(COLOURS)] for i, method in enumerate(methods)}
-    styles = dict(zip(calibrations, ("-o", "--s", ":^", "-.D") * len(calibrations), strict=False))
-    _costs(axes[0], results, merges, colours, styles)
+    marks = dict(zip(calibrations, "os^Dvp*X" * len(calibrations), strict=False))
+    _costs(axes[0], results, merges, colours, marks)
     if featured:
-        _features(axes[1], featured, colours, styles)
+        _features(axes[1], featured, colours, marks)
     figure.legend(*axes[0].get_legend_handles_labels(), fontsize=7, loc="outside right upper")
     figure.savefig(path, dpi=150)
     return Path(path)
@@ -94,18 +97,18 @@ def _costs(
     results: Sequence[Result],
     merges: Sequence[Result],
     colours: Mapping[str, str],
-    styles: Mapping[str, str],
+    marks: Mapping[str, str],
 ) -> None:
     unit, labelled = _unit(results), all("joint" in row for row in results)
     score = "joint" if labelled else "average"
     for method, colour in colours.items():
-        for calibrate, style in styles.items():
+        for calibrate, mark in marks.items():
             mine = [r for r in merges if (r["method"], r["calibrate"]) == (method, calibrate)]
-            points = sorted((row["flops"] / unit, 100 * row[score]) for row in mine)
-            name = _name({"method": method})
-            label = name if len(styles) == 1 else f"{name}, {calibrate}"
-            if points:
-                axes.plot(*zip(*points, strict=True), style, ms=5, color=colour, label=label)
+            for dash, varied, curve in _curves(mine):
+                points = sorted((row["flops"] / unit, 100 * row[score]) for row in curve)
+                label = [_name({"method": method}), calibrate if len(marks) > 1 else "", varied]
+                style = {"ls": dash, "marker": mark, "ms": 5, "color": colour}
+                axes.plot(*zip(*points, strict=True), **style, label=", ".join(filter(None, label)))
     ensemble = [row for row in results if row["method"] == "ensemble"]
     parents = [row for row in results if row["method"].startswith("parent:")]
     for row in ensemble:
@@ -118,13 +121,26 @@ def _costs(
     axes.grid(alpha=0.3)
 
 
-def _features(axes: Any, featured: Sequence[Result], colours: Mapping[str, str], styles: Mapping[str, str]) -> None:
-    """The deepest merges only: a cut leaves the layers below it as they are."""
+def _curves(merges: Sequence[Result]) -> list[tuple[str, str, list[Result]]]:
+    """What one method's merges show: the line, what varies along it (but for cuts), and the merges on it."""
+    sized = [row for row in merges if not row["flops_budget"]]
+    found = [("-", "", [row for row in sized if row["width"] == 1])]
+    for cut in dict.fromkeys(row["cut"] for row in sized if row["width"] != 1):
+        name = f"widths, cut {cut}" if cut else "widths"
+        found.append(("--", name, [row for row in sized if row["cut"] == cut]))
+    found.append((":", "FLOP budgets", [row for row in merges if row["flops_budget"]]))
+    return [curve for curve in found if curve[2]]
+
+
+def _features(axes: Any, featured: Sequence[Result], colours: Mapping[str, str], marks: Mapping[str, str]) -> None:
+    """The deepest merges only, as wide as a model if there are any: a cut leaves the layers below as they are."""
+    own = [row for row in featured if _size(row) == "1"]
+    featured = own or featured
     depth = max(len(row["correlation"]) for row in featured)
     deepest = [row for row in featured if len(row["correlation"]) == depth]
     for row in {(r["method"], r["calibrate"]): r for r in deepest}.values():
         values = list(row["correlation"].values())
-        axes.plot(values, styles[row["calibrate"]], ms=3, color=colours[row["method"]])
+        axes.plot(values, ms=3, marker=marks[row["calibrate"]], color=colours[row["method"]])
     cut = deepest[0]["cut"]
     where = f"merged up to {cut}" if cut else "merged in all layers"
     names = list(deepest[0]["correlation"])
@@ -148,6 +164,13 @@ def _name(row: Result) -> str:
 
 def _cut(row: Result) -> str:
     return "-" if row["calibrate"] is None else row["cut"] or WHOLE
+
+
+def _size(row: Result) -> str:
+    """The width, or the budget."""
+    if row["calibrate"] is None:
+        return "-"
+    return f"<={row['flops_budget']:g}x" if row["flops_budget"] else f"{row['width']:g}"
 
 
 def _mean(values: Mapping[str, float]) -> float:

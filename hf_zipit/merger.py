@@ -2,12 +2,12 @@
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from hf_zipit import __version__, mixed
 from hf_zipit import sources as source_models
@@ -15,7 +15,7 @@ from hf_zipit.assembly import Plan, assemble
 from hf_zipit.backbones import Shared, are_mixed, share
 from hf_zipit.batching import Passes
 from hf_zipit.cache import StatisticsCache
-from hf_zipit.calibrate import CALIBRATIONS, Merge
+from hf_zipit.calibrate import CALIBRATIONS, Merge, stages_of
 from hf_zipit.chain import working_copy
 from hf_zipit.companions import companions
 from hf_zipit.data import open_all
@@ -27,7 +27,7 @@ from hf_zipit.matching.methods import Options
 from hf_zipit.modeling_zipit import ZipItForImageClassification
 from hf_zipit.modeling_zipit_model import ZipItModel
 from hf_zipit.remerge import check_cut, observed_within
-from hf_zipit.sizing import size_merge, touched_spaces
+from hf_zipit.sizing import Sizing, touched_spaces
 from hf_zipit.source import Source
 from hf_zipit.statistics import SpaceStatistics, collect
 
@@ -82,6 +82,10 @@ class Merger:
         self.backbone, self.cache = backbone, cache
         self._statistics: dict[bool, dict[str, SpaceStatistics]] = {False: {}, True: {}}  # by `compat`
         self._matches: dict[tuple[Options, int, Any], dict[str, Match]] = {}  # by options, depth, widths
+        self._families: dict[Any, dict[str, Match]] = {}  # what activations alone say, for any depth
+        self._sizing = Sizing(self.sources, self.binding, self.match, self.statistics)
+        self._plans: dict[tuple[Options, str | None], tuple[Plan, dict[str, int]]] = {}
+        self._kept: tuple[Any, dict[str, dict[str, Tensor]]] = (None, {})  # the last merge, calibrated
 
     def merge(self, options: Options, *, cut: str | None = None, calibrate: str = "batchnorm") -> Merged:
         """One merge; see `merge` for the arguments and what is raised."""
@@ -105,9 +109,21 @@ class Merger:
             plan.cut or "the classifiers",
             calibrate,
         )
-        CALIBRATIONS[calibrate](Merge(merged, self.sources, plan, matches, self.passes))
+        self._calibrate(Merge(merged, self.sources, plan, matches, self.passes), calibrate, (options, cut))
         merged.to("cpu").eval()
         return merged
+
+    def _calibrate(self, merge: Merge, calibrate: str, key: tuple[Options, str | None]) -> None:
+        """Calibrate a merge in place; what the same merge went through before is not repeated."""
+        known = self._kept[1] if self._kept[0] == key else {}
+        self._kept = key, known
+        for name in stages_of(calibrate):
+            if name in known:
+                merge.model.load_state_dict(known[name])
+                continue
+            CALIBRATIONS[name].run(merge)
+            if any(other.after == name for other in CALIBRATIONS.values()):
+                known[name] = {key: value.clone() for key, value in merge.model.state_dict().items()}
 
     @property
     def heads(self) -> list[dict[str, Any]]:
@@ -122,20 +138,23 @@ class Merger:
             if options.width != 1 or options.flops_budget is not None:
                 raise OptionError("models with other parts around a backbone are merged at its own width only")
             return Plan(self.binding, self.shared.depth(cut), cut), {}
-        seen = partial(self.statistics, compat=options.compat)
-        return size_merge(self.sources, self.binding, options, cut, self.match, seen)
+        if (options, cut) not in self._plans:
+            self._plans[options, cut] = self._sizing.plan(options, cut)
+        return self._plans[options, cut]
 
     def match(self, plan: Plan, options: Options, widths: Mapping[str, int] | None = None) -> dict[str, Match]:
         """Match the spaces that the trunk touches; the same match is made once.
 
         `widths` are merged units by space, where they are not as many as in one model.
         """
-        key, names = (options, plan.depth, tuple((widths or {}).items())), self.touched(plan)
+        options, names = replace(options, width=1.0, flops_budget=None), self.touched(plan)  # `widths` say it all
+        key = (options, plan.depth, tuple((widths or {}).items()))
         if key not in self._matches:
             spaces = [space for name, space in self.binding.spaces.items() if name in names]
             seen = self.statistics(names, options.compat) if options.needs_statistics else {}
-            shown = self.passes.accelerator
-            self._matches[key] = match_spaces(spaces, seen, self.states, self.binding, options, shown, widths)
+            self._matches[key] = match_spaces(
+                spaces, seen, self.states, self.binding, options, self.passes.accelerator, widths, self._families
+            )
         return self._matches[key]
 
     def touched(self, plan: Plan) -> set[str]:

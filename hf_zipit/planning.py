@@ -70,8 +70,7 @@ def plan_merge(recipe: Recipe, access: Access = NOTHING) -> MergePlan:
     looked = [_outline(str(ref), access) for ref in refs]
     sources, binding = _bound([source for source, _ in looked], recipe)
     names = task_names(sources, recipe.tasks)
-    keys = Options.__dataclass_fields__
-    options = Options(**{key: value for key, value in recipe.arguments().items() if key in keys})
+    options = Options.of(recipe.arguments())
     plan = Plan(binding, resolve_cut(binding, recipe.cut), recipe.cut)
     config = config_of(sources, names, plan)
     with torch.device("meta"):

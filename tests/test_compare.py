@@ -7,15 +7,19 @@ import pytest
 import torch
 
 import hf_zipit
+from hf_zipit import calibrate
 from hf_zipit.batching import Passes, remembered
-from hf_zipit.compare import ROWS, Comparison, trials
+from hf_zipit.compare import ROWS, Comparison
 from hf_zipit.comparison import comparison_table, write_report
 from hf_zipit.data import Images, open_images
 from hf_zipit.errors import DataError, OptionError
 from hf_zipit.fidelity import distance, feature_correlation
+from hf_zipit.matching import matcher
 from hf_zipit.matching.methods import METHODS, Options
 from hf_zipit.merger import Merger
+from hf_zipit.refit import sweep
 from hf_zipit.sources import load
+from hf_zipit.trials import trials
 from tests.models import images, shuffled, tiny
 from tests.test_cli import run  # noqa: F401  (a fixture)
 
@@ -217,14 +221,70 @@ def test_the_report(tmp_path):
     assert (tmp_path / "results.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_widths_and_budgets_are_further_rows_and_share_what_they_can(tmp_path, monkeypatch):
+    counts = dict.fromkeys(("refits", "norms", "assignments"), 0)
+
+    def counted(module, function, key):
+        plain = getattr(module, function)
+
+        def wrapped(*args, **kwargs):
+            counts[key] += 1
+            return plain(*args, **kwargs)
+
+        monkeypatch.setattr(module, function, wrapped)
+
+    counted(sweep, "refit", "refits")
+    counted(calibrate, "_renew", "norms")
+    counted(matcher._Matcher, "match", "assignments")
+    mine = merger(cache=False)
+    sizes = {"widths": [1, 1.5], "flops_budgets": [1.3, 1.6]}
+    chosen = trials(mine, ["zip", "average"], [None], ["batchnorm", "refit", "refit-joint"], Options(), **sizes)
+    assert [(t.options.method, t.options.width, t.options.flops_budget) for t in chosen[::3]] == [
+        *(("zip", 1, None), ("zip", 1.5, None), ("zip", 1, 1.3), ("zip", 1, 1.6)),
+        ("average", 1, None),
+    ]
+    rows = Comparison(mine, tmp_path, labelled()).run(chosen)
+    assert counts["refits"] == 2 * 5  # the heads of refit-joint are another sweep, its refit is not
+    assert counts["norms"] == 3 * 5
+    families = len(mine.binding.spaces)
+    assert counts["assignments"] == 9 * families  # each ratio from 1 to 2 once, for both budgets and both widths
+    one = next(row for row in rows if row["method"] == "parent:a")["flops"]
+    for row in rows:
+        if row.get("flops_budget"):
+            assert row["flops"] <= (row["flops_budget"] + 0.01) * one
+    alone = mine.merge(Options(flops_budget=1.6), calibrate="none")
+    assert [row["cut"] for row in rows if row.get("flops_budget") == 1.6] == [alone.config.cut] * 3
+    again = Merger(mine.sources, images(32), tasks=TASKS, cache=False).merge(chosen[5].options, calibrate="refit-joint")
+    shared = mine.merge(chosen[5].options, calibrate="refit-joint")
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in shared.state_dict().items())
+
+    write_report(rows, TASKS, tmp_path)
+    with (tmp_path / "results.csv").open() as file:
+        table = list(csv.DictReader(file))
+    assert [(line["width"], line["flops_budget"]) for line in table[3:7]] == [("1.5", "")] * 3 + [("1.0", "1.3")]
+    lines = [line.split() for line in comparison_table(rows, TASKS).splitlines()]
+    assert [line[2] for line in lines] == [
+        "size",
+        *["1"] * 3,
+        *["1.5"] * 3,
+        *["<=1.3x"] * 3,
+        *["<=1.6x"] * 3,
+        *["1"] * 3,
+        *"---",
+    ]
+    with pytest.raises(OptionError, match=r"width is 3: .* at most 2"):
+        trials(mine, ["zip"], [None], ["none"], Options(), widths=[3])
+
+
 def test_the_command(run, digits, digits_data, tmp_path):  # noqa: F811
     options = ["--num-images", 64, "--eval-images", 100, "--methods", "zip,average", "--cuts", "layer2,none"]
+    options += ["--widths", "1,1.2"]
     code, printed, _ = run("compare", *digits, "--data", digits_data, *options, "-o", tmp_path / "report")
     assert code == 0
     lines = printed.splitlines()
-    assert lines[0].split()[:3] == ["method", "cut", "calibrate"]
+    assert lines[0].split()[:4] == ["method", "cut", "size", "calibrate"]
     assert [line.split()[0] for line in lines[1:]] == [
-        *["zip"] * 2,
+        *["zip"] * 4,
         *["average"] * 2,
         "parent:digits-0-4",
         "parent:digits-5-9",

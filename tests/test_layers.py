@@ -20,7 +20,7 @@ LAYERS = [
     ["comparison"],
     ["report", "from_recipe", "compare"],
     ["hub.push", "commands.hub_flags"],
-    ["merging"],
+    ["merging", "trials"],
     ["balance"],
     ["evaluation", "task_evaluation", "merger", "saving"],
     ["companions", "mixed", "sizing"],

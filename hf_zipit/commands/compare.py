@@ -1,26 +1,36 @@
 """`hf-zipit compare`."""
 
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from hf_zipit.access import Access
 from hf_zipit.commands.hub_flags import takes_access
-from hf_zipit.commands.options import BatchSize, Data, Device, Json, NumImages, SpecFile
+from hf_zipit.commands.options import Data, Json
+from hf_zipit.commands.recipe_flags import takes_recipe
 from hf_zipit.commands.terminal import show, show_json, without_bars
 from hf_zipit.errors import OptionError
+from hf_zipit.recipe import make_recipe
 
 Models = Annotated[
     list[str], typer.Argument(help="Two or more models: Hub ids, user/name or user/name@revision, or folders.")
 ]
-Tasks = Annotated[list[str] | None, typer.Option("--task", help="Name of each task, in model order.")]
 EvalData = Annotated[
     list[str] | None, typer.Option("--eval-data", help="Images for the evaluation; default: the data's test split.")
 ]
+Sizes = Annotated[str, typer.Option(help="Merged units for each unit of one model, with commas between, as in 1,1.5.")]
+Budgets = Annotated[
+    str,
+    typer.Option(help="Budgets of FLOPs with commas between, in forwards of one model: each chooses cut and widths."),
+]
+OF_MERGER = ("num_images", "batch_size", "tasks", "seed", "device", "spec", "cache")
+VARIED = ("data", "method", "cut", "calibrate", "width", "flops_budget", "balance_data", "backbone")
 
 
 @takes_access
+@partial(takes_recipe, without=VARIED)
 def compare(
     models: Models,
     data: Data,
@@ -33,50 +43,40 @@ def compare(
     calibrate: Annotated[
         str, typer.Option(help="Calibrations with commas between, as in batchnorm,refit; every method gets each.")
     ] = "batchnorm",
-    alpha: Annotated[float, typer.Option(help="zip: penalty on merging many units into one.")] = 0.1,
-    beta: Annotated[float, typer.Option(help="zip: share of merges that may happen within a model.")] = 0.8,
-    balance: Annotated[
-        str, typer.Option(help="mudsc: weight of weights against activations, 0 to 1, or auto.")
-    ] = "0.5",
-    compat: Annotated[bool, typer.Option("--compat", help="Follow the authors' code exactly.")] = False,
+    widths: Sizes = "1",
+    flops_budgets: Budgets = "",
     eval_data: EvalData = None,
     eval_images: Annotated[int | None, typer.Option(help="Images per data set for the evaluation.")] = None,
-    num_images: NumImages = None,
-    batch_size: BatchSize = 32,
-    task: Tasks = None,
-    seed: Annotated[int, typer.Option(help="Chooses the images.")] = 0,
-    device: Device = None,
-    spec: SpecFile = None,
-    cache: Annotated[bool, typer.Option(help="Keep statistics on disk for another merge of these models.")] = True,
     as_json: Json = False,
+    **given: Any,
 ) -> None:
     """Many merges of the same models on the same statistics, beside controls, parents and ensemble.
 
     The result is a table, CSV, JSON and a picture.
     """
     from hf_zipit.balance import AUTO
-    from hf_zipit.compare import Comparison, trials
+    from hf_zipit.compare import Comparison
     from hf_zipit.comparison import comparison_table, write_report
     from hf_zipit.matching.methods import Options
     from hf_zipit.merger import Merger
     from hf_zipit.sources import load
+    from hf_zipit.trials import trials
 
     without_bars()
-    merger = Merger(
-        [load(model, access=access) for model in models],
-        data,
-        num_images=num_images,
-        batch_size=batch_size,
-        tasks=task,
-        seed=seed,
-        device=device,
-        spec=spec,
-        cache=cache,
-    )
-    automatic = balance == AUTO
-    options = Options(alpha=alpha, beta=beta, compat=compat, balance=0.5 if automatic else _number(balance))
+    settings = make_recipe(**given).arguments()
+    opened = [load(model, access=access) for model in models]
+    merger = Merger(opened, data, **{name: settings[name] for name in OF_MERGER})
     chosen = [None if cut == "none" else cut for cut in _listed(cuts)]
-    wanted = trials(merger, _listed(methods), chosen, _listed(calibrate), options, automatic)
+    wanted = trials(
+        merger,
+        _listed(methods),
+        chosen,
+        _listed(calibrate),
+        Options.of(settings),
+        automatic=settings["balance"] == AUTO,
+        widths=_numbers("widths", widths),
+        flops_budgets=_numbers("flops-budgets", flops_budgets),
+    )
     comparison = Comparison(merger, out, eval_data or data, num_images=eval_images)
     results = comparison.run(wanted)
     if comparison.main:
@@ -91,8 +91,8 @@ def _listed(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
-def _number(text: str) -> float:
+def _numbers(name: str, text: str) -> list[float]:
     try:
-        return float(text)
+        return [float(part) for part in _listed(text)]
     except ValueError:
-        raise OptionError(f"balance is '{text}': it must be a number between 0 and 1, or auto") from None
+        raise OptionError(f"--{name} is '{text}': it must be numbers with commas between, as in 1,1.5") from None

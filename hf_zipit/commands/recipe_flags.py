@@ -2,7 +2,7 @@
 
 import inspect
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from types import UnionType
 from typing import Annotated, Any
 
@@ -10,18 +10,18 @@ import typer
 
 from hf_zipit.recipe import Recipe
 
-NO_FLAG = {"sources", "generator"}  # sources are the command's arguments
+NO_FLAG = frozenset({"sources", "generator"})  # sources are the command's arguments
 SINGULAR = {"tasks": "task"}  # repeated flags are named for one value
 Command = Callable[..., None]
 
 
-def takes_recipe(command: Command) -> Command:
-    """Give a command whose last parameter is `**given` a flag for every key of a recipe.
+def takes_recipe(command: Command, without: Collection[str] = ()) -> Command:
+    """Give a command whose last parameter is `**given` a flag for every key of a recipe, but for those `without`.
 
     A flag that is not used is not in `given`, so that it leaves what a recipe file says as it is.
     """
     own = [p for p in inspect.signature(command).parameters.values() if p.kind is not p.VAR_KEYWORD]
-    flags = [_flag(name) for name in Recipe.model_fields if name not in NO_FLAG]
+    flags = [_flag(name) for name in Recipe.model_fields if name not in NO_FLAG.union(without)]
 
     def run(**values: Any) -> None:
         unset = [f.name for f in flags if values[f.name] is None or values[f.name] == []]

@@ -4,6 +4,7 @@ import logging
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -35,6 +36,7 @@ def match_spaces(
     options: Options,
     accelerator: Accelerator | None = None,
     widths: Mapping[str, int] | None = None,
+    known: dict[Any, dict[str, Match]] | None = None,
 ) -> dict[str, Match]:
     """Match every space; spaces whose groups move together are matched together.
 
@@ -46,6 +48,7 @@ def match_spaces(
         options: the method and its parameters.
         accelerator: progress is shown on its main process only.
         widths: merged units by space, where they are not as many as one model has.
+        known: matches by activations that were made before, for the same models and statistics; new ones are added.
 
     Raises:
         OptionError: the method cannot match these spaces (`optimal` without its extra, or with too many units), or
@@ -59,9 +62,13 @@ def match_spaces(
     matcher = _Matcher(statistics, states, binding, options, widths or {})
     families = matcher.families(spaces)
     matches: dict[str, Match] = {}
+    known = {} if known is None else known
     if method.activations:
         for family in progress(families, "Matching", accelerator):
-            matches |= matcher.match(family)
+            key = (options, family, tuple(matcher.widths.get(space.name) for space in family))
+            if key not in known:
+                known[key] = matcher.match(family)
+            matches |= known[key]
     if not method.weights:
         return matches
     if options.compat:

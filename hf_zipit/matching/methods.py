@@ -1,8 +1,9 @@
 """Methods by name: which similarity they read and how they match. A new method is one entry of `METHODS`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from functools import partial
+from typing import Any
 
 from hf_zipit.errors import OptionError
 from hf_zipit.matching.controls import parent_match, random_match
@@ -53,6 +54,14 @@ class Options:
             check_ratio("flops_budget", self.flops_budget)
             if self.width != 1:
                 raise OptionError(f"width {self.width:g} and flops_budget {self.flops_budget:g}: give one of them")
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> "Options":
+        """Those of a merge's keywords that are about matching; where the balance is chosen later it is the default."""
+        mine = {f.name: values[f.name] for f in fields(cls) if f.name in values}
+        if isinstance(mine.get("balance"), str):
+            del mine["balance"]
+        return cls(**mine)
 
     @property
     def needs_statistics(self) -> bool:

@@ -1,0 +1,65 @@
+"""The merges of a comparison: every method at every cut, width and budget, with every calibration."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from hf_zipit.balance import AUTO, takes_balance
+from hf_zipit.chain import resolve_cut
+from hf_zipit.matching.methods import METHODS, Options
+from hf_zipit.matching.widen import check_ratio
+from hf_zipit.merger import Merger, check_calibration
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One merge of a comparison."""
+
+    options: Options
+    cut: str | None
+    calibrate: str
+    automatic: bool = False  # the balance is chosen
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """What sets it apart from the others."""
+        options = {**asdict(self.options), **({"balance": AUTO} if self.automatic else {})}
+        return {**options, "cut": self.cut, "calibrate": self.calibrate}
+
+
+def trials(
+    merger: Merger,
+    methods: Sequence[str],
+    cuts: Sequence[str | None],
+    calibrations: Sequence[str],
+    options: Options,
+    *,
+    automatic: bool = False,
+    widths: Sequence[float] = (1.0,),
+    flops_budgets: Sequence[float] = (),
+) -> list[Trial]:
+    """Every method at every cut and width, and for every budget of FLOPs, with every calibration.
+
+    `all` stands for every method; those that compare nothing have width 1 and no budget. With `automatic` the methods
+    that have a balance choose it.
+
+    Raises:
+        OptionError: an unknown method, cut or calibration, or a width that these models cannot have.
+    """
+    for cut in cuts:
+        resolve_cut(merger.binding, cut)
+    for name in calibrations:
+        check_calibration(name)
+    for width in widths:
+        check_ratio("width", width, merger.sources)
+    chosen = list(METHODS) if "all" in methods else list(dict.fromkeys(methods))
+    kinds = [replace(options, method=method) for method in chosen]
+    found = []
+    for kind in kinds:
+        sizes = [(replace(kind, width=width), cut) for cut in dict.fromkeys(cuts) for width in dict.fromkeys(widths)]
+        sizes += [(replace(kind, flops_budget=budget), None) for budget in dict.fromkeys(flops_budgets)]
+        if METHODS[kind.method].fixed is not None:
+            sizes = [(sized, cut) for sized, cut in sizes if sized == kind]
+        balanced = automatic and takes_balance(kind.method)
+        found += [Trial(sized, cut, name, balanced) for sized, cut in sizes for name in calibrations]
+    return found

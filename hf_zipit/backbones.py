@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from hf_zipit import spec as specs
-from hf_zipit.alike import computes_otherwise, limit_of, reason_of
+from hf_zipit.alike import computes_otherwise, limit_of, reason_of, view_of
 from hf_zipit.binding import bind
 from hf_zipit.chain import Cut, count_flops, resolve_cut
 from hf_zipit.checks import TOLERANCE, permuted, random_labels, randomise
 from hf_zipit.errors import OptionError, SourceError, SpecError
-from hf_zipit.resume import Steps
+from hf_zipit.resume import Steps, method_of, tensor_of
 from hf_zipit.source import Source
 from hf_zipit.sources import trace_source
 from hf_zipit.spaces import Binding, FeatureSpace, Probe
@@ -74,7 +74,7 @@ def costs_around(shared: Shared, model: int = 0) -> list[Cut]:
     for depth, step in enumerate(shared.binding.steps, 1):
         part = view.get_submodule(step)
         with FlopCounterMode(display=False) as counter:
-            value = part(value)
+            value, _ = tensor_of(part(value))
         done, held = done + counter.get_total_flops(), held + sum(p.numel() for p in part.parameters())
         if shared.binding.after[step] is not None:
             spaces = dict.fromkeys(space for _, space, _, _ in shared.taps(model, depth))
@@ -106,16 +106,17 @@ def share(sources: Sequence[Source], spec: str | Path | None = None, backbone: s
     reference, path, binding = _find(sources, spec, backbone)
     first = sources[reference]
     pixels = torch.zeros(1, *first.input_size)
-    own = opening(first.model, pixels, inside=path)
+    methods = [step.removeprefix("call:") for step in binding.steps if step.startswith("call:")]
+    own = opening(first.model, pixels, inside=path, methods=methods)
     ends = {".".join(part for part in (path, name.rpartition(".")[0]) if part) for name in binding.classifier}
     steps = list(itertools.takewhile(lambda step: step not in ends, own.steps))
     like = own.holds[: len(steps)]
-    openings = [opening(source.model, pixels, _within(source, backbone), like) for source in sources]
+    openings = [opening(source.model, pixels, _within(source, backbone), like, methods) for source in sources]
     openings[reference] = own
     shared = min(len(steps), *(len(found.steps) for found in openings))
     limit = limit_of(sources, openings, steps, reference, shared)
     names = [step[len(path) + 1 if path else 0 :] for step in steps[:shared]]
-    views = [_view(source, found, names) for source, found in zip(sources, openings, strict=True)]
+    views = [view_of(source, found, names, first, own) for source, found in zip(sources, openings, strict=True)]
     for number, source in enumerate(sources):
         found = computes_otherwise(views[reference], views[number], source.input_size)
         if found is not None and found < len(names):
@@ -123,17 +124,13 @@ def share(sources: Sequence[Source], spec: str | Path | None = None, backbone: s
             limit = reason_of(first, source, steps[found], openings[number].steps[found])
     if not names:
         raise SourceError(f"{', '.join(s.name for s in sources)} have no backbone in common: {limit}")
-    views = [_view(source, found, names) for source, found in zip(sources, openings, strict=True)]
+    views = [Steps({name: view.get_submodule(name) for name in names}) for view in views]
     return _bound(sources, views, openings, binding, reference, path, limit)
 
 
 def _within(source: Source, backbone: str | None) -> str:
     """The path of the backbone in the models that have a module there."""
     return backbone if backbone and backbone in dict(source.model.named_modules()) else ""
-
-
-def _view(source: Source, found: Opening, names: Sequence[str]) -> Steps:
-    return Steps({name: source.model.get_submodule(s) for name, s in zip(names, found.steps, strict=False)})
 
 
 def _prepared(sources: Sequence[Source]) -> list[Source]:
@@ -186,8 +183,9 @@ def _bound(
 ) -> Shared:
     """The binding of the shared steps: their spaces, which of them each step shows, and where all may be cut."""
     steps = list(views[reference].paths)
-    names = set(views[reference].state_dict())
-    rows = tuple(row for row in binding.table if row.parameter in names)
+    names, moved = set(views[reference].state_dict()), _moved(sources[reference].model, openings[reference], path)
+    table = (replace(row, parameter=moved.get(row.parameter, row.parameter)) for row in binding.table)
+    rows = tuple(row for row in table if row.parameter in names)
     spaces = {name: space for name, space in binding.spaces.items() if any(row.space == name for row in rows)}
     part = replace(binding, spaces=spaces, table=rows, classifier=(), unmatched=())
     shown = _shown(views[reference], part, sources[reference].input_size)
@@ -201,6 +199,18 @@ def _bound(
         raise SourceError(f"{', '.join(s.name for s in sources)} cannot be cut anywhere: {limit}")
     kept = [replace(source, model=view) for source, view in zip(sources, views, strict=True)]
     return Shared(sources, kept, part, openings, shown, reference, path, limit)
+
+
+def _moved(model: nn.Module, own: Opening, path: str) -> dict[str, str]:
+    """The backbone's names of the weights that methods read, and theirs in the steps, which run these methods."""
+    start = f"{path}." if path else ""
+    found: dict[str, str] = {}
+    for step, held in zip(own.steps, own.holds, strict=True):
+        above, _, method = step.rpartition(".")
+        inside = f"{above}."[len(start) :] if above else ""
+        if method_of(model, step)[1]:
+            found |= {f"{inside}{name}": f"{inside}{method}.{name}" for name in held}
+    return found
 
 
 @torch.no_grad()

@@ -12,10 +12,11 @@ class ZipItModelConfig(ZipItConfig):
     Attributes:
         backbone: how the model is built whose layers are the trunk's architecture.
         backbone_path: where its backbone lies in it; `""` is the model itself.
-        trunk: the merged steps in running order: module paths of the backbone.
-        heads: one entry per task: `{"task", "kind", "id2label", "source", "model", "steps", "taps"}`. `kind` is the
-            task as pipelines name it, `model` how the task's own model is built, `steps` its modules that the trunk
-            has run already, `taps` the steps whose outputs it reads: `[{"step", "axis", "size"}]`.
+        trunk: the merged steps in running order: paths of modules of the backbone, and of methods (`_pos_embed`).
+        heads: one entry per task: `{"task", "kind", "id2label", "source", "model", "steps", "fields", "taps"}`. `kind`
+            is the task as pipelines name it, `model` how the task's own model is built, `steps` its modules that the
+            trunk has run already, `fields` where their tensors lie in what they return, if that is more than a tensor,
+            `taps` the steps whose outputs it reads: `[{"step", "axis", "size"}]`.
         input_size: (channels, height, width) of an input image.
         preprocessing: timm's settings, where another image processor is saved beside the model.
         active_task: the task whose output the model returns by itself.

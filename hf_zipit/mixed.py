@@ -11,7 +11,7 @@ from hf_zipit.backbones import Shared
 from hf_zipit.configuration_zipit_model import ZipItModelConfig
 from hf_zipit.matching.match import Match
 from hf_zipit.modeling_zipit_model import ZipItModel
-from hf_zipit.resume import Steps
+from hf_zipit.resume import Steps, weights_of
 from hf_zipit.source import Source
 from hf_zipit.transform import merge_states
 from hf_zipit.whole_models import dense_processor
@@ -38,6 +38,7 @@ def config_of(shared: Shared, names: Sequence[str], plan: Plan) -> ZipItModelCon
             "source": number,
             "model": _description(source),
             "steps": list(shared.openings[number].steps[: plan.depth]),
+            "fields": dict(shared.openings[number].fields),
             "taps": [
                 {"step": step, "axis": axis, "size": size} for step, _, axis, size in shared.taps(number, plan.depth)
             ],
@@ -74,8 +75,9 @@ def merged_state(shared: Shared, plan: Plan, matches: Mapping[str, Match]) -> di
     trunk = first | merge_states(states, plan.binding, matches, common)
     out = {f"trunk.{name}": value.clone() for name, value in trunk.items()}
     for number, source in enumerate(shared.wholes):
-        done = tuple(f"{step}." for step in shared.openings[number].steps[: plan.depth])
-        rest = {name: value for name, value in source.model.state_dict().items() if not name.startswith(done)}
+        steps = shared.openings[number].steps[: plan.depth]
+        done = {name for step in steps for name in weights_of(source.model, step)}
+        rest = {name: value for name, value in source.model.state_dict().items() if name not in done}
         out |= {f"heads.{number}.{name}": value.clone() for name, value in rest.items()}
         for step, space, _, _ in shared.taps(number, plan.depth):
             out[f"unmerge.{number}.{step}.index"] = matches[space].of(number).clone()

@@ -21,7 +21,7 @@ from transformers.modeling_outputs import (
 from .configuration_zipit_model import ZipItModelConfig
 from .modeling_zipit import Unmerge, build_backbone, resize
 from .pretrained_zipit import ZipItPreTrainedModel
-from .resume import Steps, after, resumed
+from .resume import Steps, after, find_step, resumed
 
 AUTO_CLASSES = (
     "AutoModel",
@@ -59,11 +59,13 @@ class ZipItModel(ZipItPreTrainedModel):
         heads, steps = config.heads or [], config.trunk or []
         if trunk is None:
             whole = build_model(config.backbone or {})
-            trunk = Steps({step: whole.get_submodule(_joined(config.backbone_path, step)) for step in steps})
+            trunk = Steps({step: find_step(whole, _joined(config.backbone_path, step)) for step in steps})
         if models is None:
             models = [build_model(head["model"]) for head in heads]
         self.trunk = trunk
-        self.heads = nn.ModuleList(resumed(model, head["steps"]) for model, head in zip(models, heads, strict=True))
+        self.heads = nn.ModuleList(
+            resumed(model, head["steps"], head["fields"]) for model, head in zip(models, heads, strict=True)
+        )
         self.unmerge = nn.ModuleList(
             nn.ModuleDict({str(tap["step"]): Unmerge(tap["size"], tap["axis"]) for tap in head["taps"]})
             for head in heads

@@ -1,7 +1,7 @@
 # Copyright the hf-zipit authors. Licensed under the Apache License, Version 2.0.
 """A model as steps, one tensor between them. A leaf file: it is copied into every merged repository."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -43,6 +43,8 @@ def run_steps(net: nn.Module, steps: Sequence[str], value: Tensor, size: Sequenc
         modules = [net.get_submodule(key) for key, equals, _ in given if not equals]
         arguments = {key: _argument(text, net, value, size) for key, equals, text in given if equals}
         out = function(value, *modules, **arguments)
+        if isinstance(out, Mapping):
+            out = tuple(held for held in out.values() if held is not None)
         value = out[0] if isinstance(out, tuple) else out
     return value
 

@@ -1,7 +1,7 @@
 """Legal cuts of any model: the modules after which exactly one tensor is alive, found by replaying one forward pass."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
 from hf_zipit.errors import SpecError, TraceError
+from hf_zipit.resume import tensor_of
 from hf_zipit.spaces import Binding
 from hf_zipit.tracing.tracer import first_line, outputs
 
@@ -81,15 +82,17 @@ def _ends(model: nn.Module, pixels: Tensor) -> dict[str, Version]:
     return {step.path: step.after for step in flow.steps if alive[step.end] == {step.after}}
 
 
-def replay(model: nn.Module, pixels: Tensor) -> tuple["Flow", list[set[Version]], list[Version]]:
-    """One forward pass: its ops and modules, what is alive after each op, and the outputs."""
+def replay(
+    model: nn.Module, pixels: Tensor, methods: Iterable[str] = ()
+) -> tuple["Flow", list[set[Version]], list[Version]]:
+    """One forward pass: its ops, its modules and named methods, what is alive after each op, and the outputs."""
     net = copy.deepcopy(model).eval()
     like = next(net.parameters(), pixels)
     image = torch.randn(1, *pixels.shape[1:], generator=torch.Generator().manual_seed(0)).to(like)
     flow = Flow(image)
     flow.weights = {id(t): name for name, t in (*net.named_parameters(), *net.named_buffers())}
     try:
-        with flow.watching(net), flow:
+        with flow.watching(net, methods), flow:
             output = net(image)
     except Exception as error:  # whatever a model does on an image it does not fit
         raise TraceError(
@@ -112,7 +115,8 @@ class Step:
     """One call of a module: the ops done before and after it, its first input and its output.
 
     `plain` says that the input is all it was given, and that it returns a tensor; `alone` that nothing else it was
-    given depends on the image.
+    given depends on the image, and that it returns one tensor, in `field` if it returns more. `used` names the weights
+    that were read, in order.
     """
 
     path: str
@@ -122,6 +126,8 @@ class Step:
     after: Version
     plain: bool
     alone: bool
+    field: int | str | None
+    used: tuple[str, ...]
 
 
 class Flow(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -135,8 +141,8 @@ class Flow(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.image = (id(image), 0)
         self.steps: list[Step] = []
         self.weights: dict[int, str] = {}  # parameters and buffers of the model, by identity
-        self.used: set[str] = set()  # those that any op reads
-        self.entered: dict[str, tuple[int, Version | None, bool, bool]] = {}
+        self.used: list[str] = []  # those that ops read, in order
+        self.entered: dict[str, tuple[int, int, Version | None, bool, bool]] = {}
 
     def knows(self, value: object) -> bool:
         """Whether this is a tensor that depends on the image."""
@@ -155,7 +161,7 @@ class Flow(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs = kwargs or {}
         tensors = [t for t in tree_flatten((args, kwargs))[0] if isinstance(t, Tensor)]
         reads = {self.version(t) for t in tensors if self.knows(t)}
-        self.used |= {self.weights[id(t)] for t in tensors if id(t) in self.weights}
+        self.used += [self.weights[id(t)] for t in tensors if id(t) in self.weights]
         out = func(*args, **kwargs)
         if reads:
             made = [t for t in tree_flatten(out)[0] if isinstance(t, Tensor)]
@@ -166,10 +172,13 @@ class Flow(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return out
 
     @contextmanager
-    def watching(self, net: nn.Module) -> Iterator[None]:
-        """Hooks that note where each module ends and with which tensor."""
+    def watching(self, net: nn.Module, methods: Iterable[str] = ()) -> Iterator[None]:
+        """Hooks that note where each module, and each method of these names, ends and with which tensor."""
         handles = []
         for path, module in net.named_modules():
+            for name in methods:
+                if callable(getattr(type(module), name, None)):
+                    vars(module)[name] = self._watched(f"{path}.{name}".lstrip("."), getattr(module, name))
             enter = lambda _, args, kwargs, path=path: self._enter(path, args, kwargs)  # noqa: E731
             leave = lambda _, __, out, path=path: self._leave(path, out)  # noqa: E731
             if path:
@@ -181,18 +190,30 @@ class Flow(TorchDispatchMode):  # type: ignore[no-untyped-call]
             for handle in handles:
                 handle.remove()
 
+    def _watched(self, path: str, method: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            self._enter(path, args, kwargs)
+            out = method(*args, **kwargs)
+            self._leave(path, out)
+            return out
+
+        return run
+
     def _enter(self, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         first = args[0] if args else None
         version = self.version(first) if isinstance(first, Tensor) and self.knows(first) else None
         alone = bool(args) and not any(self.knows(t) for t in tree_flatten((args[1:], kwargs))[0])
-        self.entered[path] = (len(self.ops), version, len(args) == 1 and not kwargs, alone)
+        self.entered[path] = (len(self.ops), len(self.used), version, len(args) == 1 and not kwargs, alone)
 
     def _leave(self, path: str, out: Any) -> None:
-        first = out[0] if isinstance(out, tuple) and out else out
-        start, before, plain, alone = self.entered.pop(path)
+        start, read, before, plain, alone = self.entered.pop(path)
+        try:
+            first, field = tensor_of(out)
+        except TypeError:
+            first, field, alone = out[0] if isinstance(out, tuple) and out else out, None, False
         if isinstance(first, Tensor) and self.knows(first):
-            single, after = first is out, self.version(first)
-            self.steps.append(Step(path, start, len(self.ops), before, after, plain and single, alone and single))
+            span, used = (path, start, len(self.ops), before, self.version(first)), tuple(self.used[read:])
+            self.steps.append(Step(*span, plain and first is out, alone, field, used))
 
     def alive(self, wanted: list[Version]) -> list[set[Version]]:
         """For every number of ops done: the tensors that a later op, or the user, still reads."""

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from hf_zipit.chain import device_of
 from hf_zipit.data import NO_DATA, Images
-from hf_zipit.errors import DataError, OptionError
+from hf_zipit.errors import OptionError
 from hf_zipit.progress import progress
 
 
@@ -75,12 +75,12 @@ class Passes:
         """One pass: `(pixels (B, 3, H, W), data set (B,))`, both on the CPU.
 
         Raises:
-            DataError: there are no images.
+            OptionError: there are no images.
         """
         return ((pixels, part) for pixels, part, _ in self.numbered(label))
 
     def numbered(self, label: str) -> Iterable[Numbered]:
         """One pass with every image's number in its data set, the same for any number of processes: `(B,)`."""
         if not self.images:
-            raise DataError(NO_DATA)
+            raise OptionError(NO_DATA)
         return progress(batches(self.images, self.batch_size, self.accelerator), label, self.accelerator)

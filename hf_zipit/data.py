@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from hf_zipit.errors import DataError
+from hf_zipit.errors import DataError, OptionError
 from hf_zipit.hashing import digest
+from hf_zipit.rows import TEST as TEST
+from hf_zipit.rows import TRAIN, rows_of
 
 NO_DATA = "no data: merging needs images, without labels; give them with --data"
-TRAIN, TEST = ("train", "training"), ("test", "validation", "val", "valid")
 
 
 class Images(Dataset[Tensor]):
@@ -60,7 +61,8 @@ def open_images(
         num_images: use this many, chosen by the seed (of pixel batches the first ones); `None` uses all.
 
     Raises:
-        DataError: it cannot be read, has no image column, is empty, or holds fewer images than asked for.
+        DataError: it cannot be read, has no image column, or is empty.
+        OptionError: it holds fewer images than asked for, has no such split, or several and none is named.
     """
     if isinstance(data, str | Path) or type(data).__module__.startswith("datasets."):
         rows, name = rows_of(data, splits)
@@ -87,13 +89,6 @@ def open_images(
     return Images(get, labels, names, name, lambda: mark)
 
 
-def rows_of(data: Any, splits: Sequence[str]) -> tuple[Any, str]:
-    """The rows of a data set on the Hub, on disk or in memory, and its name; raises as `open_images` does."""
-    if isinstance(data, str | Path):
-        return _load(str(data), splits), display_name(data)
-    return _one_split(data, splits, "the given dataset"), "the given dataset"
-
-
 def open_all(
     data: Any,
     count: int,
@@ -107,17 +102,18 @@ def open_all(
     `num_images` is one number for all data sets, or a list with one for each.
 
     Raises:
-        DataError: a list with another number of data sets, or of numbers.
+        OptionError: no data, or a list with another number of data sets, or of numbers.
+        DataError: as `open_images` does, or the data sets yield images of different shapes.
     """
     if data is None:
-        raise DataError(NO_DATA)
+        raise OptionError(NO_DATA)
     if not isinstance(data, list | tuple) or (len(data) and _is_batch(data[0], alone=len(data) != count)):
         data = [data]
     if len(data) not in (1, count):
-        raise DataError(f"{len(data)} data sets for {count} models: give one for all, or one for each")
+        raise OptionError(f"{len(data)} data sets for {count} models: give one for all, or one for each")
     numbers = list(num_images) if isinstance(num_images, Sequence) else [num_images] * len(data)
     if len(numbers) != len(data):
-        raise DataError(f"{len(numbers)} numbers of images for {len(data)} data sets: give one, or one for each")
+        raise OptionError(f"{len(numbers)} numbers of images for {len(data)} data sets: give one, or one for each")
     opened = [open_images(d, transform, num_images=n, **options) for d, n in zip(data, numbers, strict=True)]
     shapes = {tuple(images[0].shape): images.name for images in opened}
     if len(shapes) > 1:
@@ -139,75 +135,11 @@ def _subset(length: int, num_images: int | None, seed: int, name: str) -> list[i
     if num_images is None:
         return list(range(length))
     if num_images < 1:
-        raise DataError(f"{num_images} images were asked for: at least one is needed")
+        raise OptionError(f"{num_images} images were asked for: at least one is needed")
     if num_images > length:
-        raise DataError(f"{name} holds {length} images, {num_images} were asked for; lower --num-images")
+        raise OptionError(f"{name} holds {length} images, {num_images} were asked for; lower --num-images")
     order = torch.randperm(length, generator=torch.Generator().manual_seed(seed))
     return sorted(order[:num_images].tolist())
-
-
-def _load(ref: str, splits: Sequence[str]) -> Any:
-    """A Hub id or path, with or without `:split`, as one `datasets.Dataset`."""
-    import datasets
-
-    ref, split = _split_of(ref)
-    path = Path(ref)
-    try:
-        if path.is_file() and path.suffix == ".parquet":
-            loaded: Any = datasets.load_dataset("parquet", data_files=str(path))
-        elif path.is_dir() and not any(p.suffix.lower() in _readable() for p in path.rglob("*")):
-            raise DataError(f"{ref} holds neither images nor parquet files")
-        elif path.is_dir() and not list(path.rglob("*.parquet")):
-            loaded = datasets.load_dataset("imagefolder", data_dir=str(path))
-        elif path.exists() and not path.is_dir():
-            raise DataError(f"{ref}: only parquet files and folders can be read")
-        elif path.is_dir() or ref.count("/") == 1:
-            loaded = datasets.load_dataset(ref)
-        else:
-            raise DataError(f"no data at {ref}: there is no such file or folder, and a Hub id has the form user/name")
-    except DataError:
-        raise
-    except Exception as error:  # the library raises some twenty types here
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise DataError(f"cannot read data from {ref}: {first}") from error
-    if split is None:
-        return _one_split(loaded, splits, ref)
-    if split not in loaded:
-        raise DataError(f"{ref} has no split '{split}'; it has {', '.join(loaded)}")
-    return loaded[split]
-
-
-def _readable() -> set[str]:
-    """Suffixes of files that hold images."""
-    from PIL import Image
-
-    return {".parquet", *Image.registered_extensions()}
-
-
-def _split_of(ref: str) -> tuple[str, str | None]:
-    if Path(ref).exists() or ":" not in ref:
-        return ref, None
-    ref, _, split = ref.rpartition(":")
-    return ref, split
-
-
-def display_name(ref: str | Path) -> str:
-    """What a data set is called in reports: no path of this machine."""
-    path, split = _split_of(str(ref))
-    return (Path(path).name if Path(path).exists() else path) + (f":{split}" if split else "")
-
-
-def _one_split(loaded: Any, splits: Sequence[str], name: str) -> Any:
-    if not isinstance(loaded, dict):
-        if not hasattr(loaded, "select"):
-            raise DataError(f"{name} is streamed: load it with streaming=False")
-        return loaded
-    for split in splits:
-        if split in loaded:
-            return loaded[split]
-    if len(loaded) == 1:
-        return next(iter(loaded.values()))
-    raise DataError(f"{name} has the splits {', '.join(loaded)}: name one, as in {name}:{next(iter(loaded))}")
 
 
 def _columns(rows: Any, name: str) -> tuple[str, str | None]:
@@ -227,7 +159,7 @@ def _columns(rows: Any, name: str) -> tuple[str, str | None]:
 def _pixel_batches(data: Iterable[Any], num_images: int | None) -> Images:
     """Keep the pixels of an iterable of batches; it is read once and no further than needed."""
     if num_images is not None and num_images < 1:
-        raise DataError(f"{num_images} images were asked for: at least one is needed")
+        raise OptionError(f"{num_images} images were asked for: at least one is needed")
     pixels: list[Tensor] = []
     labels: list[int | None] = []
     for batch, target in _unpacked(data):
@@ -242,7 +174,7 @@ def _pixel_batches(data: Iterable[Any], num_images: int | None) -> Images:
     if not pixels:
         raise DataError("the given batches hold no image")
     if num_images is not None and len(pixels) < num_images:
-        raise DataError(f"the given batches hold {len(pixels)} images, {num_images} were asked for")
+        raise OptionError(f"the given batches hold {len(pixels)} images, {num_images} were asked for")
     pixels, labels = pixels[:num_images], labels[:num_images]
     return Images(pixels.__getitem__, labels, None, "the given batches", lambda: digest(enumerate(pixels)))
 

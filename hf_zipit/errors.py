@@ -18,11 +18,14 @@ class DataError(ZipItError):
 
 
 class OptionError(ZipItError):
-    """An option is out of range or unknown."""
+    """Wrong usage: an argument is missing or unknown, has a wrong value, or does not go with another one.
+
+    The command line exits with 2 for it, and with 1 for every other error.
+    """
 
 
 class OutputError(ZipItError):
-    """A result cannot be written, or not be uploaded."""
+    """A result cannot be written, not in this format, or not be uploaded."""
 
 
 class TraceError(ZipItError):

@@ -7,7 +7,7 @@ from typing import Any
 from hf_zipit.access import NOTHING, Access
 from hf_zipit.errors import OptionError, SourceError
 from hf_zipit.merger import Merged
-from hf_zipit.merging import merge
+from hf_zipit.merging import checked_options, merge
 from hf_zipit.recipe import PinnedSource, Recipe, read_recipe
 from hf_zipit.source import Source
 from hf_zipit.sources import load
@@ -35,6 +35,7 @@ def merge_recipe(
     >>> merged = merge_recipe("recipe.yml", cut="layer3")  # doctest: +SKIP
     """
     recipe = recipe.changed(**changes) if isinstance(recipe, Recipe) else read_recipe(recipe, **changes)
+    checked_options({"sources": recipe.sources, **recipe.arguments()})
     sources = [_source(entry, number, access) for number, entry in enumerate(recipe.sources, 1)]
     if check is not None:
         check(recipe, sources)

@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 from huggingface_hub import ModelCard
 
-from hf_zipit.errors import OptionError
+from hf_zipit.errors import SourceError
 
 KEYS = ("license", "license_name", "license_link")
 
@@ -32,7 +32,7 @@ def agreed_licence(sources: Iterable[Mapping[str, Any]]) -> dict[str, str]:
     """The licence that all parents state; empty if they state none, or different ones."""
     try:
         return common_licence(sources)
-    except OptionError:
+    except SourceError:
         return {}
 
 
@@ -44,7 +44,7 @@ def common_licence(sources: Iterable[Mapping[str, Any]], given: str | None = Non
         given: what the user chose.
 
     Raises:
-        OptionError: the parents have different licences, and none was given.
+        SourceError: the parents have different licences, and none was given.
     """
     if given is not None:
         return {"license": given}
@@ -55,5 +55,5 @@ def common_licence(sources: Iterable[Mapping[str, Any]], given: str | None = Non
         shown = ", ".join(
             f"{n}: {v.get('license_name') or v.get('license') or 'none stated'}" for n, v in found.items()
         )
-        raise OptionError(f"the parents have different licences ({shown}): choose one that respects all with --license")
+        raise SourceError(f"the parents have different licences ({shown}): choose one that respects all with --license")
     return stated[0] if stated and len(stated) == len(found) else {}

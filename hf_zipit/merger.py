@@ -19,7 +19,7 @@ from hf_zipit.calibrate import CALIBRATIONS, Merge, stages_of
 from hf_zipit.chain import working_copy
 from hf_zipit.companions import companions
 from hf_zipit.data import open_all
-from hf_zipit.errors import OptionError, SourceError
+from hf_zipit.errors import OptionError
 from hf_zipit.licence import licence_of
 from hf_zipit.matching.match import Match
 from hf_zipit.matching.matcher import match_spaces
@@ -233,11 +233,10 @@ def task_names(sources: Sequence[Source], tasks: Sequence[str] | None) -> list[s
     """The tasks' names: those given, else the models', told apart where they are the same.
 
     Raises:
-        SourceError: fewer than two models.
-        OptionError: not one name for each task.
+        OptionError: fewer than two models, or not one name for each task.
     """
     if len(sources) < 2:
-        raise SourceError(f"{len(sources)} model given: a merge needs two or more")
+        raise OptionError(f"{len(sources)} model given: a merge needs two or more")
     names = [name for source in sources for name, _ in source.tasks]
     if tasks is None:
         return [n if names.count(n) == 1 else f"{n}-{names[: i + 1].count(n)}" for i, n in enumerate(names)]

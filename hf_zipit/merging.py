@@ -1,7 +1,7 @@
 """The merge as one call; what it does step by step is in `Merger`."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,6 +9,7 @@ from torch import nn
 
 from hf_zipit.access import Access
 from hf_zipit.balance import AUTO, merge_balanced
+from hf_zipit.data import NO_DATA
 from hf_zipit.errors import OptionError
 from hf_zipit.matching.methods import Options
 from hf_zipit.merger import Merged, Merger, check_calibration
@@ -97,18 +98,12 @@ def merge(
     >>> merged = merge(["user/pets", "user/birds"], ["user/pets-data", "user/birds-data"])  # doctest: +SKIP
     """
     access = Access(token, trust_remote_code, allow_pickle)
-    automatic = balance == AUTO
-    if not automatic and balance_data is not None:
-        raise OptionError(f"balance_data chooses a balance, but it is given: {balance}; pass balance='{AUTO}'")
-    given = 0.5 if isinstance(balance, str) else balance
-    options = Options(method, alpha, beta, compat, given, sweeps, width, flops_budget)
-    check_calibration(calibrate)
+    options = checked_options(locals())
     for name in options.ignored:
         _log.warning("%s is %s, which %s does not use", name, getattr(options, name), method)
-    needed = options.needs_statistics or calibrate != "none"
     merger = Merger(
         [load(source, access=access) for source in sources],
-        data if needed else None,
+        data if reads_images(options, calibrate) else None,
         num_images=num_images,
         batch_size=batch_size,
         tasks=tasks,
@@ -118,6 +113,33 @@ def merge(
         backbone=backbone,
         cache=cache,
     )
-    if automatic:
+    if balance == AUTO:
         return merge_balanced(merger, options, cut=cut, calibrate=calibrate, data=balance_data)[0]
     return merger.merge(options, cut=cut, calibrate=calibrate)
+
+
+def checked_options(arguments: Mapping[str, Any]) -> Options:
+    """How to match, from the keyword arguments of `merge`: what is wrong with them is told before models are read.
+
+    Args:
+        arguments: every keyword argument of `merge`, and `sources` as far as they are known.
+
+    Raises:
+        OptionError: an option is unknown or out of range, images are needed and none given, or there are fewer than
+            two sources.
+    """
+    if arguments["balance"] != AUTO and arguments["balance_data"] is not None:
+        given = arguments["balance"]
+        raise OptionError(f"balance_data chooses a balance, but it is given: {given}; pass balance='{AUTO}'")
+    options = Options.of(arguments)
+    check_calibration(arguments["calibrate"])
+    if len(arguments["sources"]) < 2:
+        raise OptionError(f"{len(arguments['sources'])} model given: a merge needs two or more")
+    if arguments["data"] is None and reads_images(options, arguments["calibrate"]):
+        raise OptionError(NO_DATA)
+    return options
+
+
+def reads_images(options: Options, calibrate: str) -> bool:
+    """Whether a merge looks at images."""
+    return options.needs_statistics or calibrate != "none"

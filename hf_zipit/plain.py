@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_zipit.configuration_zipit import ZipItConfig
-from hf_zipit.errors import OptionError
+from hf_zipit.errors import OptionError, OutputError
 from hf_zipit.modeling_zipit import ZipItForImageClassification, build_backbone
 
 FORMATS = ("zipit", "timm", "transformers")
@@ -20,7 +20,8 @@ def check_format(config: ZipItConfig, library: str, task: str | None = None) -> 
     """Whether a merge of this kind can be written so; what its widths say is found when it is built.
 
     Raises:
-        OptionError: it cannot; the message says why and what to do.
+        OptionError: an unknown format or task, or one that does not go with the models' library.
+        OutputError: the merge has no ordinary form; the message says why and what to do.
     """
     backbone = config.backbone or {}
     if library not in FORMATS:
@@ -29,6 +30,8 @@ def check_format(config: ZipItConfig, library: str, task: str | None = None) -> 
         if task is not None:
             raise OptionError("--format zipit keeps all tasks: choose one when it is loaded, with active_task")
         return
+    if config.model_type != ZipItConfig.model_type:
+        raise OutputError(f"an ordinary {library} model has one kind of output: keep --format zipit")
     if backbone["library"] != library:
         also = "; transformers reads what timm writes, too" if backbone["library"] == "timm" else ""
         raise OptionError(f"these are models of {backbone['library']}: use --format {backbone['library']}{also}")
@@ -36,13 +39,15 @@ def check_format(config: ZipItConfig, library: str, task: str | None = None) -> 
         raise OptionError(f"unknown task '{task}'; tasks: {', '.join(config.tasks)}")
     if config.cut is not None or config.unmerge is not None:
         where = f"after the cut {config.cut}" if config.cut else "behind the merged ones"
-        raise OptionError(
+        raise OutputError(
             f"an ordinary {library} model has no place for the layers that each task keeps {where}: "
             "merge without --cut, or keep --format zipit"
         )
     if library == "timm" and not timm.model_entrypoint(backbone["architecture"]).__module__.startswith("timm."):
-        raise OptionError(
-            f"{backbone['architecture']} comes with hf-zipit and is not known to timm alone: keep --format zipit"
+        raise OutputError(
+            f"there is no ordinary timm checkpoint of a {backbone['architecture']}: timm has no such architecture, it "
+            "comes with hf-zipit. Use the merge in its own format (zipit): it brings its code, and loads without "
+            "hf-zipit with trust_remote_code=True"
         )
 
 
@@ -56,7 +61,8 @@ def plain_model(merged: ZipItForImageClassification, library: str, task: str | N
             logits are the tasks' raw logits side by side: not normalised per task as those of the merged model.
 
     Raises:
-        OptionError: it is not fully merged, its widths have changed, or it is a model of another library.
+        OptionError: it is a model of another library, or has no such task.
+        OutputError: it is not fully merged, its widths have changed, or its library does not have the architecture.
     """
     config = merged.config
     check_format(config, library, task)
@@ -68,7 +74,7 @@ def plain_model(merged: ZipItForImageClassification, library: str, task: str | N
     for name in planned.keys() | state.keys():
         if name not in state or name not in planned or state[name].shape != planned[name]:
             found, usual = (list(shapes[name]) if name in shapes else "absent" for shapes in (_shapes(state), planned))
-            raise OptionError(
+            raise OutputError(
                 f"no ordinary {library} model has these widths: {name} is {found}, and usually {usual}. "
                 "Merge at the parents' width, or keep --format zipit"
             )

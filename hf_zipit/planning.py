@@ -9,16 +9,21 @@ import torch
 
 from hf_zipit.access import NOTHING, Access
 from hf_zipit.assembly import Plan, config_of
+from hf_zipit.backbones import are_mixed
 from hf_zipit.chain import count_flops, cut_names, resolve_cut
 from hf_zipit.checkpoint import read_json, weight_files
+from hf_zipit.configuration_zipit import ZipItConfig
+from hf_zipit.configuration_zipit_model import ZipItModelConfig
 from hf_zipit.errors import OptionError, SourceError, ZipItError
 from hf_zipit.hub.download import HUB_ID, look
 from hf_zipit.libraries import Source, from_module
 from hf_zipit.matching.methods import Options
-from hf_zipit.merger import task_names
+from hf_zipit.merger import recorded, task_names
+from hf_zipit.merging import checked_options
 from hf_zipit.modeling_zipit import ZipItForImageClassification, build_backbone
 from hf_zipit.recipe import Recipe
 from hf_zipit.report import table
+from hf_zipit.saving import check_saveable
 from hf_zipit.sources import check_alike, find_spec, load
 from hf_zipit.spaces import Binding
 
@@ -67,10 +72,10 @@ def plan_merge(recipe: Recipe, access: Access = NOTHING) -> MergePlan:
     refs = [entry if isinstance(entry, str) else entry.ref for entry in recipe.sources]
     if None in refs:
         raise OptionError("the recipe does not tell where its models are: name them beside it")
+    options = checked_options({"sources": refs, **recipe.arguments(), "data": recipe.data or []})
     looked = [_outline(str(ref), access) for ref in refs]
     sources, binding = _bound([source for source, _ in looked], recipe)
     names = task_names(sources, recipe.tasks)
-    options = Options.of(recipe.arguments())
     plan = Plan(binding, resolve_cut(binding, recipe.cut), recipe.cut)
     config = config_of(sources, names, plan)
     with torch.device("meta"):
@@ -99,6 +104,27 @@ def plan_merge(recipe: Recipe, access: Access = NOTHING) -> MergePlan:
         },
         note=_note(options),
     )
+
+
+def check_result(sources: Sequence[Source], recipe: Recipe, library: str, license: str | None) -> None:
+    """Refuse before the work what saving the result would refuse.
+
+    Args:
+        sources: the opened models, or their outlines.
+        recipe: what will be merged.
+        library, license: as for `saving.save`.
+
+    Raises:
+        ZipItError: as `saving.save` would.
+    """
+    parents = {"sources": [recorded(source) for source in sources]}
+    kind = ZipItModelConfig if are_mixed(sources) or recipe.backbone is not None else ZipItConfig
+    parts = [{"task": f"{i}", "id2label": {}, "source": i, "model": s.backbone} for i, s in enumerate(sources)]
+    check_saveable(kind(backbone=sources[0].backbone, heads=parts, zipit=parents), library, license=license)
+    if library != "zipit":  # which layers a full merge leaves to its tasks is for its spec to say
+        binding = find_spec(sources[0], recipe.spec)
+        plan = Plan(binding, resolve_cut(binding, recipe.cut), recipe.cut)
+        check_saveable(config_of(sources, task_names(sources, recipe.tasks), plan), library)
 
 
 def plan_text(plan: MergePlan) -> str:

@@ -160,8 +160,10 @@ def _checked(values: Mapping[str, Any], where: str) -> Recipe:
         return Recipe.model_validate(dict(values))
     except ValidationError as error:
         first = min(error.errors(include_url=False), key=lambda e: e["type"] != "extra_forbidden")  # a typo says most
-        key = ".".join(str(part) for part in first["loc"] if part != "PinnedSource")
-        if first["type"] == "extra_forbidden":
+        typo = first["type"] == "extra_forbidden"
+        names = {*Recipe.model_fields, *PinnedSource.model_fields, *(first["loc"][-1:] if typo else ())}
+        key = ".".join(str(part) for part in first["loc"] if isinstance(part, int) or part in names)  # but for types
+        if typo:
             known = PinnedSource if "PinnedSource" in first["loc"] else Recipe
             near = difflib.get_close_matches(str(first["loc"][-1]), known.model_fields, 1)
             hint = f"did you mean '{near[0]}'?" if near else f"keys: {', '.join(known.model_fields)}"

@@ -7,13 +7,25 @@ from pathlib import Path
 
 from hf_zipit.card import with_results
 from hf_zipit.configuration_zipit import ZipItConfig
-from hf_zipit.data import display_name
 from hf_zipit.errors import OptionError
 from hf_zipit.evaluation import Row
 from hf_zipit.report import plot
+from hf_zipit.rows import display_name
 
 _log = logging.getLogger("hf_zipit")
 PICTURE = "results.png"
+
+
+def card_of(folder: str | Path) -> Path:
+    """The card of a saved merge.
+
+    Raises:
+        OptionError: the folder has no README.md.
+    """
+    file = Path(folder) / "README.md"
+    if not file.is_file():
+        raise OptionError(f"{folder} has no README.md: only the card of a local folder can be updated")
+    return file
 
 
 def add_results(folder: str | Path, config: ZipItConfig, rows: Sequence[Row], data: Sequence[str | Path]) -> Path:
@@ -33,9 +45,7 @@ def add_results(folder: str | Path, config: ZipItConfig, rows: Sequence[Row], da
 
     >>> add_results("merged", merged.config, rows, ["user/pets-data", "user/birds-data"])  # doctest: +SKIP
     """
-    file = Path(folder) / "README.md"
-    if not file.is_file():
-        raise OptionError(f"{folder} has no README.md: only the card of a local folder can be updated")
+    file = card_of(folder)
     picture: str | None = PICTURE
     try:
         plot({"merged": rows}, (config.zipit or {}).get("spaces", []), file.parent / PICTURE)

@@ -63,6 +63,32 @@ def _is_ours(folder: Path) -> bool:
     return True
 
 
+def check_saveable(
+    config: ZipItConfig, library: str = "zipit", task: str | None = None, license: str | None = None
+) -> dict[str, str]:
+    """Refuse what could not be saved, or not be loaded again, from the config alone; returns the licence.
+
+    Args:
+        config: of the merge, or what is known of it before the work: backbone, cut, heads and sources.
+        library, task, license: as for `save`.
+
+    Raises:
+        OptionError, SourceError, OutputError: as `save` does.
+    """
+    for part in (config.backbone or {}, *(head.get("model", {}) for head in config.heads or [])):
+        if part.get("remote"):
+            raise OutputError(
+                "the merge could not be saved: the models' architecture is code that came with them, and without it "
+                "nobody could load the merge; hf_zipit.merge can make it and use it in one process"
+            )
+        if part.get("library") == "memory":
+            raise OutputError(
+                f"a {part['architecture']} given in memory cannot be rebuilt: its merges run, but cannot be saved"
+            )
+    check_format(config, library, task)
+    return common_licence((config.zipit or {}).get("sources", []), license)
+
+
 def save(
     model: ZipItPreTrainedModel,
     folder: str | Path,
@@ -87,22 +113,18 @@ def save(
         license: of the merged model; else the one that all its parents state.
 
     Raises:
-        OptionError: the folder exists, the parents' licences differ, or the merge has no ordinary form.
-        OutputError: the disk is full, the folder cannot be written for another reason, or the architecture is code
-            that came with the models.
+        OptionError: the folder exists, or an unknown format or task.
+        SourceError: the parents' licences differ.
+        OutputError: the disk is full, the folder cannot be written for another reason, or it is a merge that could not
+            be loaded again, or has no ordinary form.
 
     >>> save(merged, "merged")  # doctest: +SKIP
     >>> save(merged, "plain", library="timm")  # doctest: +SKIP
     """
     folder, config = check_output(folder, overwrite), model.config
-    if (config.backbone or {}).get("remote"):
-        raise OutputError(
-            f"{folder} is not written: the models' architecture is code that came with them, and without "
-            "it nobody could load the merge; it can be used in this process"
-        )
-    check_format(config, library, task)
+    licence = check_saveable(config, library, task, license)
     parents = (config.zipit or {}).get("sources", [])
-    about: dict[str, Any] = {"library": library, "task": task, "licence": common_licence(parents, license)}
+    about: dict[str, Any] = {"library": library, "task": task, "licence": licence}
     spec_text, found = model.spec_text, model.places
     if found is None and library != "zipit" and model.origin:
         spec_text, found = _beside(Path(model.origin[0]))
@@ -174,6 +196,7 @@ def load_parents(
 
     Raises:
         SourceError: a model cannot be loaded, or is not the one that was merged.
+        OptionError: not one parent for each that was merged.
     """
     recorded = (config.zipit or {}).get("sources", [])
     names = [", ".join(h["task"] for h in config.heads or [] if h["source"] == i) for i in range(len(recorded))]
@@ -183,7 +206,7 @@ def load_parents(
         _log.warning("the parents of %s are not where they were: name all with --parent to compare", ", ".join(gone))
         return []
     if len(places) != len(recorded):
-        raise SourceError(f"{len(places)} parents given: name one for each of {'; '.join(names)}")
+        raise OptionError(f"{len(places)} parents given: name one for each of {'; '.join(names)}")
     parents = [source_models.load(str(place), access=access) for place in places]
     for task, parent, source in zip(names, parents, recorded, strict=True):
         known, found = source.get("sha256"), parent.origin.get("sha256")

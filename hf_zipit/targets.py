@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from hf_zipit.data import TEST, rows_of
-from hf_zipit.errors import DataError
+from hf_zipit.errors import DataError, OptionError
+from hf_zipit.rows import TEST, rows_of
 
 Batches = Iterable[tuple[Tensor, Tensor]]  # pixels (B, 3, H, W) and targets (B, ...)
 
@@ -91,10 +91,10 @@ def one_each(data: Any, count: int) -> Sequence[Any]:
     """The data of every task: one data set for all, or a list with one for each.
 
     Raises:
-        DataError: a list with another number of data sets.
+        OptionError: a list with another number of data sets.
     """
     listed = isinstance(data, list | tuple) and not (data and isinstance(data[0], tuple))
     sets = list(data) if listed else [data]
     if len(sets) not in (1, count):
-        raise DataError(f"{len(sets)} data sets for {count} tasks: give one for all, or one for each")
+        raise OptionError(f"{len(sets)} data sets for {count} tasks: give one for all, or one for each")
     return sets * count if len(sets) == 1 else sets

@@ -12,7 +12,7 @@ import hf_zipit
 from hf_zipit import saving
 from hf_zipit.card import BEGIN, card, with_results
 from hf_zipit.configuration_zipit import ZipItConfig
-from hf_zipit.errors import OptionError
+from hf_zipit.errors import SourceError
 from hf_zipit.licence import common_licence, licence_of
 
 ROW = {
@@ -48,7 +48,7 @@ def test_licences_come_from_the_parents_and_conflicts_are_refused(tmp_path):
     assert common_licence([mit, mit]) == {"license": "mit"}
     assert common_licence([mit, {"folder": "b"}]) == {}
     assert common_licence([mit, other], "cc-by-4.0") == {"license": "cc-by-4.0"}
-    with pytest.raises(OptionError, match=r"different licences \(a: mit, b: mine\): choose .* with --license"):
+    with pytest.raises(SourceError, match=r"different licences \(a: mit, b: mine\): choose .* with --license"):
         common_licence([mit, other])
     (tmp_path / "README.md").write_text("---\nlicense: other\nlicense_name: mine\ntags: [x]\n---\n# hello")
     assert licence_of(tmp_path) == {"license": "other", "license_name": "mine"}
@@ -119,7 +119,7 @@ def test_its_snippets_run(home, monkeypatch):
 def test_another_licence_can_be_chosen(home, tmp_path):
     (home / "digits-5-9" / "README.md").write_text("---\nlicense: mit\n---\n")
     merged = hf_zipit.merge([home / "digits-0-4", home / "digits-5-9"], method="average", calibrate="none")
-    with pytest.raises(OptionError, match=r"digits-0-4: apache-2\.0, digits-5-9: mit"):
+    with pytest.raises(SourceError, match=r"digits-0-4: apache-2\.0, digits-5-9: mit"):
         saving.save(merged, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     folder = saving.save(merged, tmp_path / "out", license="mit")

@@ -64,7 +64,7 @@ def test_accuracies_licence_and_ordinary_checkpoints(run, digits, digits_data, t
     text = (tmp_path / "a" / "README.md").read_text()
     assert ("| merged |" in text, "license: mit" in text, "name: digits:test" in text) == (True, True, True)
     code, _, err = run("export", tmp_path / "a", "--format", "timm", "-o", tmp_path / "b")
-    assert (code, "cifar_resnet20 comes with hf-zipit" in err) == (2, True)
+    assert (code, "no ordinary timm checkpoint of a cifar_resnet20: timm has no such architecture" in err) == (1, True)
     code, _, err = run("merge", *digits, *options, "--format", "timm", "--eval-data", "x", "-o", tmp_path / "b")
     assert (code, "--eval-data needs --format zipit" in err) == (2, True)
     assert not (tmp_path / "b").exists()
@@ -116,7 +116,7 @@ def test_a_recipe_file_with_flags_beside_it(run, digits, digits_data, tmp_path):
     assert run("merge", recipe, "--cut", "layer2", "-o", tmp_path / "a")[0] == 0
     assert "cut: layer2" in (tmp_path / "a" / "zipit_config.yml").read_text()
     code, _, err = run("merge", recipe, "--num-images", 1, "--num-images", 2, "--num-images", 3, "-o", tmp_path / "b")
-    assert (code, "3 numbers of images for 1 data sets" in err) == (1, True)
+    assert (code, "3 numbers of images for 1 data sets" in err) == (2, True)
     recipe.write_text("colour: red")
     code, _, err = run("merge", recipe, "-o", tmp_path / "b")
     assert (code, "recipe.yml: unknown key 'colour'" in err) == (2, True)
@@ -174,26 +174,67 @@ def test_a_users_own_spec_file(run, digits, tmp_path):
     assert "mine.yaml does not cover layer1.0.bn1.bias" in err
 
 
+# 2: something on the command line is missing, unknown or wrong, whatever finds it; 1: everything else
+MERGE = ["merge", "A", "B", "--data", "D", "-o", "OUT"]
+EXITS = [
+    ([*MERGE, "--cut", "layer7"], 2, "unknown cut 'layer7'; legal cuts: conv1, bn1"),
+    ([*MERGE, "--alpha", "3"], 2, "alpha is 3"),
+    ([*MERGE, "--beta", "-1"], 2, "beta is -1"),
+    ([*MERGE, "--method", "magic"], 2, "unknown method 'magic'"),
+    ([*MERGE, "--calibrate", "magic"], 2, "unknown calibration 'magic'"),
+    ([*MERGE, "--num-images", "100000"], 2, "1347 images, 100000 were asked for"),
+    ([*MERGE, "--num-images", "0"], 2, "at least one is needed"),
+    ([*MERGE, "--num-images", "1", "--num-images", "2"], 2, "2 numbers of images for 1 data sets"),
+    ([*MERGE, "--data", "D", "--data", "D"], 2, "3 data sets for 2 models"),
+    ([*MERGE, "--task", "a"], 2, "2 different names are needed"),
+    ([*MERGE, "--batch-size", "0"], 2, "batch_size is 0"),
+    ([*MERGE, "--no-such-flag"], 2, "No such option"),
+    ([*MERGE, "--device", "foo"], 2, "cannot run on device 'foo'"),
+    ([*MERGE, "--format", "onnx"], 2, "unknown format 'onnx'"),
+    ([*MERGE, "--format", "transformers"], 2, "these are models of timm"),
+    ([*MERGE, "--format", "timm", "--cut", "layer1"], 2, "leave --cut and widths out"),
+    ([*MERGE, "--format", "timm"], 1, "timm has no such architecture, it comes with hf-zipit"),
+    ([*MERGE, "--push-to", "a name"], 2, "is no name of a repository"),
+    ([*MERGE, "--push-to", "u/x", "--create-pr", "--revision", "v1"], 2, "a pull request goes to main"),
+    ([*MERGE, "--push-to", "u/x"], 1, "HF_HUB_OFFLINE is set"),
+    (["merge", "A", "B", "--data", "D:validation", "-o", "OUT"], 2, "has no split 'validation'; it has train, test"),
+    (["merge", "A", "B", "--data", "GONE", "-o", "OUT"], 1, "no data at"),
+    (["merge", "A", "GONE", "--data", "D", "-o", "OUT"], 1, "neither a folder nor a Hub id"),
+    (["merge", "A", "--data", "D", "-o", "OUT"], 2, "1 model given: a merge needs two or more"),
+    (["merge", "A", "B", "-o", "OUT"], 2, "no data: merging needs images"),
+    (["merge", "A", "B", "--data", "D"], 2, "with --out, or a repository with --push-to"),
+    (["merge", "GONE.yml", "-o", "OUT"], 2, "cannot read the recipe"),
+    (["merge"], 2, "Missing argument"),
+    (["eval", "A", "--data", "D"], 1, "is no merged model"),
+    (["eval", "A"], 2, "Missing option '--data'"),
+    (["eval", "A", "--data", "D", "--average-heads"], 2, "--average-heads needs --class-embeddings"),
+    (["eval", "user/x", "--data", "D", "--update-card"], 2, "only the card of a local folder can be updated"),
+    (["export", "A", "--format", "timm", "-o", "OUT"], 1, "is no merged model"),
+    (["export", "A", "--format", "timm"], 2, "Missing option '-o'"),
+    (["push", "A", "u/x"], 1, "HF_HUB_OFFLINE is set"),
+    (["push", "A", "a name"], 2, "is no name of a repository"),
+    (["inspect", "GONE"], 1, "neither a folder, a Hub id (user/name), nor a timm architecture"),
+    (["inspect", "user/x"], 1, "nor wholly in the cache, and HF_HUB_OFFLINE is set"),
+    (["check-spec", "A", "--spec", "GONE"], 1, "GONE"),
+    (["compare", "A", "B", "--data", "D", "-o", "OUT", "--methods", "magic"], 2, "unknown method 'magic'"),
+    (["compare", "A", "B", "--data", "D", "-o", "OUT", "--balance", "much"], 2, "balance is 'much'"),
+    (["compare", "A", "--data", "D", "-o", "OUT"], 2, "needs two or more"),
+    (["recipe", "GONE.yml"], 2, "cannot read the recipe"),
+    (["recipe"], 2, "give a recipe file, or --schema"),
+    (["trace", "A", "-o", "."], 2, "exists already"),
+]
+
+
 @pytest.mark.parametrize(
-    ("arguments", "code", "message"),
-    [
-        (["A", "A/nope"], 1, "neither a folder nor a Hub id"),
-        (["A", "B", "--cut", "layer7"], 2, "unknown cut 'layer7'; legal cuts: conv1, bn1"),
-        (["A", "B", "--alpha", "3"], 2, "alpha is 3"),
-        (["A", "B", "--beta", "-1"], 2, "beta is -1"),
-        (["A", "B", "--method", "magic"], 2, "unknown method 'magic'"),
-        (["A", "B", "--num-images", "100000"], 1, "1347 images, 100000 were asked for"),
-        (["A", "B", "--no-such-flag"], 2, "No such option"),
-        (["A", "B", "--device", "foo"], 2, "cannot run on device 'foo'"),
-        (["A"], 1, "needs two or more"),
-    ],
+    ("arguments", "code", "message"), EXITS, ids=lambda value: " ".join(value[:8]) if isinstance(value, list) else None
 )
-def test_bad_input_is_one_message_and_no_folder(run, digits, digits_data, tmp_path, arguments, code, message):
-    places = {"A": digits[0], "B": digits[1], "A/nope": tmp_path / "nope"}
-    arguments = [places.get(a, a) for a in arguments]
-    found, printed, err = run("merge", *arguments, "--data", digits_data, "-o", tmp_path / "out")
-    assert found == code
-    assert message in err
+def test_bad_input_is_one_message_its_exit_code_and_no_folder(
+    run, digits, digits_data, tmp_path, monkeypatch, arguments, code, message
+):
+    monkeypatch.chdir(tmp_path)
+    places = {"A": digits[0], "B": digits[1], "D": digits_data, "D:validation": f"{digits_data}:validation"}
+    found, printed, err = run(*(places.get(argument, argument) for argument in arguments))
+    assert (found, message in " ".join(err.split())) == (code, True), err
     assert "Traceback" not in err
     assert printed == ""
     assert list(tmp_path.iterdir()) == []
@@ -220,7 +261,7 @@ def test_an_output_below_a_file_and_a_model_that_is_no_merge_are_refused(run, di
 def test_debug_shows_the_traceback(digits, tmp_path):
     command = [sys.executable, "-m", "hf_zipit", "--debug", "merge", str(digits[0]), "--data", "x", "-o", str(tmp_path)]
     done = subprocess.run([*command, "--overwrite"], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert "Traceback" in done.stderr
 
 
@@ -261,9 +302,9 @@ def test_what_may_not_be_written_is_refused_before_any_image_is_read(run, digits
     models = [tmp_path / folder.name for folder in digits]
     common = ["--data", tmp_path / "no-images", "-o", tmp_path / "out"]
     code, _, err = run("merge", *models, *common)
-    assert (code, "different licences" in err, "--license" in err) == (2, True, True)
+    assert (code, "different licences" in err, "--license" in err) == (1, True, True)
     code, _, err = run("merge", *models, *common, "--license", "mit", "--format", "timm")
-    assert (code, "cifar_resnet20 comes with hf-zipit" in err) == (2, True)
+    assert (code, "timm has no such architecture" in err) == (1, True)
     code, _, err = run("merge", *models, *common, "--license", "mit")
     assert (code, "no-images" in err) == (1, True)  # only now the images are missed
     assert not (tmp_path / "out").exists()

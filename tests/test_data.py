@@ -7,7 +7,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from hf_zipit.batching import batches, make_accelerator
 from hf_zipit.data import TEST, open_all, open_images
-from hf_zipit.errors import DataError
+from hf_zipit.errors import DataError, OptionError, ZipItError
 
 
 def pixel(image):
@@ -64,11 +64,11 @@ def test_one_data_set_for_all_or_one_for_each():
     assert len(open_all([x, x], 2, None)) == 1
     assert [len(p) for p in open_all([[x, x], [x]], 2, None)] == [8, 4]
     assert [len(p) for p in open_all([DataLoader(x), DataLoader(x[:1])], 2, None)] == [4, 1]
-    with pytest.raises(DataError, match="3 data sets for 2 models"):
+    with pytest.raises(OptionError, match="3 data sets for 2 models"):
         open_all([DataLoader(x)] * 3, 2, None)
     with pytest.raises(DataError, match="different shapes"):
         open_all([[x], [x[..., :2]]], 2, None)
-    with pytest.raises(DataError, match="no data"):
+    with pytest.raises(OptionError, match="no data"):
         open_all(None, 2, None)
 
 
@@ -110,7 +110,7 @@ def test_every_batch_mixes_the_data_sets_in_proportion():
     ],
 )
 def test_unusable_data_is_refused(folder, make, message):
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(ZipItError, match=message):
         open_images(make(folder), pixel)
 
 
@@ -124,12 +124,12 @@ def test_an_image_that_cannot_be_read_is_named(tmp_path):
 @pytest.mark.parametrize("count", [0, -2])
 def test_less_than_one_image_is_refused(folder, count):
     for data in (folder, [torch.zeros(2, 3, 2, 2)]):
-        with pytest.raises(DataError, match="at least one is needed"):
+        with pytest.raises(OptionError, match="at least one is needed"):
             open_images(data, pixel, num_images=count)
 
 
 def test_fewer_images_than_asked_for_are_refused(folder):
-    with pytest.raises(DataError, match="holds 6 images, 7 were asked for"):
+    with pytest.raises(OptionError, match="holds 6 images, 7 were asked for"):
         open_images(folder, pixel, num_images=7)
-    with pytest.raises(DataError, match="hold 2 images, 3 were asked for"):
+    with pytest.raises(OptionError, match="hold 2 images, 3 were asked for"):
         open_images([torch.zeros(2, 3, 2, 2)], None, num_images=3)

@@ -7,7 +7,7 @@ import yaml
 
 import hf_zipit
 from hf_zipit import saving
-from hf_zipit.errors import OutputError, SourceError
+from hf_zipit.errors import OptionError, OutputError, SourceError
 from tests.hub import OTHER, OWNER
 from tests.test_cli import run  # noqa: F401  (a fixture)
 from tests.test_plain import parents  # noqa: F401
@@ -96,7 +96,7 @@ def test_a_branch_and_a_pull_request(hub, folder):
     address = hf_zipit.push(folder, "lab/model", create_pr=True, token=OTHER)
     assert address == f"{hub.endpoint}/lab/model/discussions/1"
     assert set(other.branches) == {"main", "refs/pr/1"}
-    with pytest.raises(OutputError, match="a pull request goes to main"):
+    with pytest.raises(OptionError, match="a pull request goes to main"):
         hf_zipit.push(folder, "lab/model", create_pr=True, revision="v1")
 
 
@@ -125,7 +125,7 @@ def test_who_may_not_write_is_told_before_any_upload(hub, folder, monkeypatch):
         hf_zipit.push(folder, "user/merged", token=OTHER)
     with pytest.raises(OutputError, match=r"user/merged: the Hub does not accept the access token"):
         hf_zipit.push(folder, "user/merged", token="hf_wrongwrongwrong")
-    with pytest.raises(OutputError, match="is no name of a repository"):
+    with pytest.raises(OptionError, match="is no name of a repository"):
         hf_zipit.push(folder, "user/a name")
     monkeypatch.delenv("HF_TOKEN")
     with pytest.raises(OutputError, match="uploading needs an access token: log in with"):

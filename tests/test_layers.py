@@ -15,11 +15,12 @@ LAYERS = [
     ["commands.merge", "commands.evaluate", "commands.inspect", "commands.check_spec", "commands.trace"],
     ["commands.push"],
     ["commands.recipe", "commands.cache", "commands.compare"],
-    ["commands.options", "commands.terminal", "commands.recipe_flags"],
+    ["commands.options", "commands.recipe_flags"],
     ["results", "planning"],
     ["comparison"],
     ["report", "from_recipe", "compare"],
-    ["hub.push", "commands.hub_flags"],
+    ["commands.hub_flags"],
+    ["hub.push", "commands.terminal"],
     ["merging", "trials"],
     ["balance"],
     ["evaluation", "task_evaluation", "merger", "saving"],
@@ -42,6 +43,7 @@ LAYERS = [
     ["tracing.groups"],
     ["tracing.facts"],
     ["statistics", "matching.fingerprint", "matching.weights", "matching.sweeps", "data"],
+    ["rows"],
     ["whole_models", "modeling_zipit_model"],
     ["libraries", "chain", "matching.methods", "matching.similarity", "transform", "binding"],
     ["matching.groups", "matching.kmeans", "matching.optimal", "matching.widen", "matching.controls"],
@@ -73,7 +75,7 @@ ALLOWED = {
         "commands.terminal",
     },
     "segmentation_models_pytorch": {"modeling_zipit_model", "whole_models"},
-    "datasets": {"data", "targets"},
+    "datasets": {"data", "rows", "targets"},
 }
 
 

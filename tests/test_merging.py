@@ -178,7 +178,7 @@ def test_options_are_checked(options, message):
 
 def test_models_that_differ_are_refused_naming_the_first_difference():
     a = tiny("resnet18")
-    with pytest.raises(SourceError, match="needs two or more"):
+    with pytest.raises(OptionError, match="needs two or more"):
         hf_zipit.merge([a], images())
     with pytest.raises(SourceError, match=r"layer1\.0\.conv1\.weight has shape"):
         hf_zipit.merge([a, tiny("resnet18", channels=(16, 16, 24, 32))], images())

@@ -13,7 +13,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, Vi
 
 import hf_zipit
 from hf_zipit import saving
-from hf_zipit.errors import OptionError
+from hf_zipit.errors import OptionError, OutputError, ZipItError
 from tests.models import TINY, hf_vit, images, tiny
 
 PIXELS = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(5))
@@ -107,9 +107,9 @@ def test_what_has_no_ordinary_form_is_refused_and_nothing_is_written(parents, me
         (merged, {"library": "onnx"}, "unknown format 'onnx'; formats: zipit, timm, transformers"),
         (merged, {"library": "timm", "task": "cats"}, "unknown task 'cats'; tasks: pets, birds"),
         (merged, {"task": "pets"}, "--format zipit keeps all tasks"),
-        (ours, {"library": "timm"}, "cifar_resnet20 comes with hf-zipit and is not known to timm alone"),
+        (ours, {"library": "timm"}, "timm has no such architecture, it comes with hf-zipit"),
     ]:
-        with pytest.raises(OptionError, match=message):
+        with pytest.raises(ZipItError, match=message):
             saving.save(model, tmp_path / "out", **options)
     assert list(tmp_path.iterdir()) == []
 
@@ -120,6 +120,6 @@ def test_changed_widths_are_refused(merged, tmp_path):
     wide = copy.deepcopy(merged)
     conv = wide.trunk.layer4[0].conv1
     conv.weight = torch.nn.Parameter(conv.weight.repeat(2, 1, 1, 1))
-    with pytest.raises(OptionError, match=r"layer4.0.conv1.weight is \[64, 24, 3, 3\], and usually \[32, 24, 3, 3\]"):
+    with pytest.raises(OutputError, match=r"layer4.0.conv1.weight is \[64, 24, 3, 3\], and usually \[32, 24, 3, 3\]"):
         saving.save(wide, tmp_path / "out", library="timm")
     assert list(tmp_path.iterdir()) == []

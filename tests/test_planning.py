@@ -58,7 +58,7 @@ def test_what_the_merge_would_refuse_is_refused(digits, tmp_path):
         plan_merge(make_recipe(sources=refs, cut="layer9"))
     with pytest.raises(OptionError, match="unknown method 'magic'"):
         plan_merge(make_recipe(sources=refs, method="magic"))
-    with pytest.raises(SourceError, match="needs two or more"):
+    with pytest.raises(OptionError, match="needs two or more"):
         plan_merge(make_recipe(sources=refs[:1]))
     with pytest.raises(SourceError, match="neither a folder nor a Hub id"):
         plan_merge(make_recipe(sources=[*refs, "nowhere"]))

@@ -14,6 +14,8 @@ from hf_zipit import saving
 from hf_zipit.access import Access
 from hf_zipit.errors import OutputError, SourceError
 from hf_zipit.hub.faults import redact
+from hf_zipit.planning import check_result
+from hf_zipit.recipe import make_recipe
 from hf_zipit.sources import load
 from tests.models import hf_vit
 
@@ -217,6 +219,8 @@ def test_code_that_comes_with_a_model_is_run_only_if_the_user_says_so(tmp_path, 
         torch.testing.assert_close(merged(pixels, tasks="custom-1").logits, source.model(pixels).logits)
     with pytest.raises(OutputError, match="the models' architecture is code that came with them"):
         saving.save(merged, tmp_path / "merged")
+    with pytest.raises(OutputError, match="the models' architecture is code that came with them"):  # before the work
+        check_result([source, source], make_recipe(sources=["a", "b"]), "zipit", None)
     assert (tmp_path / "run").exists()
 
 

@@ -10,7 +10,7 @@ from hf_zipit.access import Access
 from hf_zipit.commands.hub_flags import takes_access
 from hf_zipit.commands.options import Data, Json
 from hf_zipit.commands.recipe_flags import takes_recipe
-from hf_zipit.commands.terminal import show, show_json, without_bars
+from hf_zipit.commands.terminal import show, show_json
 from hf_zipit.errors import OptionError
 from hf_zipit.recipe import make_recipe
 
@@ -62,7 +62,6 @@ def compare(
     from hf_zipit.sources import load
     from hf_zipit.trials import trials
 
-    without_bars()
     settings = make_recipe(**given).arguments()
     opened = [load(model, access=access) for model in models]
     merger = Merger(opened, data, **{name: settings[name] for name in OF_MERGER})

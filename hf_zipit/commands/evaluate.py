@@ -1,14 +1,14 @@
 """`hf-zipit eval`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from hf_zipit.access import Access
 from hf_zipit.commands.hub_flags import takes_access
 from hf_zipit.commands.options import BatchSize, Data, Device, Json, NumImages
-from hf_zipit.commands.terminal import show, show_json, without_bars
+from hf_zipit.commands.terminal import show, show_json
 from hf_zipit.errors import OptionError
 
 
@@ -41,47 +41,33 @@ def evaluate(
 
     Of models whose tasks have outputs of different kinds, each task's own metrics.
     """
-    from hf_zipit.evaluation import evaluate as run
+    from hf_zipit.evaluation import evaluate as by_accuracy
     from hf_zipit.modeling_zipit_model import ZipItModel
     from hf_zipit.protocols import read_class_embeddings
     from hf_zipit.report import result_table, task_table
+    from hf_zipit.results import add_results, card_of
     from hf_zipit.saving import load, load_parents
     from hf_zipit.task_evaluation import evaluate_tasks
 
     if average_heads and class_embeddings is None:
         raise OptionError("--average-heads needs --class-embeddings: logits of different classes cannot be averaged")
-    embeddings = read_class_embeddings(class_embeddings, average_heads) if class_embeddings else None
-    without_bars()
-    merged = load(model, access)
-    parents = load_parents(merged.config, model, parent, access)
-    if isinstance(merged, ZipItModel):
-        task_rows = evaluate_tasks(
-            merged,
-            data,
-            parents=parents,
-            num_images=num_images,
-            batch_size=batch_size,
-            device=device,
-        )
-        if as_json:
-            show_json({"rows": [row.to_dict() for row in task_rows]})
-        else:
-            show(task_table(task_rows))
-        return
-    rows = run(
-        merged,
-        data,
-        parents=parents,
-        num_images=num_images,
-        batch_size=batch_size,
-        device=device,
-        class_embeddings=embeddings,
-    )
     if update_card:
-        from hf_zipit.results import add_results
-
-        add_results(model, merged.config, rows, data)
-    if as_json:
-        show_json({"rows": [row.to_dict() for row in rows]})
+        card_of(model)
+    embeddings = read_class_embeddings(class_embeddings, average_heads) if class_embeddings else None
+    merged = load(model, access)
+    if isinstance(merged, ZipItModel) and (update_card or class_embeddings is not None):
+        raise OptionError(f"{model} has tasks of several kinds: no --update-card or --class-embeddings for it")
+    options: dict[str, Any] = {"num_images": num_images, "batch_size": batch_size, "device": device}
+    options["parents"] = load_parents(merged.config, model, parent, access)
+    if isinstance(merged, ZipItModel):
+        scores = evaluate_tasks(merged, data, **options)
+        text, rows = task_table(scores), [row.to_dict() for row in scores]
     else:
-        show(result_table(rows, merged.config.tasks))
+        answers = by_accuracy(merged, data, class_embeddings=embeddings, **options)
+        text, rows = result_table(answers, merged.config.tasks), [row.to_dict() for row in answers]
+        if update_card:
+            add_results(model, merged.config, answers, data)
+    if as_json:
+        show_json({"rows": rows})
+    else:
+        show(text)

@@ -8,7 +8,7 @@ import typer
 from hf_zipit.access import Access
 from hf_zipit.commands.hub_flags import takes_access
 from hf_zipit.commands.options import Format, Json, License, Overwrite
-from hf_zipit.commands.terminal import show, show_json, without_bars
+from hf_zipit.commands.terminal import show, show_json
 
 
 @takes_access
@@ -26,7 +26,6 @@ def export(
     from hf_zipit import saving
 
     saving.check_output(out, overwrite)
-    without_bars()
     merged = saving.load(model, access)
     saving.save(merged, out, overwrite=overwrite, library=library, task=task, license=license)
     if as_json:

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from hf_zipit.access import Access
+from hf_zipit.commands.terminal import without_bars
 
 _TOKEN = Annotated[
     str | None, typer.Option("--token", help="Access token of the Hub; default: HF_TOKEN or `hf auth login`.")
@@ -41,6 +42,7 @@ def takes_access(command: Callable[..., None]) -> Callable[..., None]:
     ]
 
     def run(token: str | None, **values: Any) -> None:
+        without_bars()
         if token:
             os.environ["HF_TOKEN"] = token.strip()
         if reads:

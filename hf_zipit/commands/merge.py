@@ -9,7 +9,7 @@ from hf_zipit.access import Access
 from hf_zipit.commands.hub_flags import CreatePr, Message, Private, PushTo, Revision, takes_access
 from hf_zipit.commands.options import Format, Json, License, Overwrite
 from hf_zipit.commands.recipe_flags import takes_recipe
-from hf_zipit.commands.terminal import show, show_json, without_bars
+from hf_zipit.commands.terminal import show, show_json
 from hf_zipit.errors import OptionError
 from hf_zipit.recipe import SUFFIXES, Recipe, make_recipe, read_recipe
 
@@ -55,16 +55,28 @@ def merge(
     out = out or Path(str(push_to).rpartition("/")[2])
     if eval_data and library != "zipit":
         raise OptionError("--eval-data needs --format zipit: evaluate that, then write others with `hf-zipit export`")
+    if library != "zipit" and (recipe.cut is not None or recipe.width != 1 or recipe.flops_budget is not None):
+        raise OptionError(f"--format {library} holds full merges at the parents' width: leave --cut and widths out")
     from hf_zipit import saving
+    from hf_zipit.backbones import are_mixed
     from hf_zipit.batching import make_accelerator
     from hf_zipit.from_recipe import merge_recipe
     from hf_zipit.hub import push as hub
+    from hf_zipit.merging import checked_options
+    from hf_zipit.planning import check_result
+
+    checked_options({"sources": recipe.sources, **recipe.arguments()})
 
     saving.check_output(out, overwrite)
     if push_to is not None:
         hub.check_target(push_to, revision=revision, create_pr=create_pr)
-    without_bars()
-    merged = merge_recipe(recipe, access, lambda found, sources: _may_be_written(sources, found, library, license))
+
+    def check(found: Recipe, sources: Any) -> None:
+        check_result(sources, found, library, license)
+        if eval_data and are_mixed(sources):
+            raise OptionError("--eval-data is for classifiers: evaluate this merge with `hf-zipit eval`")
+
+    merged = merge_recipe(recipe, access, check)
     if not make_accelerator().is_main_process:
         return
     saving.save(merged, out, overwrite=overwrite, library=library, license=license)
@@ -83,18 +95,6 @@ def _recipe(models: list[str], given: dict[str, Any]) -> Recipe:
     if not models[0].endswith(SUFFIXES):
         return make_recipe(sources=models, **given)
     return read_recipe(models[0], **({"sources": models[1:]} if models[1:] else {}), **given)
-
-
-def _may_be_written(sources: Any, recipe: Recipe, library: str, license: str | None) -> None:
-    """Refuse before the work what saving the result would refuse."""
-    from hf_zipit.configuration_zipit import ZipItConfig
-    from hf_zipit.licence import common_licence
-    from hf_zipit.merger import recorded
-    from hf_zipit.plain import check_format
-
-    common_licence([recorded(source) for source in sources], license)
-    if sources:
-        check_format(ZipItConfig(backbone=sources[0].backbone, cut=recipe.cut), library)
 
 
 def _plan(recipe: Recipe, access: Access, as_json: bool) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from hf_zipit.commands.hub_flags import CreatePr, Message, Private, Revision, takes_access
-from hf_zipit.commands.terminal import show, without_bars
+from hf_zipit.commands.terminal import show
 
 
 @takes_access
@@ -23,5 +23,4 @@ def push(
     """Upload a merged model to the Hub, or what is missing of it after a failed upload."""
     from hf_zipit.hub.push import push as run
 
-    without_bars()
     show(run(folder, repo, private=private, revision=revision, create_pr=create_pr, commit_message=message))

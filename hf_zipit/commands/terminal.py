@@ -4,6 +4,7 @@ import inspect
 import json
 import logging
 import os
+import sys
 from collections.abc import Callable
 from typing import Annotated, Any
 
@@ -62,9 +63,11 @@ def set_verbosity(level: int) -> None:
 
 
 def quieten() -> None:
-    """Keep the libraries' chatter and their bars for steps of a second off the terminal."""
+    """Keep the libraries' chatter and their bars for steps of a second off the terminal, and all bars off a file."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     logging.getLogger("timm").setLevel(logging.ERROR)
 
 

@@ -6,13 +6,19 @@ import tempfile
 from pathlib import Path
 
 from huggingface_hub import HfApi, constants, get_token
-from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    HFValidationError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.utils._validators import validate_repo_id
 
 from hf_zipit import saving
 from hf_zipit.access import Access
 from hf_zipit.checkpoint import read_json
 from hf_zipit.companions import RECIPE, without_places
-from hf_zipit.errors import OutputError
+from hf_zipit.errors import OptionError, OutputError
 from hf_zipit.hub.download import client
 from hf_zipit.hub.faults import FAULTS, LOG_IN, explain, redact
 from hf_zipit.pretrained_zipit import ZipItPreTrainedModel, upload
@@ -78,12 +84,17 @@ def check_target(repo: str, *, revision: str | None = None, create_pr: bool = Fa
     """Refuse a repository that cannot be written, before any work is done; nothing is created.
 
     Raises:
-        OutputError: no access token, no connection, a bad name, a read-only token, or another model is there.
+        OptionError: it is no name of a repository, or a pull request to a branch.
+        OutputError: no access token, no connection, a read-only token, or another model is there.
     """
+    if create_pr and revision not in (None, "main"):
+        raise OptionError(f"{repo}: a pull request goes to main, not to the branch {revision}")
+    try:
+        validate_repo_id(repo)
+    except HFValidationError as error:
+        raise OptionError(explain(error, repo)) from None
     if constants.is_offline_mode():
         raise OutputError(f"{repo}: HF_HUB_OFFLINE is set, nothing can be uploaded")
-    if create_pr and revision not in (None, "main"):
-        raise OutputError(f"{repo}: a pull request goes to main, not to the branch {revision}")
     if not (token or get_token()):
         raise OutputError(f"{repo}: uploading needs an access token: {LOG_IN}")
     api = client(Access(token=token))

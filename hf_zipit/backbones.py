@@ -197,7 +197,7 @@ def _bound(
     part = replace(part, owns={step: (step,) for step in steps}, after=after)
     if not part.cuts:
         raise SourceError(f"{', '.join(s.name for s in sources)} cannot be cut anywhere: {limit}")
-    kept = [replace(source, model=view) for source, view in zip(sources, views, strict=True)]
+    kept = [replace(source, model=view, network=source.model) for source, view in zip(sources, views, strict=True)]
     return Shared(sources, kept, part, openings, shown, reference, path, limit)
 
 

@@ -11,11 +11,10 @@ from hf_zipit import repair as repairing
 from hf_zipit.assembly import Plan
 from hf_zipit.batching import Passes
 from hf_zipit.chain import working_copy
-from hf_zipit.errors import OptionError
 from hf_zipit.matching.match import Match
-from hf_zipit.modeling_zipit import ZipItForImageClassification
 from hf_zipit.pretrained_zipit import ZipItPreTrainedModel
 from hf_zipit.refit import sweep
+from hf_zipit.refit.tracks import network_of
 from hf_zipit.source import Source
 
 
@@ -32,10 +31,14 @@ class Merge:
 
 @dataclass(frozen=True)
 class Calibration:
-    """`run` changes a merge in place, which has been calibrated by `after` before."""
+    """`run` changes a merge in place, which has been calibrated by `after` before.
+
+    `joint` says that it is made for the joint prediction, which only models that are all classifiers have.
+    """
 
     run: Callable[[Merge], None]
     after: str | None = None
+    joint: bool = False
 
 
 @torch.no_grad()
@@ -105,29 +108,15 @@ def refit_joint(merge: Merge) -> None:
     A parent is sure of itself on images of other tasks, and spoils the joint prediction. With norms renewed on the
     images of all tasks it is less so: this trades a little accuracy within the tasks for more across them. Without
     batch norms it is the refit alone.
-
-    Raises:
-        OptionError: the heads are whole models around backbones, not chains of steps.
     """
-    _check_chains(merge, "refit-joint")
-    judges = [working_copy(parent.model, merge.passes.device) for parent in merge.parents]
+    judges = [working_copy(network_of(parent), merge.passes.device) for parent in merge.parents]
     if all(_renew(judge, merge.passes) for judge in judges):
         sweep.refit(merge.model, merge.parents, merge.plan, merge.matches, merge.passes, trunk=False, judges=judges)
 
 
 def refit_heads(merge: Merge) -> None:
-    """Refit the heads alone.
-
-    Raises:
-        OptionError: the heads are whole models around backbones, not chains of steps.
-    """
-    _check_chains(merge, "refit-heads")
+    """Refit the heads alone."""
     sweep.refit(merge.model, merge.parents, merge.plan, merge.matches, merge.passes, trunk=False)
-
-
-def _check_chains(merge: Merge, name: str) -> None:
-    if not isinstance(merge.model, ZipItForImageClassification):
-        raise OptionError(f"{name} needs heads that are chains of steps: these surround a backbone; use refit")
 
 
 def none(merge: Merge) -> None:
@@ -139,7 +128,7 @@ CALIBRATIONS = {
     "repair": Calibration(repair),
     "refit": Calibration(refit),
     "refit-per-task": Calibration(refit_per_task),
-    "refit-joint": Calibration(refit_joint, after="refit"),
+    "refit-joint": Calibration(refit_joint, after="refit", joint=True),
     "refit-heads": Calibration(refit_heads, after="batchnorm"),
     "none": Calibration(none),
 }

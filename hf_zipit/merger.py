@@ -90,6 +90,10 @@ class Merger:
     def merge(self, options: Options, *, cut: str | None = None, calibrate: str = "batchnorm") -> Merged:
         """One merge; see `merge` for the arguments and what is raised."""
         check_calibration(calibrate)
+        if self.shared and CALIBRATIONS[calibrate].joint:
+            raise OptionError(
+                f"{calibrate} is for the joint prediction of classifiers, and not all of these are: refit"
+            )
         plan, widths = self.plan(options, cut)
         check_cut(self.sources, plan.trunk, calibrate)
         matches = self.match(plan, options, widths)

@@ -28,7 +28,6 @@ from hf_zipit.source import Branch, Source
 from hf_zipit.spaces import Binding, Probe
 from hf_zipit.steps import step_name
 
-CALIBRATIONS = ("batchnorm", "none")  # those that ask nothing of the parents
 _KEPT = ("cut", "recipe", "data", "sources")  # what a merge of merges tells of the merges it was made of
 
 
@@ -146,8 +145,8 @@ def check_cut(sources: Sequence[Source], trunk: tuple[str, ...], calibrate: str)
                 f"{source.name} is a merge up to {source.trunk[-1]}; what lies behind belongs to its tasks, so it can "
                 f"only be merged again with {need}"
             )
-        if source.trunk is not None and calibrate not in CALIBRATIONS:
+        if source.trunk is not None and calibrate == "repair":
             raise OptionError(
-                f"calibrate is '{calibrate}': it compares with parents layer by layer, but {source.name} is a merge "
-                f"with layers for each task; use {' or '.join(CALIBRATIONS)}"
+                f"calibrate is 'repair': it compares with whole parents, but {source.name} is a merge with layers for "
+                "each task; use batchnorm, refit or none"
             )

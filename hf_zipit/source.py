@@ -51,7 +51,8 @@ class Source:
     `transform` (PIL image -> pixels) and `settings` their library's form; `origin` says where the model came from
     without naming a place on this machine. A source that is itself a merge has `branches`, and its `labels` are those
     of all its tasks; where it was cut, `trunk` holds the steps that it can be merged at (of `model` only they count),
-    `cut` their name, and `network` is what classifies. `kind` is what the model does, as pipelines name it.
+    `cut` their name, and `network` is what classifies; where `model` is a backbone it is what surrounds it. `kind`
+    is what the model does, as pipelines name it.
     """
 
     name: str

@@ -95,6 +95,28 @@ def test_a_permuted_copy_inside_another_model_class_is_recovered(pair, merger, m
         torch.testing.assert_close(out["maps"].reconstruction, run(maps), rtol=0, atol=1e-4)
 
 
+def test_trunk_and_what_surrounds_it_are_refit(pair, merger):
+    """Nothing changes for permuted copies; else every task comes closer to its own model, decoder included."""
+    (classifier, _, maps), cut = pair, "layer2.0"
+    out = run(merger.merge(Options("permute"), cut=cut, calibrate="refit")).task_outputs
+    torch.testing.assert_close(out["classes"].logits, run(classifier), rtol=0, atol=1e-3)
+    torch.testing.assert_close(out["maps"].reconstruction, run(maps), rtol=0, atol=1e-3)
+    other, pixels = pyramid(3), torch.cat(images())
+    different = Merger([classifier, whole(other)], images(), tasks=TASKS, cache=False)
+    plain, heads, fitted = (
+        different.merge(Options(), cut=cut, calibrate=c) for c in ("batchnorm", "refit-heads", "refit")
+    )
+    errors = []
+    for merged in (plain, heads, fitted):
+        out = run(merged, pixels).task_outputs
+        rest = [out["classes"].logits - run(classifier, pixels), out["maps"].reconstruction - run(other, pixels)]
+        errors.append([float(value.square().mean()) for value in rest])
+    assert all(a > 2 * max(b, c) for a, b, c in zip(*errors, strict=True)), errors
+    assert all(torch.equal(v, heads.trunk.state_dict()[name]) for name, v in plain.trunk.state_dict().items())
+    with pytest.raises(OptionError, match="refit-joint is for the joint prediction of classifiers"):
+        different.merge(Options(), cut=cut, calibrate="refit-joint")
+
+
 def test_every_cut_costs_exactly_trunk_and_heads(pair, merger):
     classifier, shuffled, _ = pair
     x = PIXELS[:1]

@@ -12,14 +12,15 @@ from torch.nn import functional
 import hf_zipit
 from hf_zipit import saving
 from hf_zipit.chain import logits_of
-from hf_zipit.checks import randomise
-from hf_zipit.refit import observe, replay, sweep
-from hf_zipit.refit.fold import Folded
+from hf_zipit.checks import permuted, random_labels, randomise
+from hf_zipit.refit import fold, observe, replay, sweep
 from hf_zipit.refit.layers import Layer, Part, find_layers
 from hf_zipit.refit.normal import NormalEquations
 from hf_zipit.refit.observe import Observer, columns
+from hf_zipit.refit.samples import Samples
 from hf_zipit.refit.targets import Target
-from tests.models import hf_vit, images, shuffled, timm_vit, tiny, vgg
+from hf_zipit.sources import find_spec, load
+from tests.models import TINY, hf_vit, images, shuffled, timm_vit, tiny, vgg
 
 
 def random(*shape, seed=0):
@@ -73,10 +74,12 @@ def design(x, e, ridge, prior, intercept):
 @pytest.mark.parametrize("intercept", [True, False])
 @pytest.mark.parametrize("ridge", [1.0, 1e-3])
 @pytest.mark.parametrize(("samples", "groups"), [(200, 1), (200, 3), (5, 1)])
-def test_the_streamed_ridge_is_the_explicit_one(samples, groups, ridge, intercept):
+@pytest.mark.parametrize("kind", [NormalEquations, Samples])
+def test_the_streamed_ridge_is_the_explicit_one(kind, samples, groups, ridge, intercept):
     x, e = random(samples, groups, 9) + 2, random(samples, groups, 4, seed=1) - 1
+    x, e = x.float().double(), e.float().double()  # samples are kept in float32
     prior = random(groups, 4, 9, seed=2)
-    equations = NormalEquations.empty(groups, 9, 4)
+    equations = kind.empty(groups, 9, 4)
     for part in (slice(0, 2), slice(2, 3), slice(3, 3), slice(3, samples)):
         equations.update(x[part], e[part])
     weight, shift = equations.solve(ridge, prior, intercept)
@@ -86,14 +89,19 @@ def test_the_streamed_ridge_is_the_explicit_one(samples, groups, ridge, intercep
     rest = e - torch.einsum("tgd,gmd->tgm", x, weight) - shift
     torch.testing.assert_close(equations.error(weight, shift), rest.square().mean(0))
     torch.testing.assert_close(equations.error(), e.square().mean(0))
+    for got, without in zip(equations.of(slice(1, 3)).solve(ridge), equations.solve(ridge), strict=True):
+        torch.testing.assert_close(got, without[:, 1:3])
+    out = torch.einsum("tgd,gmd->gtm", x[..., 2:5], prior[..., 2:5])
+    torch.testing.assert_close(equations.moments(prior[..., 2:5], 2), (out.mean(1), out.var(1, correction=0)))
 
 
-def test_equations_of_parts_add_up():
+@pytest.mark.parametrize("kind", [NormalEquations, Samples])
+def test_equations_of_parts_add_up(kind):
     x, e = random(50, 2, 5) + 3, random(50, 2, 3, seed=1)
-    parts = [NormalEquations.empty(2, 5, 3) for _ in range(4)]
+    parts = [kind.empty(2, 5, 3) for _ in range(4)]
     for equations, part in zip(parts, (slice(0, 1), slice(1, 1), slice(1, 30), slice(30, 50)), strict=True):
         equations.update(x[part], e[part])
-    whole = NormalEquations.empty(2, 5, 3)
+    whole = kind.empty(2, 5, 3)
     whole.update(x, e)
     for name, value in vars(parts[0] + parts[1] + parts[2] + parts[3]).items():
         torch.testing.assert_close(value, getattr(whole, name))
@@ -175,11 +183,20 @@ def task_logits(model):
         return model(PIXELS).task_logits
 
 
-@pytest.mark.parametrize("cut", [None, pytest.param("layer2", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", ["resnet18", "resnext50_32x4d", "resnet50_gn"])
+def preactivated(seed=0):
+    """A residual network whose norms read the stream, and not the output of a layer."""
+    model = timm.create_model("resnetv2_50t", layers=(1, 1), channels=(16, 24), num_classes=5)
+    return randomise(model.eval(), seed)
+
+
+@pytest.mark.parametrize("cut", [None, pytest.param("half", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["resnet18", "resnext50_32x4d", "resnet50_gn", "pre-activation"])
 def test_a_refit_of_permuted_copies_changes_nothing(name, cut):
-    model = tiny(name)
-    merged = hf_zipit.merge([model, shuffled(model)], images(), cut=cut, calibrate="refit", tasks=["a", "b"])
+    model = tiny(name) if name in TINY else preactivated()
+    binding = find_spec(load(model))
+    copies = [model, permuted(model, binding, random_labels(binding, 1))]
+    cut = binding.cuts[len(binding.cuts) // 2] if cut else None
+    merged = hf_zipit.merge(copies, images(), cut=cut, calibrate="refit", tasks=["a", "b"])
     with torch.no_grad():
         expected = model(PIXELS)
     for out in task_logits(merged).values():
@@ -199,6 +216,7 @@ SMALL = functools.partial(tiny, "cifar_resnet20")
 
 FAMILIES = {
     "resnet": SMALL,
+    "pre-activation": preactivated,
     "squeeze and excite": lambda seed: tiny("seresnet50", seed),
     "vgg": small_vgg,
     "vgg, batch norm": lambda seed: small_vgg(seed, norm=True),
@@ -210,13 +228,14 @@ FAMILIES = {
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_layer_comes_closer_and_puts_out_what_was_predicted(name, monkeypatch):
     """What is written is the fit, no layer's error on the held-out images grows, and the heads come closer."""
-    fit, changed = sweep.choose, []
+    fit, changed, alone = sweep.choose, [], []
 
     def choose(folded, equations, test):
         before, predicted = folded.weight, []
-        monkeypatch.setattr(folded, "write", lambda *args: predicted.append(args) or Folded.write(folded, *args))
+        monkeypatch.setattr(folded, "write", lambda *args: predicted.append(args) or type(folded).write(folded, *args))
         fit(folded, equations, test)
-        after = Folded(folded.net, folded.layer)
+        after = fold.fold(folded.net, folded.layer)
+        alone.extend([folded] * isinstance(folded, fold.FoldedNorm))
         change = predicted[0][0] if predicted else torch.zeros_like(before)
         torch.testing.assert_close(after.weight, before + change, rtol=1e-4, atol=1e-5)
         if predicted:
@@ -226,6 +245,7 @@ def test_every_layer_comes_closer_and_puts_out_what_was_predicted(name, monkeypa
     monkeypatch.setattr(sweep, "choose", choose)
     sources, merged = merged_pair(FAMILIES[name])
     assert sum(changed) > len(changed) / 2
+    assert len(alone) == (3 if name == "pre-activation" else 0)
     plain = hf_zipit.merge(sources, images(), calibrate="batchnorm", tasks=["a", "b"])
     held = torch.cat(images())[::10]
     with torch.no_grad():
@@ -235,7 +255,7 @@ def test_every_layer_comes_closer_and_puts_out_what_was_predicted(name, monkeypa
             assert error < before
 
 
-@pytest.mark.parametrize("name", ["resnet", "timm vit"])
+@pytest.mark.parametrize("name", ["resnet", "pre-activation", "timm vit"])
 def test_a_written_layer_puts_out_the_old_output_plus_the_fit(name):
     net = FAMILIES[name](0).eval()
     pixels = torch.cat(images(32))
@@ -244,16 +264,27 @@ def test_a_written_layer_puts_out_the_old_output_plus_the_fit(name):
         seen = Observer(net, [layer])
         with torch.no_grad(), seen:
             net(pixels)
-        x, site, folded = seen.inputs[layer], seen.sites[layer], Folded(net, layer)
-        equations = NormalEquations.empty(1, x.shape[-1], site.shape[-1])
-        equations.update(x.flatten(0, 1), site.flatten(0, 1)[:, None])
-        change, shift = random(*folded.weight.shape) / 10, random(1, site.shape[-1], seed=1)
-        expected = site + (x.double()[:, :, 0] @ change[0].T + shift[0]).float()
+        x, site, folded = seen.inputs[layer], seen.sites[layer], fold.fold(net, layer)
+        groups, units, inputs = folded.weight.shape
+        equations = NormalEquations.empty(groups, inputs, units)
+        equations.update(x.flatten(0, 1), site.flatten(0, 1).unflatten(1, (groups, units)))
+        change, shift = random(*folded.weight.shape) / 10, random(groups, units, seed=1) * folded.intercept
+        expected = site + (torch.einsum("bpgd,gmd->bpgm", x.double(), change) + shift).flatten(2).float()
         folded.write(change, shift, equations)
         again = Observer(net, [layer], inputs=False)
         with torch.no_grad(), again:
             net(pixels)
         torch.testing.assert_close(again.sites[layer], expected, rtol=1e-3, atol=1e-3)
+
+
+def test_a_refit_norm_holds_the_statistics_of_what_it_reads():
+    _, merged = merged_pair(preactivated)
+    stem, norm = merged.trunk.stem, merged.trunk.stages[1].blocks[0].norm1
+    with torch.no_grad():
+        x = merged.trunk.stages[0](stem(torch.cat(images())))
+    x = x.movedim(1, -1).flatten(0, -2)
+    torch.testing.assert_close(norm.running_mean, x.mean(0), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(norm.running_var, x.var(0, correction=0), rtol=1e-3, atol=1e-3)
 
 
 def test_estimating_the_norms_of_a_refit_again_changes_little():
@@ -317,14 +348,34 @@ def test_a_refit_merge_merges_again():
         torch.testing.assert_close(out, expected, rtol=0.05, atol=0.3)
 
 
-def test_layers_of_too_many_inputs_are_left_as_they_are(monkeypatch):
-    sources = [SMALL(seed) for seed in (0, 1)]
-    monkeypatch.setattr(sweep, "INPUTS", 100)
-    merged = hf_zipit.merge(sources, images(), calibrate="refit", tasks=["a", "b"])
-    plain = hf_zipit.merge(sources, images(), calibrate="none", tasks=["a", "b"])
-    changed = {n for n, v in merged.trunk.state_dict().items() if not torch.equal(v, plain.trunk.state_dict()[n])}
-    assert "conv1.weight" in changed
-    assert "layer3.0.conv2.weight" not in changed
+def refit_kinds(monkeypatch):
+    """A refit of VGGs, and how each layer was fitted: kind, inputs, samples."""
+    kinds, fit = [], sweep.choose
+
+    def choose(folded, equations, test):
+        kinds.append((type(equations), folded.weight.shape[2], equations.count))
+        fit(folded, equations, test)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sweep, "choose", choose)
+        return merged_pair(small_vgg)[1].state_dict(), kinds
+
+
+def test_layers_of_more_inputs_than_samples_are_refit_on_these_with_the_same_result(monkeypatch):
+    found, kinds = refit_kinds(monkeypatch)
+    assert [(inputs, count) for kind, inputs, count in kinds if kind is Samples] == [(490, 4 * 57)]
+    monkeypatch.setattr(sweep, "_kind", lambda *_: (NormalEquations, 1))
+    for name, value in refit_kinds(monkeypatch)[0].items():
+        torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(("name", "value"), [("INPUTS", 100), ("NUMBERS", 100 * (490 + 24))])
+def test_layers_of_too_many_inputs_are_refit_on_some_of_the_samples(name, value, monkeypatch):
+    """On three of seven tens of images, held-out ones among them: 24 images, 3 of them held out, 4 positions each."""
+    monkeypatch.setattr(sweep, name, value)
+    found, kinds = refit_kinds(monkeypatch)
+    assert {inputs: count for kind, inputs, count in kinds if kind is Samples} == {490: 4 * 21}
+    assert all(value.isfinite().all() for value in found.values())
 
 
 def test_targets_of_a_task_are_those_of_its_parent():

@@ -63,6 +63,22 @@ def test_permuted_copies_come_back_through_two_merges(family, cut, again, order,
     assert all(torch.equal(v, logits(merged).task_logits[k]) for k, v in logits(reloaded).task_logits.items())
 
 
+def test_a_merge_with_layers_for_each_task_is_refit(family):
+    """Nothing changes for permuted copies; else every task comes closer to what its own model says."""
+    options = {"cut": "layer2", "tasks": ["a", "b", "c"]}
+    pair = hf_zipit.merge(family[:2], images(), method="permute", calibrate="none", cut="layer2", tasks=["a", "b"])
+    same = hf_zipit.merge([pair, family[2]], images(), method="permute", calibrate="refit", **options)
+    for task, parent in zip("abc", family, strict=True):
+        torch.testing.assert_close(logits(same).task_logits[task], logits(parent), rtol=0, atol=1e-3)
+    sources, pixels = [cnn(7, 4), pair], torch.cat(images())
+    plain, fitted = (hf_zipit.merge(sources, images(), calibrate=c, **options) for c in ("batchnorm", "refit-joint"))
+    with torch.no_grad():
+        wanted = [sources[0](pixels), *pair(pixels).task_logits.values()]
+        for task, logit in zip("abc", wanted, strict=True):
+            errors = [(m(pixels).task_logits[task] - logit).square().mean() for m in (plain, fitted)]
+            assert errors[1] < errors[0]
+
+
 def test_a_full_merge_cut_earlier_keeps_its_own_layers_shared_by_its_tasks(family):
     pair = hf_zipit.merge(family[:2], images(), tasks=["a", "b"])
     merged = hf_zipit.merge([pair, family[2]], images(), cut="layer1", tasks=["x", "y", "z"])
@@ -134,7 +150,7 @@ def test_what_cannot_be_merged_again_says_what_can(family, tmp_path):
             OptionError, match=r"pair is a merge up to layer2\.0; .* merged again with the same cut \(layer2\)"
         ):
             hf_zipit.merge([folder, family[2]], images(), cut=cut)
-    with pytest.raises(OptionError, match=r"calibrate is 'repair': .* use batchnorm or none"):
+    with pytest.raises(OptionError, match=r"calibrate is 'repair': .* use batchnorm, refit or none"):
         hf_zipit.merge([folder, family[2]], images(), cut="layer2", calibrate="repair")
     with pytest.raises(OptionError, match="3 different names are needed, one for each task"):
         hf_zipit.merge([folder, family[2]], images(), cut="layer2", tasks=["a", "b"])

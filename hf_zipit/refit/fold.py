@@ -7,6 +7,9 @@ from torch import Tensor, nn
 
 from hf_zipit.refit.layers import Layer, Part
 from hf_zipit.refit.normal import NormalEquations
+from hf_zipit.refit.samples import Samples
+
+Regression = NormalEquations | Samples
 
 
 def module_at(net: nn.Module, path: str) -> Any:
@@ -39,20 +42,20 @@ class Folded:
         """Whether a part has a batch norm."""
         return any(part.norm for part in self.layer.parts)
 
-    def reset(self, equations: NormalEquations) -> Tensor:
+    def reset(self, equations: Regression) -> Tensor:
         """The weights if every batch norm took its statistics from these samples, `(G, m, d)`."""
         weights = []
         for (part, start), size in zip(self._starts(), self.sizes, strict=True):
             weight = self.weight[..., start : start + size]
             if part.norm:
                 norm = module_at(self.net, part.norm)
-                _, variance = self._moments(equations, self._grouped(self._raw(part)), start, size)
-                ratio = ((norm.running_var + norm.eps) / (variance + norm.eps)).sqrt()
+                _, variance = equations.moments(self._grouped(self._raw(part)), start)
+                ratio = ((norm.running_var + norm.eps) / (variance.flatten() + norm.eps)).sqrt()
                 weight = weight * self._grouped(ratio[:, None])
             weights.append(weight)
         return torch.cat(weights, -1)
 
-    def write(self, change: Tensor, shift: Tensor, equations: NormalEquations) -> None:
+    def write(self, change: Tensor, shift: Tensor, equations: Regression) -> None:
         """Add `change (G, m, d)` to the weights and `shift (G, m)` to the constant.
 
         A batch norm gets the mean and variance that its new input has on these samples, so that estimating them
@@ -70,7 +73,7 @@ class Folded:
             if part.scale:
                 self.net.get_parameter(part.scale).data.fill_(1)
             if part.norm:
-                mean, variance = self._moments(equations, folded, start, size)
+                mean, variance = (value.flatten() for value in equations.moments(folded, start))
                 norm = module_at(self.net, part.norm)
                 norm.running_mean.copy_(mean)
                 norm.running_var.copy_(variance)
@@ -111,9 +114,40 @@ class Folded:
             constant += norm.bias.detach().double() * gain - norm.running_mean.double() * scale
         return constant
 
-    def _moments(self, equations: NormalEquations, weight: Tensor, start: int, size: int) -> tuple[Tensor, Tensor]:
-        """Mean and variance of `weight (G, m, size)` times the inputs, `(m,)` each."""
-        mine = slice(start, start + size)
-        mean = (weight @ equations.x[:, mine, None])[..., 0]
-        variance = ((weight @ equations.xx[:, mine, mine]) * weight).sum(-1) / max(equations.count, 1)
-        return mean.reshape(-1), variance.clamp(min=0).reshape(-1)
+
+class FoldedNorm:
+    """A batch norm that follows no layer, as `w x + b` for each channel: `weight (channels, 1, 1)`."""
+
+    intercept = normed = True
+
+    def __init__(self, net: nn.Module, layer: Layer) -> None:
+        self.net, self.layer = net, layer
+        self.norm = module_at(net, layer.parts[0].module)
+        weight = self.norm.weight.detach().double() / (self.norm.running_var.double() + self.norm.eps).sqrt()
+        self.groups, self.weight = len(weight), weight[:, None, None]
+
+    def reset(self, equations: Regression) -> Tensor:
+        """The weights if it took its statistics from these samples."""
+        _, variance = equations.moments(torch.ones_like(self.weight))
+        norm = self.norm
+        ratio = (norm.running_var.double()[:, None] + norm.eps) / (variance + norm.eps)
+        weight: Tensor = self.weight * ratio.sqrt()[:, None]
+        return weight
+
+    def write(self, change: Tensor, shift: Tensor, equations: Regression) -> None:
+        """Add `change (channels, 1, 1)` to the slopes and `shift (channels, 1)` to the constants.
+
+        The norm gets the mean and variance of what it reads.
+        """
+        norm, slope = self.norm, (self.weight + change).flatten()
+        constant = norm.bias.detach().double() - norm.running_mean.double() * self.weight.flatten() + shift.flatten()
+        mean, variance = (value.flatten() for value in equations.moments(torch.ones_like(self.weight)))
+        norm.running_mean.copy_(mean)
+        norm.running_var.copy_(variance)
+        norm.weight.data.copy_(slope * (variance + norm.eps).sqrt())
+        norm.bias.data.copy_(constant + slope * mean)
+
+
+def fold(net: nn.Module, layer: Layer) -> Folded | FoldedNorm:
+    """A layer as an affine map that can be changed."""
+    return FoldedNorm(net, layer) if layer.parts[0].alone else Folded(net, layer)

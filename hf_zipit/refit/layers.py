@@ -1,7 +1,8 @@
 """Which layers of a model can be refit, found by watching one forward pass: what each reads, and where its output goes.
 
 A layer is a linear map (`F.linear`, `F.conv2d`) with the affine maps that follow it directly: a batch norm, a layer
-scale. Where its output does nothing but enter a sum (a residual branch), it answers for that sum.
+scale. A batch norm that follows none (as in residual networks with pre-activation) is a layer as well. Where the output
+of a layer does nothing but enter a sum (a residual branch), it answers for that sum.
 """
 
 from collections import Counter
@@ -19,11 +20,19 @@ PRODUCTS = frozenset({"mul", "mul_", "__mul__", "__rmul__", "__imul__"})
 
 @dataclass(frozen=True)
 class Part:
-    """A linear layer or convolution, and the batch norm and layer scale (parameter) behind it."""
+    """A linear layer or convolution, and the batch norm and layer scale (parameter) behind it.
+
+    A batch norm that follows none is a part of its own: a map of every channel by itself.
+    """
 
     module: str
     norm: str | None = None
     scale: str | None = None
+
+    @property
+    def alone(self) -> bool:
+        """Whether it is a batch norm and nothing else."""
+        return self.module == self.norm
 
 
 @dataclass(frozen=True)
@@ -53,14 +62,20 @@ class Places:
                 own = {f"{path}.{n}" if path else n: p for n, p in module.named_parameters(recurse=False)}
                 self.scales.update({id(p): name for name, p in own.items() if p.ndim == 1})
 
-    def called(self, name: str, args: Sequence[Any]) -> str | None:
-        """The linear map that a function call applies."""
-        if name not in ("conv2d", "linear") or len(args) < 2:
+    def called(self, name: str, args: Sequence[Any]) -> Part | None:
+        """The linear map, or the batch norm, that a function call applies."""
+        if len(args) < 2:
             return None
-        return self.linear.get(id(args[1]))
+        if name == "batch_norm":
+            norm = self.norms.get(id(args[1]))
+            return None if norm is None else Part(norm, norm)
+        path = self.linear.get(id(args[1])) if name in ("conv2d", "linear") else None
+        return None if path is None else Part(path)
 
     def follows(self, name: str, args: Sequence[Any], value: Tensor, part: Part) -> Part | None:
         """The part with the affine map that a call applies to its output, if it applies one."""
+        if part.alone:
+            return None
         if name == "batch_norm" and len(args) > 1 and args[0] is value and part.norm is None and part.scale is None:
             norm = self.norms.get(id(args[1]))
             return None if norm is None else replace(part, norm=norm)
@@ -154,10 +169,10 @@ class _Watch(TorchFunctionMode):
         name = func.__name__
         for entry, version in zip(users, versions, strict=True):
             self._use(entry, name, args, result, version)
-        path = self.places.called(name, args)
-        if path is not None:
-            grouped = name == "conv2d" and len(args) > 6 and args[6] != 1
-            self.entries.append(_Entry(Part(path), args[0], result, grouped, self.stage, self.stage))
+        part = self.places.called(name, args)
+        if part is not None and not any(entry.part.norm == part.norm for entry in users if part.norm):
+            grouped = part.alone or (name == "conv2d" and len(args) > 6 and args[6] != 1)
+            self.entries.append(_Entry(part, args[0], result, grouped, self.stage, self.stage))
         return result
 
     def _use(self, entry: _Entry, name: str, args: tuple[Any, ...], result: Any, version: int) -> None:

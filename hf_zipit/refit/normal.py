@@ -95,6 +95,13 @@ class NormalEquations:
         """The equations of some of the outputs."""
         return replace(self, e=self.e[:, outputs], xe=self.xe[..., outputs], ee=self.ee[:, outputs])
 
+    def moments(self, weight: Tensor, start: int = 0) -> tuple[Tensor, Tensor]:
+        """Mean and variance of `weight (G, m, k)` times the inputs from `start` on, `(G, m)` each."""
+        mine = slice(start, start + weight.shape[-1])
+        mean = (weight @ self.x[:, mine, None])[..., 0]
+        variance = ((weight @ self.xx[:, mine, mine]) * weight).sum(-1) / max(self.count, 1)
+        return mean, variance.clamp(min=0)
+
     def solve(self, ridge: float, prior: Tensor | None = None, intercept: bool = True) -> tuple[Tensor, Tensor]:
         """`W (G, m, d)` and `b (G, m)` that minimise `|e - W x - b|^2 + ridge * unit * |W - prior|^2`.
 

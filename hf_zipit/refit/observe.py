@@ -38,7 +38,8 @@ class Observer(TorchFunctionMode):
         super().__init__()
         self.places, self.reads = Places(net), inputs
         self.wanted = {part.module: (layer, part) for layer in layers for part in layer.parts}
-        self.convolutions = {path for path in self.wanted if isinstance(net.get_submodule(path), nn.Conv2d)}
+        linear = (path for path in self.wanted if isinstance(net.get_submodule(path), nn.Linear))
+        self.maps = set(self.wanted).difference(linear)  # their units are on axis 1
         self.columns: dict[str, Tensor] = {}
         self.sites: dict[Layer, Tensor] = {}
         self.running: list[_Running] = []
@@ -53,15 +54,16 @@ class Observer(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         name = func.__name__
-        path = self.places.called(name, args)
-        if path in self.wanted and self.reads:
-            self.columns[path] = columns(*args) if name == "conv2d" else lattice(args[0])[:, :, None].clone()
+        part = self.places.called(name, args)
+        part = part if part is not None and part.module in self.wanted else None
+        if part is not None and self.reads:
+            self.columns[part.module] = _read(name, args)
         running = [entry for entry in self.running if any(a is entry.value for a in args)]
         result = func(*args, **(kwargs or {}))
         for entry in running:
             self._follow(entry, name, args, result)
-        if path in self.wanted:
-            self._arrive(_Running(self.wanted[path][0], Part(path), result))
+        if part is not None:
+            self._arrive(_Running(self.wanted[part.module][0], part, result))
         return result
 
     def _follow(self, entry: _Running, name: str, args: Sequence[Any], result: Any) -> None:
@@ -81,8 +83,17 @@ class Observer(TorchFunctionMode):
             self.running.append(entry)
 
     def _keep(self, entry: _Running, site: Tensor) -> None:
-        conv = entry.part.module in self.convolutions
-        self.sites[entry.layer] = lattice(site.movedim(1, -1) if conv else site).clone()
+        maps = entry.part.module in self.maps
+        self.sites[entry.layer] = lattice(site.movedim(1, -1) if maps else site).clone()
+
+
+def _read(name: str, args: Sequence[Any]) -> Tensor:
+    """What a convolution, a linear layer or a batch norm reads, `(B, P, groups, d)`."""
+    if name == "conv2d":
+        return columns(*args)
+    if name == "linear":
+        return lattice(args[0])[:, :, None].clone()
+    return lattice(args[0].movedim(1, -1))[..., None].clone()
 
 
 def lattice(values: Tensor) -> Tensor:

@@ -83,7 +83,7 @@ def _nearness(merger: Merger) -> Score:
 
 def _accuracy(merger: Merger, data: Any) -> Score:
     """The mean of the tasks' accuracies."""
-    images = open_all(data, len(merger.sources), merger.sources[0].transform, seed=merger.seed)
+    images = open_all(data, len(merger.sources), merger.sources[0].transform, seed=merger.seed, token=merger.token)
     size, device = merger.sources[0].input_size, str(merger.passes.device)
     evaluation = Evaluation(merger.heads, images, size, merger.passes.batch_size, device)
 

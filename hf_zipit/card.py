@@ -8,6 +8,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from hf_zipit.configuration_zipit import ZipItConfig
+from hf_zipit.units import si
 
 Results = Mapping[str, Any]  # {"data": [name, ...], "rows": [row as in `evaluate`, ...], "plot": file name or None}
 BEGIN, END = "<!-- hf-zipit: results -->", "<!-- hf-zipit: end of results -->"
@@ -32,7 +33,7 @@ Merged by hf-zipit, without training, from models that were trained on different
 
 {how}
 
-`hf-zipit merge zipit_config.yml -o again` makes these weights again from this recipe:
+{again}:
 
 ```yaml
 {recipe}
@@ -109,6 +110,7 @@ def card(
     task: str | None = None,
     licence: Mapping[str, str] | None = None,
     recipe: str = "",
+    again: str = "",
     results: Results | None = None,
 ) -> str:
     """The text of the model card.
@@ -120,6 +122,7 @@ def card(
         task: the only task it was saved with, for the ordinary formats.
         licence: the metadata `license`, `license_name` and `license_link`, as far as it has them.
         recipe: the YAML text that makes the weights again.
+        again: how it does, as a sentence without its stop.
         results: what an evaluation gave.
     """
     about: dict[str, Any] = config.zipit or {}
@@ -139,6 +142,7 @@ def card(
         end=END,
         use=use.format(name=name, task=config.tasks[0], prefix="local-dir" if "/" not in name else "hf-hub"),
         how="\n".join(f"- {key}: `{value}`" for key, value in _how(about).items()),
+        again=again,
         recipe=recipe.strip(),
         limits="\n".join(f"- {textwrap.fill(line, 118)}" for line in _limits(config, library, tasks, results)),
     )
@@ -206,12 +210,12 @@ def _results_text(results: Results | None, tasks: Sequence[str]) -> str:
     if not results:
         return "Not evaluated yet: `hf-zipit eval FOLDER --data D --update-card` fills this in."
     lines = ["## Results", "", f"Accuracy in percent on {', '.join(results['data'])}.", ""]
-    lines.append(f"| | {' | '.join(tasks)} | average | joint | GFLOPs | M parameters |")
+    lines.append(f"| | {' | '.join(tasks)} | average | joint | FLOPs | parameters |")
     lines.append("|---" * (len(tasks) + 5) + "|")
     for row in results["rows"]:
         mine = [f"{100 * row['tasks'][task]:.1f}" if task in row["tasks"] else "-" for task in tasks]
         rest = [f"{100 * row['average']:.1f}", f"{100 * row['joint']:.1f}"]
-        cost = [f"{row['flops'] / 1e9:.4g}", f"{row['parameters'] / 1e6:.4g}"]
+        cost = [si(row["flops"]), si(row["parameters"])]
         lines.append(f"| {' | '.join([row['model'], *mine, *rest, *cost])} |")
     lines += [
         "",

@@ -61,19 +61,23 @@ def resolve_cut(binding: Binding, cut: str | None) -> int:
         raise OptionError(f"the spec {binding.spec.family} has no chain: these models can only be merged fully")
     inside = [step for step in cuts if step == cut or step.startswith(cut + ".")]
     if not inside:
-        raise OptionError(f"unknown cut '{cut}'; legal cuts: {', '.join(cut_names(binding))}")
+        raise OptionError(f"unknown cut '{cut}'; legal cuts: {', '.join(cut_labels(cut_names(binding)))}")
     return binding.steps.index(inside[-1]) + 1
 
 
-def cut_names(binding: Binding) -> list[str]:
-    """Every name `resolve_cut` takes: the steps, and each stage after its last step."""
-    names = []
+def cut_names(binding: Binding) -> dict[str, str | None]:
+    """Every legal cut by its step, and the stage that ends with the step: `resolve_cut` takes both names."""
+    names: dict[str, str | None] = {}
     for i, step in enumerate(binding.cuts):
-        names.append(step)
         stage = "" if ":" in step else step.rpartition(".")[0]
-        if stage and not any(s.startswith(stage + ".") for s in binding.cuts[i + 1 :]):
-            names.append(stage)
+        last = bool(stage) and not any(s.startswith(stage + ".") for s in binding.cuts[i + 1 :])
+        names[step] = stage if last else None
     return names
+
+
+def cut_labels(names: Mapping[str, str | None]) -> list[str]:
+    """Cuts with both their names, as in `layer2.1 = layer2`."""
+    return [f"{step} = {stage}" if stage else step for step, stage in names.items()]
 
 
 @torch.no_grad()
@@ -115,11 +119,11 @@ def logits_of(output: Any) -> Tensor:
     return output
 
 
-def count_flops(model: nn.Module, input_size: tuple[int, int, int]) -> int:
+def count_flops(model: nn.Module, input_size: tuple[int, int, int], **arguments: Any) -> int:
     """FLOPs (two per multiply-add) of one forward of one image, counted on the meta device."""
     net = copy.deepcopy(model).to("meta").eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        net(torch.empty(1, *input_size, device="meta"))
+        net(torch.empty(1, *input_size, device="meta"), **arguments)
     return int(counter.get_total_flops())
 
 

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from hf_zipit.errors import DataError, OptionError
 from hf_zipit.hashing import digest
 from hf_zipit.rows import TEST as TEST
-from hf_zipit.rows import TRAIN, rows_of
+from hf_zipit.rows import TRAIN, pinned, rows_of
 
 NO_DATA = "no data: merging needs images, without labels; give them with --data"
 
@@ -22,7 +22,7 @@ class Images(Dataset[Tensor]):
     """Preprocessed images of one data set: `images[i]` is a `(3, H, W)` tensor.
 
     `labels[i]` is the class id of image i or `None`, `names` the class names in id order or `None`; `name` says where
-    the images come from, and `fingerprint()` which they are.
+    the images come from, `ref` how to name them again where they have a place, and `fingerprint()` which they are.
     """
 
     def __init__(
@@ -32,8 +32,10 @@ class Images(Dataset[Tensor]):
         names: list[str] | None,
         name: str,
         fingerprint: Callable[[], str],
+        ref: str | None = None,
     ) -> None:
         self.get, self.labels, self.names, self.name, self.fingerprint = get, labels, names, name, fingerprint
+        self.ref = ref
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -49,23 +51,24 @@ def open_images(
     splits: Sequence[str] = TRAIN,
     num_images: int | None = None,
     seed: int = 0,
+    token: str | None = None,
 ) -> Images:
     """Open one data set.
 
     Args:
-        data: a Hub id or a path (image folder, parquet file or folder of them), either with `:split` at its end; a
-            `datasets.Dataset`; or an iterable of pixel batches `(B, 3, H, W)`, of `(pixels, labels)` pairs or of
-            `{"pixel_values", "labels"}` dicts.
-        transform: PIL image -> `(3, H, W)` tensor; pixel batches are taken as they are.
+        data: a Hub id (`user/name`, `user/name@revision`) or a path (image folder, parquet file or folder of them),
+            either with `:split` at its end; a `datasets.Dataset`; or an iterable of pixel batches `(B, 3, H, W)`, of
+            `(pixels, labels)` pairs or of `{"pixel_values", "labels"}` dicts.
         splits: the split to prefer where none is named.
         num_images: use this many, chosen by the seed (of pixel batches the first ones); `None` uses all.
+        token: an access token of the Hub.
 
     Raises:
         DataError: it cannot be read, has no image column, or is empty.
         OptionError: it holds fewer images than asked for, has no such split, or several and none is named.
     """
     if isinstance(data, str | Path) or type(data).__module__.startswith("datasets."):
-        rows, name = rows_of(data, splits)
+        rows, name = rows_of(data, splits, token)
     elif isinstance(data, Iterable):
         return _pixel_batches([data] if isinstance(data, Tensor) and data.ndim == 4 else data, num_images)
     else:
@@ -73,6 +76,7 @@ def open_images(
     column, label_column = _columns(rows, name)
     chosen = _subset(len(rows), num_images, seed, name)
     mark = hashlib.sha256(f"{rows._fingerprint} {column} {chosen}".encode()).hexdigest()
+    ref = pinned(str(data), rows) if isinstance(data, str | Path) else None
     rows = rows.select(chosen)
     names = getattr(rows.features[label_column], "names", None) if label_column else None
     labels = list(rows[label_column]) if label_column else [None] * len(rows)
@@ -86,7 +90,7 @@ def open_images(
         except OSError as error:
             raise DataError(f"{name}: image {index} cannot be read: {error}") from error
 
-    return Images(get, labels, names, name, lambda: mark)
+    return Images(get, labels, names, name, lambda: mark, ref)
 
 
 def open_all(

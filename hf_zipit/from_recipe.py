@@ -39,7 +39,7 @@ def merge_recipe(
     sources = [_source(entry, number, access) for number, entry in enumerate(recipe.sources, 1)]
     if check is not None:
         check(recipe, sources)
-    return merge(sources, **recipe.arguments())
+    return merge(sources, **recipe.arguments(), token=access.token)
 
 
 def _source(entry: str | PinnedSource, number: int, access: Access) -> Source:

@@ -18,7 +18,7 @@ from hf_zipit.cache import StatisticsCache
 from hf_zipit.calibrate import CALIBRATIONS, Merge, stages_of
 from hf_zipit.chain import working_copy
 from hf_zipit.companions import companions
-from hf_zipit.data import open_all
+from hf_zipit.data import Images, open_all
 from hf_zipit.errors import OptionError
 from hf_zipit.licence import licence_of
 from hf_zipit.matching.match import Match
@@ -27,6 +27,7 @@ from hf_zipit.matching.methods import Options
 from hf_zipit.modeling_zipit import ZipItForImageClassification
 from hf_zipit.modeling_zipit_model import ZipItModel
 from hf_zipit.remerge import check_cut, observed_within
+from hf_zipit.rows import hub_data
 from hf_zipit.sizing import Sizing, touched_spaces
 from hf_zipit.source import Source
 from hf_zipit.statistics import SpaceStatistics, collect
@@ -41,6 +42,7 @@ class Merger:
     Args:
         sources, data, num_images, batch_size, tasks, seed, device, spec, backbone, cache: as for `merge`. Without
             data only merges that read no images can be made.
+        token: an access token of the Hub for data sets.
 
     Raises:
         SourceError, SpecError, DataError, OptionError: as `merge` does.
@@ -62,6 +64,7 @@ class Merger:
         spec: str | Path | None = None,
         backbone: str | None = None,
         cache: bool = True,
+        token: str | None = None,
     ) -> None:
         self.sources = [source_models.load(source) for source in sources]
         self.tasks, self.seed = task_names(self.sources, tasks), seed
@@ -75,9 +78,10 @@ class Merger:
             source_models.check_alike(self.sources, self.binding)
             cut = [source for source in self.sources if source.trunk is not None]
             self.binding = observed_within(self.binding, cut[0]) if cut else self.binding
-        images = [] if data is None else open_all(data, len(self.sources), transform, num_images=num_images, seed=seed)
+        chosen: dict[str, Any] = {"num_images": num_images, "seed": seed, "token": token}
+        images = [] if data is None else open_all(data, len(self.sources), transform, **chosen)
         self.passes = Passes(images, batch_size, device)
-        self.places = _places(self.sources, data)
+        self.places, self.token = _places(self.sources, images), token
         self.states = [source.model.state_dict() for source in self.sources]
         self.backbone, self.cache = backbone, cache
         self._statistics: dict[bool, dict[str, SpaceStatistics]] = {False: {}, True: {}}  # by `compat`
@@ -206,7 +210,7 @@ class Merger:
             "generator": f"hf-zipit {__version__}",
             "sources": [recorded(source) for source in self.sources],
             "recipe": recipe,
-            "data": [{"name": part.name, "num_images": len(part)} for part in self.passes.images],
+            "data": [_known(part) for part in self.passes.images],
             "spaces": [{"name": name, "width": match.width, **match.composition()} for name, match in matches.items()],
         }
 
@@ -226,11 +230,17 @@ def recorded(source: Source) -> dict[str, Any]:
     return {**source.origin, **licence_of(source.folder)}
 
 
-def _places(sources: Sequence[Source], data: Any) -> dict[str, Any]:
-    """Where models and data were found, as far as they have a place."""
-    refs = list(data) if isinstance(data, list | tuple) else [data]
-    named = all(isinstance(ref, str | Path) for ref in refs)
-    return {"sources": [source.folder for source in sources], "data": [str(r) for r in refs] if named else None}
+def _known(images: Images) -> dict[str, Any]:
+    """What a merge tells of a data set: its name, and if it can be found again by that of a place on the Hub."""
+    on_hub = images.ref is not None and hub_data(images.ref) is not None
+    place = {"ref": images.ref} if on_hub else {"folder": images.name} if images.ref else {}
+    return {"name": images.name, "num_images": len(images), **place}
+
+
+def _places(sources: Sequence[Source], images: Sequence[Images]) -> dict[str, Any]:
+    """Where models and images were found; no place for the images if some had none."""
+    refs = [part.ref for part in images]
+    return {"sources": [source.folder for source in sources], "data": refs if refs and all(refs) else None}
 
 
 def task_names(sources: Sequence[Source], tasks: Sequence[str] | None) -> list[str]:

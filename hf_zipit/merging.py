@@ -82,7 +82,7 @@ def merge(
         spec: a spec file to use instead of the shipped one for the model's class.
         backbone: the path of the backbone in models that surround it with more, such as `encoder`; found by itself.
         cache: keep the statistics of every space on disk, for other merges of these models on these images.
-        token: an access token of the Hub for models; by default that of `HF_TOKEN` or `hf auth login`.
+        token: an access token of the Hub for models and data sets; by default that of `HF_TOKEN` or `hf auth login`.
         trust_remote_code: run code files that come with a model.
         allow_pickle: read `.bin` weights of models that have no others, with torch's restricted unpickler.
 
@@ -112,6 +112,7 @@ def merge(
         spec=spec,
         backbone=backbone,
         cache=cache,
+        token=token,
     )
     if balance == AUTO:
         return merge_balanced(merger, options, cut=cut, calibrate=calibrate, data=balance_data)[0]

@@ -141,15 +141,20 @@ def build_backbone(backbone: dict[str, Any], num_classes: int) -> nn.Module:
         return classifier.eval()
     import timm
 
-    if backbone["architecture"] == "cifar_resnet20":
-        from .cifar_resnet import cifar_resnet20  # noqa: F401  (registers it)
-    elif backbone["architecture"] == "cifar_vgg11":
-        from .cifar_vgg import cifar_vgg11  # noqa: F401  (registers it)
+    _register(backbone["architecture"])
     args = backbone.get("model_args", {})
     if not timm.is_model(backbone["architecture"]) or not READING.isdisjoint(args):
         raise ValueError(f"{backbone['architecture']}({', '.join(args)}) is no plain model of timm")
     model: nn.Module = timm.create_model(backbone["architecture"], pretrained=False, num_classes=num_classes, **args)
     return model.eval()
+
+
+def _register(architecture: str) -> None:
+    """Tell timm of an architecture that comes with hf-zipit; a saved merge has only the lines that it needs."""
+    if architecture == "cifar_resnet20":
+        from .cifar_resnet import cifar_resnet20  # noqa: F401
+    if architecture == "cifar_vgg11":
+        from .cifar_vgg import cifar_vgg11  # noqa: F401
 
 
 def resize(root: nn.Module, name: str, shape: Sequence[int]) -> None:

@@ -1,6 +1,6 @@
 """What a merge would do and cost, before weights are downloaded or anything is written."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,22 +10,26 @@ import torch
 from hf_zipit.access import NOTHING, Access
 from hf_zipit.assembly import Plan, config_of
 from hf_zipit.backbones import are_mixed
-from hf_zipit.chain import count_flops, cut_names, resolve_cut
+from hf_zipit.chain import count_flops, cut_labels, cut_names, resolve_cut
 from hf_zipit.checkpoint import read_json, weight_files
 from hf_zipit.configuration_zipit import ZipItConfig
 from hf_zipit.configuration_zipit_model import ZipItModelConfig
 from hf_zipit.errors import OptionError, SourceError, ZipItError
-from hf_zipit.hub.download import HUB_ID, look
+from hf_zipit.hub.download import HUB_ID, look, look_at_data
 from hf_zipit.libraries import Source, from_module
 from hf_zipit.matching.methods import Options
 from hf_zipit.merger import recorded, task_names
 from hf_zipit.merging import checked_options
-from hf_zipit.modeling_zipit import ZipItForImageClassification, build_backbone
+from hf_zipit.modeling_zipit import ZipItForImageClassification, build_backbone, resize
 from hf_zipit.recipe import Recipe
 from hf_zipit.report import table
+from hf_zipit.rows import hub_data
 from hf_zipit.saving import check_saveable
+from hf_zipit.sizing import Sizing, touched_spaces
 from hf_zipit.sources import check_alike, find_spec, load
 from hf_zipit.spaces import Binding
+from hf_zipit.units import si
+from hf_zipit.widths import grown
 
 _NOT_STRUCTURE = {"id2label", "label2id", "num_labels", "architectures", "transformers_version", "_name_or_path"}
 _BYTES = {"parents": "parents and working copies", "statistics": "statistics", "merged": "merged model"}
@@ -35,18 +39,21 @@ _BYTES = {"parents": "parents and working copies", "statistics": "statistics", "
 class MergePlan:
     """FLOPs are of one forward of one image with all heads, sizes and memory are in bytes.
 
-    `download` is what is not in the cache yet of each model; `memory` leaves out activations, which grow with the
-    batch size. A trunk of another width than the parents' is counted at theirs, and `note` says so.
+    `download` is what is not in the cache yet of each model, and `data` of each data set on the Hub, with all its
+    splits (`None` where the Hub does not tell). `cuts` are the legal cuts, each with the stage that it ends. `memory`
+    leaves out activations, which grow with the batch size. With a budget, cut and widths are chosen when the images
+    have been read: `flops` are then the budget, `parameters` are `None`, and `note` says so.
     """
 
     models: dict[str, int]
     download: dict[str, int]
+    data: dict[str, int | None]
     spec: str
     spaces: dict[str, int]
     cut: str | None
-    cuts: list[str]
+    cuts: dict[str, str | None]
     flops: int
-    parameters: int
+    parameters: int | None
     parents_flops: int
     parents_parameters: int
     memory: dict[str, int]
@@ -76,34 +83,61 @@ def plan_merge(recipe: Recipe, access: Access = NOTHING) -> MergePlan:
     looked = [_outline(str(ref), access) for ref in refs]
     sources, binding = _bound([source for source, _ in looked], recipe)
     names = task_names(sources, recipe.tasks)
-    plan = Plan(binding, resolve_cut(binding, recipe.cut), recipe.cut)
-    config = config_of(sources, names, plan)
-    with torch.device("meta"):
-        merged = ZipItForImageClassification(config)
-    touched = {row.space for rows in binding.rows(plan.touched(sources[0].model.state_dict())).values() for row in rows}
-    spaces = {name: space.size for name, space in binding.spaces.items() if name in touched}
+    sized = options if options.flops_budget is None else replace(options, flops_budget=None)
+    plan, widths = Sizing(sources, binding, _unmatched, _unmatched).plan(sized, recipe.cut)
+    merged = _outline_of_merge(sources, names, plan, widths)
+    touched = touched_spaces(plan, sources[0].model.state_dict())
+    spaces = {name: widths.get(name, space.size) for name, space in binding.spaces.items() if name in touched}
     sizes = [sum(p.numel() for p in source.model.parameters()) for source in sources]
-    total = sum(p.numel() for p in merged.parameters())
+    costs = [count_flops(source.model, source.input_size) for source in sources]
+    flops, total = count_flops(merged, sources[0].input_size), sum(p.numel() for p in merged.parameters())
+    if options.flops_budget is not None:
+        flops = round(options.flops_budget * costs[0])
+    named = {ref: hub_data(ref) for ref in recipe.data or []}
     sets = max(1, len(recipe.data or []))
-    pairs = sum((len(sources) * size) ** 2 for name, size in spaces.items() if binding.spaces[name].probes)
+    pairs = sum((len(sources) * binding.spaces[name].size) ** 2 for name in spaces if binding.spaces[name].probes)
     return MergePlan(
         models=dict(zip(names, sizes, strict=True)),
         download={str(ref): missing for ref, (_, missing) in zip(refs, looked, strict=True)},
+        data={ref: look_at_data(*found, access) for ref, found in named.items() if found},
         spec=binding.spec.family,
         spaces=spaces,
         cut=recipe.cut,
         cuts=cut_names(binding),
-        flops=count_flops(merged, sources[0].input_size),
-        parameters=total,
-        parents_flops=sum(count_flops(source.model, source.input_size) for source in sources),
+        flops=flops,
+        parameters=total if options.flops_budget is None else None,
+        parents_flops=sum(costs),
         parents_parameters=sum(sizes),
         memory={
             "parents": 2 * 4 * sum(sizes),
             "statistics": 8 * sets * pairs if options.needs_statistics else 0,
-            "merged": 4 * total,
+            "merged": 4 * (total if options.flops_budget is None else sum(sizes)),
         },
         note=_note(options),
     )
+
+
+def _unmatched(*_: object) -> Any:
+    raise AssertionError("a width needs no images")
+
+
+@torch.no_grad()
+def _outline_of_merge(
+    sources: Sequence[Source], names: Sequence[str], plan: Plan, widths: Mapping[str, int]
+) -> ZipItForImageClassification:
+    """The merged model without weights."""
+    binding = plan.binding
+    with torch.device("meta"):
+        merged = ZipItForImageClassification(config_of(sources, names, plan))
+    ratios = {name: width / binding.spaces[name].size for name, width in widths.items()}
+    for name, value in merged.state_dict().items():
+        part, _, inner = name.partition(".")
+        if part == "heads" and not plan.gathers:
+            part, inner = "trunk", inner.partition(".")[2]
+        shape = grown(binding, inner, value.shape, ratios) if part == "trunk" else list(value.shape)
+        if shape != list(value.shape):
+            resize(merged, name, shape)
+    return merged
 
 
 def check_result(sources: Sequence[Source], recipe: Recipe, library: str, license: str | None) -> None:
@@ -129,19 +163,18 @@ def check_result(sources: Sequence[Source], recipe: Recipe, library: str, licens
 
 def plan_text(plan: MergePlan) -> str:
     """The plan as text."""
-    models = [[name, f"{n / 1e6:.4g}"] for name, n in plan.models.items()]
-    costs = [
-        ["parents, one after the other", f"{plan.parents_flops / 1e9:.4g}", f"{plan.parents_parameters / 1e6:.4g}"],
-        ["merged", f"{plan.flops / 1e9:.4g}", f"{plan.parameters / 1e6:.4g}"],
-    ]
-    memory = ", ".join(f"{_BYTES[key]} {_megabytes(size)}" for key, size in plan.memory.items())
-    missing = [f"{ref}: {_megabytes(size)}" for ref, size in plan.download.items() if size]
+    models = [[name, si(n)] for name, n in plan.models.items()]
+    costs = [["parents, one after the other", si(plan.parents_flops), si(plan.parents_parameters)]]
+    costs.append(["merged", si(plan.flops), "-" if plan.parameters is None else si(plan.parameters)])
+    memory = ", ".join(f"{_BYTES[key]} {si(size, 'B')}" for key, size in plan.memory.items())
+    missing = [f"{ref}: {si(size, 'B')}" for ref, size in plan.download.items() if size]
+    missing += [f"{ref}: {'?' if n is None else 'at most ' + si(n, 'B')}" for ref, n in plan.data.items() if n != 0]
     where = f"up to {plan.cut}" if plan.cut else "in all layers but the classifiers"
     lines = [
-        table(["model", "M params"], models),
+        table(["model", "params"], models),
         f"{plan.spec}: {len(plan.spaces)} spaces of {sum(plan.spaces.values())} units are merged {where}",
-        f"legal cuts: {', '.join(plan.cuts) or 'none'}",
-        table(["all tasks, one image", "GFLOPs", "M params"], costs),
+        f"{len(plan.cuts)} legal cuts: {', '.join(cut_labels(plan.cuts))}" if plan.cuts else "no legal cuts",
+        table(["all tasks, one image", "FLOPs", "params"], costs),
         f"memory beside activations, about: {memory}",
         f"to download: {', '.join(missing) or 'nothing'}",
         *([plan.note] if plan.note else []),
@@ -151,15 +184,10 @@ def plan_text(plan: MergePlan) -> str:
 
 def _note(options: Options) -> str | None:
     """What the counts do not show."""
-    counted = "FLOPs, parameters and memory of the merged model are counted at the parents' width"
-    if options.flops_budget is not None:
-        chosen = "cut and widths are chosen when the images have been read, for at most"
-        return f"{counted}: {chosen} {options.flops_budget:g}x the FLOPs of one parent"
-    return None if options.width == 1 else f"{counted}: width {options.width:g} changes them"
-
-
-def _megabytes(size: int) -> str:
-    return f"{size / 1e6:.3g} MB" if size < 1e9 else f"{size / 1e9:.3g} GB"
+    if options.flops_budget is None:
+        return None
+    most = f"at most {options.flops_budget:g}x the FLOPs of one parent"
+    return f"cut and widths are chosen when the images have been read, for {most}"
 
 
 def _outline(ref: str, access: Access, device: str = "meta") -> tuple[Source, int]:

@@ -4,6 +4,7 @@
 It needs torch, transformers and huggingface_hub, and nothing else of hf-zipit but its configuration.
 """
 
+import re
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +19,8 @@ from transformers.utils import cached_file
 from .configuration_zipit import ZipItConfig
 
 COMPANIONS = ("README.md", "zipit_config.yml", "zipit_spec.yaml", "preprocessor_config.json")
+OWN_ARCHITECTURES = {"cifar_resnet20": "cifar_resnet", "cifar_vgg11": "cifar_vgg"}  # by the files that define them
+BUILDER = "modeling_zipit.py"  # imports them where they are needed
 _REPLACED = ["*.safetensors", "*.safetensors.index.json", "*.py", "preprocessor_config.json"]  # of an earlier merge
 
 
@@ -76,6 +79,7 @@ class ZipItPreTrainedModel(PreTrainedModel):
         name = f"{type(self).__module__.rpartition('.')[2]}.{type(self).__name__}"
         self.config.auto_map = dict.fromkeys(self.auto_classes, name)
         super().save_pretrained(save_directory, *args, **kwargs)
+        _remove_unused(Path(save_directory), str(self.config.to_dict()))
         if not kwargs.get("is_main_process", True):
             return
         if self.image_processor is not None:
@@ -115,6 +119,16 @@ class ZipItPreTrainedModel(PreTrainedModel):
             if hasattr(module, name):
                 getattr(module, name)()
                 return
+
+
+def _remove_unused(folder: Path, config: str) -> None:
+    """Remove the code of architectures that a merge does not have, and the lines that would ask for it."""
+    for architecture, file in OWN_ARCHITECTURES.items():
+        code, builder = folder / f"{file}.py", folder / BUILDER
+        if architecture not in config and code.is_file():
+            code.unlink()
+            text = builder.read_text(encoding="utf-8")
+            builder.write_text(re.sub(rf"    if .*:\n        from \.{file} import .*\n", "", text), encoding="utf-8")
 
 
 def upload(

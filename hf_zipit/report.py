@@ -1,16 +1,13 @@
 """Results as text tables and as a picture."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from hf_zipit.chain import Cut, cut_names
 from hf_zipit.errors import OptionError
 from hf_zipit.evaluation import Row
-from hf_zipit.spaces import Binding
 from hf_zipit.task_evaluation import TaskRow
+from hf_zipit.units import si
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -32,17 +29,17 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def result_table(rows: Sequence[Row], tasks: Sequence[str]) -> str:
-    """Accuracy in percent, GFLOPs and millions of parameters, one line per model."""
+    """Accuracy in percent, FLOPs and parameters, one line per model."""
     lines = []
     for row in rows:
         accuracies = [f"{100 * row.tasks[task]:.1f}" if task in row.tasks else "-" for task in tasks]
         rest = [f"{100 * row.average:.1f}", f"{100 * row.joint:.1f}"]
-        lines.append([row.model, *accuracies, *rest, f"{row.flops / 1e9:.4g}", f"{row.parameters / 1e6:.4g}"])
-    return table(["model", *tasks, "average", "joint", "GFLOPs", "M params"], lines)
+        lines.append([row.model, *accuracies, *rest, si(row.flops), si(row.parameters)])
+    return table(["model", *tasks, "average", "joint", "FLOPs", "params"], lines)
 
 
 def task_table(rows: Sequence[TaskRow]) -> str:
-    """Each task's own metrics, GFLOPs and millions of parameters, one line per model."""
+    """Each task's own metrics, FLOPs and parameters, one line per model."""
     names = list(
         dict.fromkeys((task, metric) for row in rows for task, found in row.scores.items() for metric in found)
     )
@@ -50,43 +47,8 @@ def task_table(rows: Sequence[TaskRow]) -> str:
     for row in rows:
         values = [row.scores.get(task, {}).get(metric) for task, metric in names]
         shown = ["-" if value is None else f"{value:.4f}" for value in values]
-        lines.append([row.model, *shown, f"{row.flops / 1e9:.4g}", f"{row.parameters / 1e6:.4g}"])
-    return table(["model", *(f"{task}: {metric}" for task, metric in names), "GFLOPs", "M params"], lines)
-
-
-def inspection(binding: Binding, cuts: Sequence[Cut]) -> dict[str, Any]:
-    """Spaces and cuts as plain values, for JSON."""
-    spaces = [{"name": s.name, "size": s.size, "groups": s.groups} for s in binding.spaces.values()]
-    return {"family": binding.spec.family, "spaces": spaces, "cuts": [asdict(cut) for cut in cuts]}
-
-
-def inspection_text(binding: Binding, cuts: Sequence[Cut]) -> str:
-    """Spaces and cuts as two tables."""
-    spaces = [
-        [
-            s.name,
-            str(s.size),
-            str(s.groups) if s.groups > 1 else "-",
-            ", ".join(f"{p.module}.{p.side}" for p in s.probes),
-        ]
-        for s in binding.spaces.values()
-    ]
-    lines = []
-    named = cut_names(binding)
-    stages = {step: f"{step} = {stage}" for step, stage in pairwise(named) if step.startswith(stage + ".")}
-    for cut in cuts:
-        share = f"{100 * cut.trunk_flops / cut.flops:.1f}"
-        two = f"{(2 * cut.flops - cut.trunk_flops) / cut.flops:.3f}x"
-        parameters = f"{(2 * cut.parameters - cut.trunk_parameters) / cut.parameters:.3f}x"
-        flops, weights = f"{cut.trunk_flops / 1e9:.4g}", f"{cut.trunk_parameters / 1e6:.4g}"
-        lines.append([stages.get(cut.name, cut.name), cut.space, flops, share, weights, two, parameters])
-    header = ["cut", "space", "trunk GFLOPs", "% of all", "trunk M params", "2 tasks: FLOPs", "params"]
-    return (
-        f"{binding.spec.family}: {len(binding.spaces)} spaces, {len(cuts)} cuts\n\n"
-        + table(["space", "units", "groups", "observed at"], spaces)
-        + "\n\n"
-        + table(header, lines)
-    )
+        lines.append([row.model, *shown, si(row.flops), si(row.parameters)])
+    return table(["model", *(f"{task}: {metric}" for task, metric in names), "FLOPs", "params"], lines)
 
 
 def plot(results: Mapping[str, Sequence[Row]], spaces: Sequence[Mapping[str, Any]], path: str | Path) -> Path:

@@ -1,25 +1,29 @@
 """The rows of a data set: a Hub id, a folder, parquet files, or a `datasets.Dataset`."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from hf_zipit.errors import DataError, OptionError
+from hf_zipit.hub.faults import redact
 
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 TRAIN, TEST = ("train", "training"), ("test", "validation", "val", "valid")
 
 
-def rows_of(data: Any, splits: Sequence[str]) -> tuple[Any, str]:
+def rows_of(data: Any, splits: Sequence[str], token: str | None = None) -> tuple[Any, str]:
     """The rows of a data set on the Hub, on disk or in memory, and its name; raises as `open_images` does."""
     if isinstance(data, str | Path):
-        return _load(str(data), splits), display_name(data)
+        return _load(str(data), splits, token), display_name(data)
     return _one_split(data, splits, "the given dataset"), "the given dataset"
 
 
-def _load(ref: str, splits: Sequence[str]) -> Any:
+def _load(ref: str, splits: Sequence[str], token: str | None) -> Any:
     """A Hub id or path, with or without `:split`, as one `datasets.Dataset`."""
     import datasets
 
+    named = hub_data(ref)
     ref, split = _split_of(ref)
     path = Path(ref)
     try:
@@ -31,15 +35,17 @@ def _load(ref: str, splits: Sequence[str]) -> Any:
             loaded = datasets.load_dataset("imagefolder", data_dir=str(path))
         elif path.exists() and not path.is_dir():
             raise DataError(f"{ref}: only parquet files and folders can be read")
-        elif path.is_dir() or ref.count("/") == 1:
+        elif path.is_dir():
             loaded = datasets.load_dataset(ref)
+        elif named is not None:
+            loaded = datasets.load_dataset(named[0], revision=named[1], token=token)
         else:
             raise DataError(f"no data at {ref}: there is no such file or folder, and a Hub id has the form user/name")
     except DataError:
         raise
     except Exception as error:  # the library raises some twenty types here
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise DataError(f"cannot read data from {ref}: {first}") from error
+        raise DataError(redact(f"cannot read data from {ref}: {first}", token)) from error
     if split is None:
         return _one_split(loaded, splits, ref)
     if split not in loaded:
@@ -61,10 +67,39 @@ def _split_of(ref: str) -> tuple[str, str | None]:
     return ref, split
 
 
+def hub_data(ref: str) -> tuple[str, str | None] | None:
+    """Name and revision of a data set on the Hub, named as `user/name`, `user/name@revision`, `...:split`.
+
+    `None` for what is a path.
+
+    >>> hub_data("user/pets@main:test"), hub_data("./pets")
+    (('user/pets', 'main'), None)
+    """
+    ref, _ = _split_of(ref)
+    name, _, revision = ref.partition("@")
+    if Path(ref).exists() or ref.startswith((".", "~")) or name.count("/") != 1 or name.startswith("/"):
+        return None
+    return name, revision or None
+
+
+def pinned(ref: str, rows: Any) -> str:
+    """The name of a data set with the commit of the Hub that its rows were read from; a path as it is.
+
+    The library keeps what it prepares under the commit's name.
+    """
+    named = hub_data(ref)
+    commits = {Path(file["filename"]).parent.name for file in getattr(rows, "cache_files", None) or []}
+    commit = next((found for found in commits if _COMMIT.fullmatch(found)), None)
+    if named is None or commit is None:
+        return ref
+    split = _split_of(ref)[1]
+    return f"{named[0]}@{commit}" + (f":{split}" if split else "")
+
+
 def display_name(ref: str | Path) -> str:
-    """What a data set is called in reports: no path of this machine."""
+    """What a data set is called in reports: no path of this machine, and no commit."""
     path, split = _split_of(str(ref))
-    return (Path(path).name if Path(path).exists() else path) + (f":{split}" if split else "")
+    return (Path(path).name if Path(path).exists() else path.partition("@")[0]) + (f":{split}" if split else "")
 
 
 def _one_split(loaded: Any, splits: Sequence[str], name: str) -> Any:

@@ -172,9 +172,23 @@ def load(model: str | Path, access: Access = NOTHING) -> Merged:
     Raises:
         SourceError: it is no merged model, its weights are incomplete or damaged, or the Hub does not give it.
     """
-    local = Path(model).is_dir() or not HUB_ID.fullmatch(str(model))
-    folder = Path(model) if local else fetch(str(model), access).folder
+    folder = _folder(model, access)
     return open_merged(folder, MERGES[check_merged(folder)])
+
+
+def is_merge(model: str | Path, access: Access = NOTHING) -> bool:
+    """Whether a folder or a repository of the Hub (`user/name`, `user/name@revision`) holds a merged model.
+
+    Raises:
+        SourceError: the Hub does not give it.
+    """
+    folder = _folder(model, access)
+    return (folder / "config.json").is_file() and read_json(folder / "config.json").get("model_type") in MERGES
+
+
+def _folder(model: str | Path, access: Access) -> Path:
+    local = Path(model).is_dir() or not HUB_ID.fullmatch(str(model))
+    return Path(model) if local else fetch(str(model), access).folder
 
 
 def check_merged(folder: Path) -> str:

@@ -122,22 +122,29 @@ def _bind_own(spec: Spec, source: Source) -> Binding:
 
 
 def trace_source(source: Source) -> str:
-    """The text of a spec for a model of any class, traced from one forward pass and checked; says so in the log.
+    """The text of a spec for a model that no spec describes, traced from one forward pass and checked; the log tells.
 
     Raises:
         TraceError: the model cannot be traced.
         SpecError: the traced spec fails a check.
     """
+    (text, held), kind = traced(source), type(source.model).__name__
+    _log.warning("no spec describes this %s: its feature spaces were traced and checked (%s)", kind, held)
+    return text
+
+
+def traced(source: Source) -> tuple[str, str]:
+    """The text of a spec for a model of any class, and how much of the model it holds fixed and why.
+
+    Raises:
+        TraceError, SpecError: as for `trace_source`.
+    """
     pixels = torch.randn(1, *source.input_size, generator=torch.Generator().manual_seed(0))
     model = copy.deepcopy(source.model).float().eval()
     found = trace(model, pixels)
     text = describe(model, pixels, f"traced-{type(model).__name__.lower()}", found)
-    frozen = ", ".join(reason for reason, _ in tally(found).most_common(3))
-    _log.warning(
-        "no spec describes this %s: its feature spaces were traced and checked (%.1f %% of places held fixed%s)",
-        *(type(model).__name__, 100 * found.share, f": {frozen}" if frozen else ""),
-    )
-    return text
+    reasons = ", ".join(reason for reason, _ in tally(found).most_common(3))
+    return text, f"{100 * found.share:.1f} % of places held fixed{': ' if reasons else ''}{reasons}"
 
 
 def check_alike(sources: Sequence[Source], binding: Binding) -> None:

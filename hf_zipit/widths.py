@@ -37,8 +37,8 @@ def _runs(model: nn.Module, binding: Binding, names: Iterable[str], input_size: 
     net = copy.deepcopy(model).to("meta").eval()
     ratios = dict.fromkeys(names, 2.0)
     for name, value in net.state_dict().items():
-        shape = [_length(binding, name, axis, ratios, n) for axis, n in enumerate(value.shape)]
-        if tuple(shape) != value.shape:
+        shape = grown(binding, name, value.shape, ratios)
+        if shape != list(value.shape):
             resize(net, name, shape)
     try:
         net(torch.empty(1, *input_size, device="meta"))
@@ -47,10 +47,12 @@ def _runs(model: nn.Module, binding: Binding, names: Iterable[str], input_size: 
     return True
 
 
-def _length(binding: Binding, parameter: str, axis: int, ratios: Mapping[str, float], length: int) -> int:
-    """How long an axis is if spaces grow by some ratios."""
-    rows = [row for row in binding.rows([parameter])[parameter] if row.axis == axis]
-    return length + round(sum(row.length * (ratios.get(row.space, 1.0) - 1) for row in rows))
+def grown(binding: Binding, parameter: str, shape: Sequence[int], ratios: Mapping[str, float]) -> list[int]:
+    """The shape that a parameter has if spaces grow by some ratios."""
+    out = list(shape)
+    for row in binding.rows([parameter])[parameter]:
+        out[row.axis] += round(row.length * (ratios.get(row.space, 1.0) - 1))
+    return out
 
 
 @dataclass(frozen=True)

@@ -117,14 +117,15 @@ class Handler(BaseHTTPRequestHandler):
         ("GET", r"/api/whoami-v2", "whoami"),
         ("POST", r"/api/repos/create", "create"),
         ("POST", r"/api/validate-yaml", "validate"),
-        ("GET", rf"/api/models/{REPO}(/revision/(?P<revision>[^/]+))?", "info"),
-        ("GET", rf"/api/models/{REPO}/tree/(?P<revision>[^/]+)(/(?P<under>.*))?", "tree"),
+        ("GET", rf"/api/(models|datasets)/{REPO}(/revision/(?P<revision>[^/]+))?", "info"),
+        ("GET", rf"/api/(models|datasets)/{REPO}/tree/(?P<revision>[^/]+)(/(?P<under>.*))?", "tree"),
+        ("POST", rf"/api/datasets/{REPO}/paths-info/(?P<revision>[^/]+)", "paths"),
         ("POST", rf"/api/models/{REPO}/branch/(?P<revision>[^/]+)", "branch"),
         ("POST", rf"/api/models/{REPO}/preupload/(?P<revision>[^/]+)", "preupload"),
         ("POST", rf"/{REPO}\.git/info/lfs/objects/batch", "lfs"),
         ("PUT", r"/lfs/(?P<oid>[0-9a-f]+)", "store"),
         ("POST", rf"/api/models/{REPO}/commit/(?P<revision>[^/]+)", "commit"),
-        ("GET", rf"/{REPO}/resolve/(?P<revision>[^/]+)/(?P<path>.+)", "resolve"),
+        ("GET", rf"/(datasets/)?{REPO}/resolve/(?P<revision>[^/]+)/(?P<path>.+)", "resolve"),
     )
 
     def log_message(self, *_: Any) -> None: ...
@@ -251,6 +252,12 @@ class Handler(BaseHTTPRequestHandler):
         files = self.find(repo).at(revision)[1]
         chosen = {path: data for path, data in files.items() if path.startswith(under or "")}
         self.send([{"type": "file", "path": p, "size": len(d), "oid": blob(d)} for p, d in chosen.items()])
+
+    def paths(self, repo: str, revision: str) -> None:
+        files = self.find(repo).at(revision)[1]
+        asked = parse_qs(self.body.decode()).get("paths") or json.loads(self.body)["paths"]
+        found = [path for path in asked if path in files]
+        self.send([{"type": "file", "path": p, "size": len(files[p]), "oid": blob(files[p])} for p in found])
 
     def branch(self, repo: str, revision: str) -> None:
         found = self.find(repo, write=True)

@@ -11,6 +11,7 @@ from PIL import Image
 import hf_zipit
 from hf_zipit import saving
 from hf_zipit.card import BEGIN, card, with_results
+from hf_zipit.companions import companions
 from hf_zipit.configuration_zipit import ZipItConfig
 from hf_zipit.errors import SourceError
 from hf_zipit.licence import common_licence, licence_of
@@ -99,6 +100,8 @@ def test_the_card_of_a_real_merge(home):
     public["sources"] = [{k: v for k, v in source.items() if k != "path"} for source in full["sources"]]
     assert yaml.safe_load(recipe) == public
     assert full["data"]
+    command = "`hf-zipit merge zipit_config.yml digits-0-4 digits-5-9 --data digits -o again` makes these weights again"
+    assert f"{command}, with your own paths for `digits-0-4`, `digits-5-9`, `digits`, which are not on the Hub" in text
     assert "../" not in text
     assert str(home) not in text
 
@@ -124,3 +127,18 @@ def test_another_licence_can_be_chosen(home, tmp_path):
     assert not (tmp_path / "out").exists()
     folder = saving.save(merged, tmp_path / "out", license="mit")
     assert ModelCard.load(folder / "README.md").data.license == "mit"
+
+
+def test_the_card_says_what_makes_the_weights_again_and_what_it_cannot_know():
+    about = config({}, {}).zipit
+    for part, again in [
+        ({"ref": "user/x@abc:test"}, "`hf-zipit merge zipit_config.yml -o again` makes these weights again:"),
+        (
+            {"folder": "my x"},
+            "`hf-zipit merge zipit_config.yml --data 'my x' -o again` makes these weights again, with",
+        ),
+        ({}, "Models or images were given in memory, so no command makes these weights again."),
+    ]:
+        made = config({}, {})
+        made.zipit = {**about, "data": [{"name": "x", "num_images": 8, **part}]}
+        assert again in companions(made, None)["README.md"]

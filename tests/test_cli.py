@@ -40,19 +40,36 @@ def test_merge_and_eval(run, digits, digits_data, tmp_path):
     text = (out / "README.md").read_text()
     assert ("| ensemble |" in text, "model-index:" in text, "(results.png)" in text) == (True, True, True)
     assert (out / "results.png").stat().st_size > 10000
-    assert "GFLOPs" in printed
+    assert ("FLOPs" in printed, " M  " in printed) == (True, True)
+    _inspects(run, out, rows[0])
+
+
+def _inspects(run, merged, row):
+    """`inspect` tells what the merge is, and what evaluation counts."""
+    found = json.loads(run("inspect", merged, "--json")[1])
+    assert next((task["task"], task["classes"]) for task in found["tasks"]) == ("digits-0-4", list("01234"))
+    assert (found["cut"], found["method"], found["width"]) == ("layer2", "zip", 1)
+    assert (found["flops"], found["parameters"]) == (row["flops"], row["parameters"])
+    for key in ("flops", "parameters"):
+        assert found["trunk"][key] + sum(head[key] for head in found["heads"]) == found[key]
+        assert all(head[key] > 0 for head in found["heads"])
+    text = run("inspect", merged)[1]
+    assert "2 models merged by zip up to layer2; width 1, calibrated: batchnorm" in text
+    assert "behind it: digits-5-9" in text
+    code, _, err = run("inspect", merged, "--spec", "mine.yaml")
+    assert (code, "brings its own spec" in err) == (2, True)
 
 
 def test_cache_is_shown_cleared_and_left_alone(run, digits, digits_data, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_ZIPIT_CACHE", str(tmp_path / "cache"))
     options = ["--data", digits_data, "--num-images", 32, "--calibrate", "none"]
     assert run("merge", *digits, *options, "--no-cache", "-o", tmp_path / "a")[0] == 0
-    assert "0.0 of at most" in run("cache")[1]
+    assert "0 B of at most 10.74 GB" in run("cache")[1]
     assert run("merge", *digits, *options, "-o", tmp_path / "b")[0] == 0
     (entry,) = json.loads(run("cache", "--json")[1])["entries"]
     assert (entry["models"], entry["data"], entry["spaces"]) == (["digits-0-4", "digits-5-9"], ["digits"], 6)
     assert "digits-0-4, digits-5-9  digits       6" in run("cache")[1]
-    assert "MB freed" in run("cache", "--clear")[1]
+    assert "B freed" in run("cache", "--clear")[1]
     assert json.loads(run("cache", "--json")[1])["entries"] == []
     assert json.loads(run("cache", "--clear", "--json")[1])["freed"] == 0
 
@@ -72,7 +89,7 @@ def test_accuracies_licence_and_ordinary_checkpoints(run, digits, digits_data, t
 
 def test_a_dry_run_writes_nothing(run, digits, tmp_path):
     code, printed, err = run("merge", *digits, "--cut", "layer2", "--dry-run", "--data", "nowhere")
-    assert (code, err, "6 spaces" in printed, "legal cuts: conv1" in printed) == (0, "", False, True)
+    assert (code, err, "6 spaces" in printed, "8 legal cuts: conv1" in printed) == (0, "", False, True)
     assert "4 spaces of" in printed
     assert json.loads(run("merge", *digits, "--dry-run", "--json")[1])["parents_parameters"] > 100000
     assert run("merge", *digits, "--dry-run", "--cut", "nowhere")[0] == 2
@@ -107,7 +124,9 @@ def test_verbosity(run, digits, digits_data, tmp_path):
     assert "Info: merged 6 spaces by average" in run("merge", *digits, *options, "-o", tmp_path / "b", "-v")[2]
     assert "Debug: layer1.0.mid1" in run("merge", *digits, *options, "-o", tmp_path / "c", "-vv")[2]
     assert run("trace", "mobilenetv3_small_050", "-q", "--json")[2] == ""
-    assert "Warning: no spec describes" in run("trace", "mobilenetv3_small_050")[2]
+    assert run("trace", "mobilenetv3_small_050")[2] == ""  # that no spec describes it is why it is traced
+    assert "Info: traced and checked: 0." in run("trace", "mobilenetv3_small_050", "-v")[2]
+    assert "Warning: no spec describes this MobileNetV3" in run("inspect", "mobilenetv3_small_050")[2]
 
 
 def test_a_recipe_file_with_flags_beside_it(run, digits, digits_data, tmp_path):

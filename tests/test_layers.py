@@ -16,7 +16,7 @@ LAYERS = [
     ["commands.push"],
     ["commands.recipe", "commands.cache", "commands.compare"],
     ["commands.options", "commands.recipe_flags"],
-    ["results", "planning"],
+    ["results", "planning", "inspection"],
     ["comparison"],
     ["report", "from_recipe", "compare"],
     ["commands.hub_flags"],
@@ -58,7 +58,7 @@ LAYERS = [
     ["access", "hub.__init__", "metrics"],
     ["spec", "resume", "cifar_resnet", "cifar_vgg", "steps"],
     ["grammar", "hashing", "recipe"],
-    ["licence"],
+    ["licence", "units"],
     ["errors", "_register", "__init__", "tracing.__init__", "matching.__init__", "commands.__init__", "refit.__init__"],
 ]
 LEVEL = {name: -i for i, names in enumerate(LAYERS) for name in names}

@@ -9,6 +9,7 @@ from hf_zipit.chain import count_flops
 from hf_zipit.errors import OptionError, SourceError
 from hf_zipit.planning import plan_merge, plan_text
 from hf_zipit.recipe import make_recipe
+from hf_zipit.units import si
 from tests.models import hf_vit
 
 
@@ -23,7 +24,8 @@ def test_the_plan_is_what_the_merge_costs(digits, cut):
     assert plan.memory["statistics"] == 0
     assert plan.parents_flops < 2.01 * plan.flops
     assert list(plan.models) == ["digits-0-4", "digits-5-9"]
-    assert "layer2" in plan.cuts
+    assert len(plan.cuts) == 8
+    assert plan.cuts["layer2.0"] == "layer2"
 
 
 def test_statistics_are_counted_by_space_and_data_set(digits):
@@ -68,10 +70,20 @@ def test_what_the_merge_would_refuse_is_refused(digits, tmp_path):
         plan_merge(make_recipe(sources=[refs[0], str(tmp_path)]))
 
 
-def test_another_width_than_the_parents_is_said_not_to_be_counted(digits):
+@pytest.mark.parametrize(("width", "cut"), [(1.5, "layer2"), (0.5, None)])
+def test_widths_are_counted_and_a_budget_is_a_bound(digits, width, cut):
     refs = [str(d) for d in digits]
-    assert plan_merge(make_recipe(sources=refs)).note is None
-    wide = plan_text(plan_merge(make_recipe(sources=refs, width=1.5)))
-    assert "are counted at the parents' width: width 1.5 changes them" in wide
-    budget = plan_text(plan_merge(make_recipe(sources=refs, flops_budget=1.25)))
-    assert "for at most 1.25x the FLOPs of one parent" in budget
+    plan = plan_merge(make_recipe(sources=refs, method="weight-zip", width=width, cut=cut))
+    merged = hf_zipit.merge(digits, method="weight-zip", calibrate="none", width=width, cut=cut)
+    assert plan.flops == count_flops(merged, (3, 32, 32))
+    assert plan.parameters == sum(p.numel() for p in merged.parameters())
+    assert plan.spaces == {space["name"]: space["width"] for space in merged.config.zipit["spaces"]}
+    budget = plan_merge(make_recipe(sources=refs, flops_budget=1.25))
+    assert (budget.flops, budget.parameters) == (round(1.25 * budget.parents_flops / 2), None)
+    assert "at most 1.25x the FLOPs of one parent" in plan_text(budget)
+
+
+def test_numbers_have_readable_units():
+    found = [si(n) for n in (0, 12, 999, 1000, 77_390, 81_600_000, 4.1e9, 2e12, 9e15)]
+    assert found == ["0", "12", "999", "1 k", "77.39 k", "81.6 M", "4.1 G", "2 T", "9000 T"]
+    assert si(1_243_000, "B") == "1.243 MB"

@@ -11,9 +11,12 @@ import yaml
 
 import hf_zipit
 from hf_zipit import cli, saving
-from hf_zipit.errors import OptionError, SourceError
+from hf_zipit.access import Access
+from hf_zipit.errors import DataError, OptionError, SourceError
 from hf_zipit.from_recipe import merge_recipe
+from hf_zipit.planning import plan_merge
 from hf_zipit.recipe import OF_THE_RUN, Recipe, make_recipe, read_recipe
+from tests.hub import OWNER
 from tests.models import images, tiny
 
 
@@ -136,3 +139,39 @@ def test_models_of_the_hub_are_pinned_to_their_commit(hub, digits, digits_data, 
     assert [(source["id"], source["revision"]) for source in recorded] == [(f"user/{n}", first[n]) for n in "ab"]
     hub.repos["user/a"].commit({p.name: p.read_bytes() for p in digits[1].iterdir()}, "another model")
     assert sha256(saving.save(merge_recipe(folder / saving.RECIPE), tmp_path / "again")) == sha256(folder)
+
+
+@pytest.fixture
+def datasets_hub(hub, monkeypatch, tmp_path):
+    """The Hub, for the library of data sets too."""
+    import datasets
+
+    changes = {"HF_ENDPOINT": hub.endpoint, "HF_HUB_OFFLINE": False, "HF_DATASETS_CACHE": tmp_path / "datasets"}
+    for name, value in changes.items():
+        monkeypatch.setattr(datasets.config, name, value)
+    return hub
+
+
+def test_data_sets_of_the_hub_are_pinned_to_their_commit_and_read_with_the_token(
+    datasets_hub, digits, digits_data, tmp_path, monkeypatch
+):
+    monkeypatch.delenv("HF_TOKEN")
+    data = datasets_hub.add("user/data", digits_data, private=True)
+    commit = data.at()[0]
+    options = {"num_images": 24, "token": OWNER}
+    with pytest.raises(DataError, match="cannot read data from user/data"):
+        hf_zipit.merge(digits, "user/data", num_images=24)
+    merged = hf_zipit.merge(digits, "user/data:test", **options)
+    folder = saving.save(merged, tmp_path / "merged")
+    assert yaml.safe_load((folder / saving.RECIPE).read_text())["data"] == [f"user/data@{commit}:test"]
+    assert f"- user/data@{commit}:test" in (folder / "README.md").read_text()
+    assert merged.config.zipit["data"][0]["name"] == "user/data:test"
+    assert commit in merged.companions[saving.RECIPE]  # of a model that is pushed from memory
+    data.commit({"test.parquet": (digits_data / "train.parquet").read_bytes()}, "other images")
+    again = merge_recipe(folder / saving.RECIPE, Access(token=OWNER))
+    assert sha256(saving.save(again, tmp_path / "again")) == sha256(folder)
+    other = merge_recipe(folder / saving.RECIPE, Access(token=OWNER), data=["user/data:test"])
+    assert sha256(saving.save(other, tmp_path / "other")) != sha256(folder)
+    monkeypatch.setenv("HF_TOKEN", OWNER)
+    plan = plan_merge(make_recipe(sources=[str(d) for d in digits], data=["user/data", f"user/data@{commit}"]))
+    assert plan.data == {"user/data": 0, f"user/data@{commit}": 0}  # all that it holds is here

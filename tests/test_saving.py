@@ -77,6 +77,9 @@ def test_everything_is_in_the_folder(folder):
     names = {p.name for p in folder.iterdir()}
     assert {"config.json", "model.safetensors", "configuration_zipit.py", "modeling_zipit.py", "README.md"} <= names
     assert {saving.SPEC, saving.RECIPE} <= names
+    assert "cifar_resnet.py" in names  # the one architecture that no library has
+    assert "cifar_vgg.py" not in names
+    assert "cifar_vgg" not in (folder / "modeling_zipit.py").read_text()
     assert not any(p.name.startswith(".") for p in folder.parent.iterdir())
     config = json.loads((folder / "config.json").read_text())
     assert config["model_type"] == "zipit"
@@ -117,6 +120,9 @@ def test_widths_that_the_name_does_not_tell_survive(tmp_path):
     merged = hf_zipit.merge(models, images(16), tasks=["a", "b"], cut="layer2")
     assert merged.config.shapes["trunk.layer2.0.conv1.weight"] == [16, 64, 3, 3]
     loaded = saving.load(saving.save(merged, tmp_path / "out"))
+    assert {p.name for p in (tmp_path / "out").glob("*.py")} == {
+        *("configuration_zipit.py", "modeling_zipit.py", "pretrained_zipit.py", "steps.py")
+    }
     conv = loaded.trunk.layer2[0].conv1
     assert (conv.in_channels, conv.out_channels, loaded.trunk.layer2[0].bn1.num_features) == (64, 16, 16)
     with torch.no_grad():

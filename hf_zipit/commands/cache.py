@@ -16,11 +16,12 @@ def cache(
     """The statistics that are kept on disk, and where; `--clear` removes them."""
     from hf_zipit import cache as kept
     from hf_zipit.report import table
+    from hf_zipit.units import si
 
     folder = kept.cache_folder()
     if clear:
         freed = kept.clear()
-        show_json({"folder": str(folder), "freed": freed}) if as_json else show(f"{freed / 1e6:.1f} MB freed")
+        show_json({"folder": str(folder), "freed": freed}) if as_json else show(f"{si(freed, 'B')} freed")
         return
     found = kept.entries()
     if as_json:
@@ -30,10 +31,9 @@ def cache(
         show_json({"folder": str(folder), "limit": kept.LIMIT, "entries": entries})
         return
     lines = [
-        [", ".join(e.models), ", ".join(e.data), str(e.spaces), f"{e.size / 1e6:.1f}", f"{_date(e.used)}"]
-        for e in found
+        [", ".join(e.models), ", ".join(e.data), str(e.spaces), si(e.size, "B"), f"{_date(e.used)}"] for e in found
     ]
-    total = f"{sum(e.size for e in found) / 1e6:.1f} of at most {kept.LIMIT / 1e6:.0f} MB in {folder}"
+    total = f"{si(sum(e.size for e in found), 'B')} of at most {si(kept.LIMIT, 'B')} in {folder}"
     show(f"{table(['models', 'data', 'spaces', 'MB', 'last used'], lines)}\n\n{total}" if found else total)
 
 

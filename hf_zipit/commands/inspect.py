@@ -4,19 +4,28 @@ from hf_zipit.access import Access
 from hf_zipit.commands.hub_flags import takes_access
 from hf_zipit.commands.options import Json, Model, SpecFile
 from hf_zipit.commands.terminal import show, show_json
+from hf_zipit.errors import OptionError
 
 
 @takes_access
 def inspect(model: Model, access: Access, spec: SpecFile = None, as_json: Json = False) -> None:
     """The feature spaces of a model, and where it may be cut with what each cut costs.
 
-    A model around a backbone is cut like any other; where what follows reads several tensors, all are shown.
+    A model around a backbone is cut like any other; where what follows reads several tensors, all are shown. Of a
+    merge: its tasks, its cut, what trunk and heads cost, and what its units are made of.
     """
+    from hf_zipit import saving
     from hf_zipit.backbones import are_mixed, costs_around, share
     from hf_zipit.chain import cut_costs
-    from hf_zipit.report import inspection, inspection_text
+    from hf_zipit.inspection import inspection, inspection_text, merge_inspection, merge_text
     from hf_zipit.sources import find_spec, load_or_build
 
+    if saving.is_merge(model, access):
+        if spec is not None:
+            raise OptionError(f"{model} is a merge and brings its own spec: --spec is for the models it was made of")
+        found = merge_inspection(saving.load(model, access))
+        show_json(found) if as_json else show(merge_text(found))
+        return
     source = load_or_build(model, access)
     if are_mixed([source]):
         shared = share([source], spec)
@@ -24,7 +33,4 @@ def inspect(model: Model, access: Access, spec: SpecFile = None, as_json: Json =
     else:
         binding = find_spec(source, spec)
         cuts = cut_costs(source.model, binding, source.input_size)
-    if as_json:
-        show_json(inspection(binding, cuts))
-    else:
-        show(inspection_text(binding, cuts))
+    show_json(inspection(binding, cuts)) if as_json else show(inspection_text(binding, cuts))

@@ -1,5 +1,6 @@
 """`hf-zipit trace`."""
 
+import logging
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +12,8 @@ from hf_zipit.commands.options import Json, Model
 from hf_zipit.commands.terminal import show, show_json
 from hf_zipit.errors import OptionError
 
+_log = logging.getLogger("hf_zipit")
+
 
 @takes_access
 def trace(
@@ -20,14 +23,15 @@ def trace(
     as_json: Json = False,
 ) -> None:
     """Write a spec file for a model of any class, from one forward pass; it is checked before it is written."""
-    from hf_zipit.sources import load_or_build, trace_source
+    from hf_zipit.sources import load_or_build, traced
 
     if out is not None and out.exists():
         raise OptionError(f"{out} exists already: choose another file")
-    text = trace_source(load_or_build(model, access))
+    text, held = traced(load_or_build(model, access))
+    _log.info("traced and checked: %s", held)
     if out is not None:
         out.write_text(text, encoding="utf-8")
     if as_json:
-        show_json({"file": None if out is None else str(out), "spec": text})
+        show_json({"file": None if out is None else str(out), "spec": text, "held": held})
     else:
         show(out or text.rstrip("\n"))

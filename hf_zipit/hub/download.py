@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx2
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
 from hf_zipit import __version__
@@ -74,6 +74,26 @@ def look(ref: str, access: Access = NOTHING) -> tuple[Download, int]:
         raise SourceError(explain(error, name, asked or None, access.token)) from error
     missing = sum(file.file_size or 0 for file in found if file.will_download)
     return Download(folder, present, revision.resolved), missing
+
+
+def look_at_data(name: str, revision: str | None, access: Access = NOTHING) -> int | None:
+    """The bytes of a data set that are not here yet, all its splits together; `None` where the Hub does not tell.
+
+    Raises:
+        SourceError: it does not exist, or is not for this user.
+    """
+    try:
+        info = client(access).dataset_info(name, revision=revision, files_metadata=True)
+    except (OfflineModeIsEnabled, httpx2.TransportError):
+        return None
+    except FAULTS as error:
+        raise SourceError(explain(error, name, revision, access.token)) from error
+    files = info.siblings or []
+    if any(file.size is None for file in files):
+        return None
+    here = {"repo_type": "dataset", "revision": info.sha}
+    missing = (f for f in files if not isinstance(try_to_load_from_cache(name, f.rfilename, **here), str))
+    return sum(file.size or 0 for file in missing)
 
 
 def client(access: Access = NOTHING) -> HfApi:

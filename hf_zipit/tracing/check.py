@@ -16,7 +16,7 @@ from hf_zipit.errors import SpecError, TraceError
 from hf_zipit.spaces import Binding
 from hf_zipit.tracing.cuts import chain_of, check_cuts
 from hf_zipit.tracing.groups import Axis
-from hf_zipit.tracing.solve import FIXED, Local, Trace
+from hf_zipit.tracing.solve import EXPECTED, FIXED, Local, Trace
 from hf_zipit.tracing.tracer import outputs, random_copy, trace
 from hf_zipit.tracing.writer import write_spec
 
@@ -209,12 +209,14 @@ def _groups(binding: Binding) -> Iterable[frozenset[tuple[str, int]]]:
 
 
 def tally(traced: Trace) -> Counter[str]:
-    """How many places are held back by each reason, most first.
+    """How many places are held back by each reason, most first, but for those that no model can move.
 
     >>> tally(trace(model, pixels)).most_common(1)  # doctest: +SKIP
     [('convolution in conv1', 3)]
     """
     out: Counter[str] = Counter()
     for axis, why in traced.frozen.items():
+        if why in EXPECTED:
+            continue
         out[why] += int((traced.axes[axis] == FIXED).sum())
     return out

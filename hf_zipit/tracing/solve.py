@@ -63,11 +63,11 @@ class Trace:
     def share(self) -> float:
         """The share of axis places that cannot move because of an operation, not because of what they are."""
         total = sum(len(units) for units in self.axes.values())
-        held = [units for axis, units in self.axes.items() if self.frozen.get(axis, "output") not in _EXPECTED]
+        held = [units for axis, units in self.axes.items() if self.frozen.get(axis, "output") not in EXPECTED]
         return sum(int((units == FIXED).sum()) for units in held) / max(total, 1)
 
 
-_EXPECTED = ("output", "used nowhere else", "never used")
+EXPECTED = ("output", "used nowhere else", "never used")
 
 
 def solve(

@@ -6,7 +6,8 @@
 
 CIFAR is a Hub id (`uoft-cs/cifar10`) or a folder with `train.parquet` and `test.parquet`. `--split` shuffles the
 classes. The models are Hub-format folders in OUT; those that are there already are not trained again, so two
-processes with `--only a` and `--only b` can share the work.
+processes with `--only a` and `--only b` can share the work. The table holds the controls as well and stands in OUT with
+a picture; merges that it has already are not made again.
 
 With `--targets` both models learn to point at the same vectors, one for each class, as the papers' do: the text
 features of a CLIP model, or `codes`, random orthogonal vectors that need no download.
@@ -17,11 +18,11 @@ from pathlib import Path
 
 import torch
 from cifar import MEAN, STD, Towards, build, class_vectors, halves, only, read, save
-from merge_table import merge_rows, merging_arguments, settings_of
+from merge_table import compared, merging_arguments
 from training import Pixels, accuracy, fit
 
+from hf_zipit.comparison import comparison_table
 from hf_zipit.merger import Merger
-from hf_zipit.report import result_table
 
 RATES = {"resnet20": 0.2, "vgg11": 0.03, "vgg11_bn": 0.1, "vit": 2e-3}
 
@@ -92,7 +93,7 @@ def main() -> None:
     folders = parents(args)
     if len(args.only) == 2:
         merger = Merger(folders, args.data, num_images=args.num_images)
-        print(result_table(list(merge_rows(merger, args.data, settings_of(args)).values()), merger.tasks))
+        print(comparison_table(compared(merger, args, args.data), merger.tasks))
 
 
 if __name__ == "__main__":

@@ -3,13 +3,15 @@
     python examples/digits_demo.py [OUT]
 
 `examples/digits` holds the two models (`examples/train_digits.py` trained them). They are merged by average, permute,
-zip and partial zip, evaluated on held-out digits, and drawn. OUT is `demo_output` by default.
+zip, partial zip and zip with a refit, beside controls, evaluated on held-out digits, and drawn. OUT is `demo_output` by
+default.
 """
 
 import contextlib
 import io
 import json
 import os
+import re
 import shlex
 import sys
 import time
@@ -30,6 +32,9 @@ MERGES = {
     "zip": ["--method", "zip"],
     "zip, cut after layer2": ["--method", "zip", "--cut", "layer2"],
     "zip, cut after layer1": ["--method", "zip", "--cut", "layer1"],
+    "zip, refit": ["--method", "zip", "--calibrate", "refit"],
+    "control: random, refit": ["--method", "random", "--calibrate", "refit"],
+    "control: first-parent, refit": ["--method", "first-parent", "--calibrate", "refit"],
 }
 
 
@@ -50,7 +55,7 @@ def main(out: Path) -> None:
     data = write_parquet(out / "digits")
     results, spaces = {}, {}
     for name, options in MERGES.items():
-        folder = out / name.replace(", cut after ", "-")
+        folder = out / re.sub(r"(, cut after |, |: )", "-", name)
         hf_zipit("merge", *MODELS, "--data", data, *options, "-o", folder, "--overwrite")
         rows = json.loads(hf_zipit("eval", folder, "--data", data, "--json"))["rows"]
         results[name] = [Row(**row) for row in rows]
@@ -58,7 +63,7 @@ def main(out: Path) -> None:
     picture = plot(results, spaces["zip"], out / "digits.png")
     print(summary(results))
     print(f"\n{picture}: accuracy against cost, and what the merged units are made of")
-    print(f"{out / 'zip'}: a Hub-format folder, one of five ({time.perf_counter() - started:.0f} s in all)")
+    print(f"{out / 'zip'}: a Hub-format folder, one of {len(MERGES)} ({time.perf_counter() - started:.0f} s in all)")
 
 
 def summary(results: dict[str, list[Row]]) -> str:

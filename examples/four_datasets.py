@@ -5,12 +5,12 @@
 
 Each argument is a name and a folder or Hub id. `dogs`, `pets`, `cub` and `nabirds` may be folders with the original
 files (see the script of each); any other name is a data set with an image and a label column. Models and merges are
-Hub-format folders in OUT; models that are there already are not trained again.
+Hub-format folders in OUT; models that are there already are not trained again. The tables hold the controls as well.
 """
 
 import argparse
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -20,12 +20,12 @@ import nabirds
 import oxford_pets
 import stanford_dogs
 from fine_tuning import Task, fine_tune, from_library, push, training_arguments
-from merge_table import merge_rows, merging_arguments, settings_of
+from merge_table import compared, merging_arguments
 
 from hf_zipit import saving
-from hf_zipit.evaluation import Row
+from hf_zipit.compare import Result
+from hf_zipit.comparison import comparison_table
 from hf_zipit.merger import Merger
-from hf_zipit.report import table
 
 TASKS = {module.TASK.name: module.TASK for module in (stanford_dogs, oxford_pets, cub200, nabirds)}
 
@@ -35,31 +35,35 @@ def task(name: str) -> Task:
     return TASKS.get(name) or Task(name, lambda root, split: from_library(str(root), split), None, "resnet50.a1_in1k")
 
 
-def merge_group(names: Sequence[str], args: argparse.Namespace) -> dict[str, Row]:
+def merge_group(names: Sequence[str], args: argparse.Namespace) -> list[Result]:
     """Merge the models of some data sets in every way, write the merges to OUT, and evaluate them."""
     data = dict(args.data)
     train, test = ([task(name).split(data[name], split) for name in names] for split in ("train", "test"))
     merger = Merger([args.out / name for name in names], train, num_images=args.num_images, tasks=names)
 
-    def keep(slug: str, merged: Any) -> None:
+    def save(slug: str, merged: Any) -> None:
         folder = args.out / "-".join([*names, slug])
         saving.save(merged, folder, overwrite=True)
         if args.push:
             push(folder, f"{args.push}/{folder.name}")
 
-    rows = merge_rows(merger, test, settings_of(args), keep)
-    return {name: row for name, row in rows.items() if not name.startswith("parent:")}
+    return compared(merger, args, test, save)
 
 
-def averaged(groups: Sequence[Mapping[str, Row]], names: Sequence[str]) -> str:
-    """A table like the papers': for each data set the mean over the groups that it is in, in percent."""
-    lines = []
-    for setting in groups[0]:
-        rows = [group[setting] for group in groups]
-        scores = [100 * mean(row.tasks[name] for row in rows if name in row.tasks) for name in names]
-        flops = f"{mean(row.flops for row in rows) / 1e9:.2f}"
-        lines.append([setting, flops, *(f"{score:.1f}" for score in scores), f"{mean(scores):.1f}"])
-    return table(["accuracy, %", "GFLOPs", *names, "average"], lines)
+def averaged(groups: Sequence[Sequence[Result]]) -> list[Result]:
+    """Rows like the papers': for each way to merge, and for each data set, the mean over the groups that it is in."""
+    found: dict[tuple[str, str | None, str | None], list[Result]] = {}
+    for row in (row for group in groups for row in group):
+        found.setdefault((row["method"], row["cut"], row["calibrate"]), []).append(row)
+    means = []
+    for rows in sorted(found.values(), key=lambda rows: rows[0]["method"] == "ensemble"):  # last, as everywhere
+        names = dict.fromkeys(name for row in rows for name in row["tasks"])
+        tasks = {name: mean(row["tasks"][name] for row in rows if name in row["tasks"]) for name in names}
+        numbers = [key for key in ("joint", "flops", "parameters", "seconds") if key in rows[0]]
+        each = {key: mean(row[key] for row in rows) for key in numbers}
+        correlation = {name: mean(row["correlation"][name] for row in rows) for name in rows[0].get("correlation", {})}
+        means.append({**rows[0], **each, "tasks": tasks, "average": mean(tasks.values()), "correlation": correlation})
+    return means
 
 
 def pair(text: str) -> tuple[str, str]:
@@ -90,9 +94,10 @@ def main() -> None:
         if args.push:
             push(folder, f"{args.push}/{name}")
     pairs = [merge_group(two, args) for two in itertools.combinations(names, 2)]
-    print(f"Pairs ({len(pairs)}), {args.num_images} unlabelled images of each data set:\n{averaged(pairs, names)}")
+    about = f"Pairs ({len(pairs)}), {args.num_images} unlabelled images of each data set"
+    print(f"{about}:\n{comparison_table(averaged(pairs), names)}")
     if len(names) > 2:
-        print(f"\nAll {len(names)} in one model:\n{averaged([merge_group(names, args)], names)}")
+        print(f"\nAll {len(names)} in one model:\n{comparison_table(merge_group(names, args), names)}")
 
 
 if __name__ == "__main__":

@@ -1,66 +1,45 @@
-"""Several merges of the same models, opened once, as rows of one table: methods, partial zips, calibrations."""
+"""What the examples that merge have in common: the same comparison, controls included, as `hf-zipit compare` makes."""
 
 import argparse
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 from typing import Any
 
-from hf_zipit.evaluation import Row, evaluate
-from hf_zipit.matching.methods import Options
+from hf_zipit.compare import Comparison, Result
+from hf_zipit.comparison import write_report
+from hf_zipit.matching.methods import METHODS, Options
 from hf_zipit.merger import Merger
+from hf_zipit.trials import Trial, trials
 
-Keep = Callable[[str, Any], None]  # (name for a folder, merged model)
-
-
-@dataclass(frozen=True)
-class Setting:
-    """One way to merge."""
-
-    method: str
-    cut: str | None
-    calibrate: str
-
-    def __str__(self) -> str:
-        cut = f", cut after {self.cut}" if self.cut else ""
-        return self.method + cut + ("" if self.calibrate == "batchnorm" else f", {self.calibrate}")
-
-    @property
-    def slug(self) -> str:
-        """A name for a folder."""
-        return str(self).replace(", cut after ", "-").replace(", ", "-")
+Save = Callable[[str, Any], None]  # (name for a folder, merged model)
+CONTROLS = [name for name, method in METHODS.items() if method.control]
 
 
 def merging_arguments(parser: argparse.ArgumentParser, cuts: Sequence[str]) -> None:
-    """The options of the table: every method in all layers, zip up to every cut, zip with every calibration."""
-    parser.add_argument("--methods", nargs="+", default=["average", "permute", "zip"])
+    """The options of the table: every method in all layers, and zip up to every cut, with every calibration."""
+    parser.add_argument("--methods", nargs="+", default=["average", "permute", "zip", *CONTROLS])
     parser.add_argument("--cuts", nargs="*", default=list(cuts), help="partial zips")
-    parser.add_argument("--calibrate", nargs="+", default=["batchnorm"], help="for zip; the others take the first")
+    parser.add_argument("--calibrate", nargs="+", default=["batchnorm", "refit"])
     parser.add_argument("--num-images", type=int, default=500, help="unlabelled images of each data set")
 
 
-def settings_of(args: argparse.Namespace) -> list[Setting]:
-    """The settings that the options ask for."""
-    first, *others = args.calibrate
-    found = [Setting(method, None, first) for method in args.methods]
-    found += [Setting("zip", None, calibrate) for calibrate in others]
-    return found + [Setting("zip", cut, calibrate) for cut in args.cuts for calibrate in args.calibrate]
-
-
-def merge_rows(merger: Merger, test: Any, settings: Sequence[Setting], keep: Keep | None = None) -> dict[str, Row]:
-    """A row for each setting, then the ensemble and the parents.
+def compared(merger: Merger, args: argparse.Namespace, test: Any, save: Save | None = None) -> list[Result]:
+    """A row for each merge, then the parents and their ensemble; the report is a folder in OUT.
 
     Args:
         merger: the models and the images for the statistics.
+        args: `out` and those of `merging_arguments`.
         test: labelled images, as for `evaluate`.
-        settings: the ways to merge.
-        keep: called with each merged model.
+        save: called with each merged model that is not a control.
     """
-    merges: dict[str, Row] = {}
-    others: list[Row] = []
-    for setting in settings:
-        merged = merger.merge(Options(setting.method), cut=setting.cut, calibrate=setting.calibrate)
-        if keep:
-            keep(setting.slug, merged)
-        row, *rest = evaluate(merged, test, parents=[] if others else merger.sources)
-        merges[str(setting)], others = replace(row, model=str(setting)), others or rest
-    return merges | {row.model: row for row in reversed(others)}
+
+    def keep(trial: Trial, merged: Any) -> None:
+        if save and trial.options.method not in CONTROLS:
+            parts = [trial.options.method, trial.cut, "" if trial.calibrate == "batchnorm" else trial.calibrate]
+            save("-".join(part for part in parts if part), merged)
+
+    wanted = trials(merger, args.methods, [None], args.calibrate, Options())
+    wanted += trials(merger, ["zip"], args.cuts, args.calibrate, Options())
+    folder = args.out / "-".join(["comparison", *merger.tasks])
+    rows = Comparison(merger, folder, test, save=keep).run(wanted)
+    write_report(rows, merger.tasks, folder)
+    return rows

@@ -180,22 +180,24 @@ def test_a_listed_file_that_is_missing_is_named(tmp_path, monkeypatch):
 
 def test_pairs_and_all_are_merged_and_evaluated(run, base, tmp_path):
     data = [f"{short}={LAYOUTS[name](tmp_path / name)}" for short, name in SHORT.items()]
-    options = ["--methods", "average", "zip", "--cuts", "layer1", "--num-images", "8", "--base", base]
+    options = ["--methods", "zip", "random", "--cuts", "layer1", "--calibrate", "batchnorm"]
+    options += ["--num-images", "8", "--base", base]
     printed = run("four_datasets.py", tmp_path / "out", *data, *options, *QUICK)
     pairs, everything = printed.split("All 3 in one model")
     for part in (pairs, everything):
-        for row in ("average", "zip", "zip, cut after layer1", "ensemble"):
-            assert re.search(rf"^{row}( +[\d.]+){{5}}$", part, re.M), part
+        shown = [line.split()[:3] for line in part.splitlines() if len(line.split()) == 12]
+        merges = [[*setting.split(), "batchnorm"] for setting in ("zip none", "control:random none", "zip layer1")]
+        assert shown == [*merges, *([f"parent:{name}", "-", "-"] for name in SHORT), ["ensemble", "-", "-"]]
     assert (tmp_path / "out" / "dogs-pets-nabirds-zip-layer1" / "model.safetensors").exists()
     assert load(tmp_path / "out" / "pets").labels == NAMES["oxford_pets"]
 
 
 @pytest.mark.skipif(not DATA.is_dir(), reason="needs the Tiny ImageNet subsets")
 def test_the_tiny_imagenet_subsets_are_merged(run, base, tmp_path):
-    data = [f"{name}={DATA / f'tinyimagenet_{name}'}" for name in ("pets", "wild")]
-    options = ["--methods", "zip", "--cuts", "layer1", "--num-images", "64", "--train-images", "256", "--base", base]
-    printed = run("four_datasets.py", tmp_path / "out", *data, *options, *QUICK)
-    assert re.search(r"^zip, cut after layer1( +[\d.]+){4}$", printed, re.M), printed
+    data = [f"{name}={DATA / f'tinyimagenet_{name}'}" for name in ("pets", "wild", "vehicles")]
+    options = ["--methods", "zip", "--cuts", "--num-images", "64", "--train-images", "256", "--base", base]
+    printed = run("four_datasets.py", tmp_path / "out", *data, *options, "--calibrate", "batchnorm", *QUICK)
+    assert len(re.findall(r"^zip +none +batchnorm( +[\d.x]+){9}$", printed, re.M)) == 2, printed
     assert len(load(tmp_path / "out" / "wild").labels) == 15
 
 
@@ -224,11 +226,13 @@ def cifar(root: Path) -> Path:
 )
 def test_cifar_pairs_are_trained_and_merged(options, run, tmp_path):
     data = cifar(tmp_path / "data")
-    quick = ["--epochs", "2", "--batch-size", "16", "--num-images", "16", "--no-bf16", "--methods", "average", "zip"]
+    quick = ["--epochs", "2", "--batch-size", "16", "--num-images", "16", "--no-bf16", "--calibrate", "batchnorm"]
+    quick += ["--methods", "average", "zip", "random"]
     printed = run("cifar_pairs.py", data, tmp_path / "out", *options, *quick)
-    for row in ("average", "zip", "zip, cut after .*", "ensemble"):
-        assert re.search(rf"^{row}( +[\d.]+){{6}}$", printed, re.M), printed
-    labels = [load(folder).labels for folder in sorted((tmp_path / "out").iterdir())]
+    for row in ("average +none", "zip +none", "zip +[a-z]+[.].* +batchnorm", "control:random +none", "ensemble +-"):
+        assert re.search(rf"^{row}", printed, re.M), printed
+    assert len(list((tmp_path / "out").glob("comparison-*/results.csv"))) == 1
+    labels = [load(file.parent).labels for file in sorted((tmp_path / "out").glob("*/model.safetensors"))]
     assert sorted(labels[0] + labels[1]) == ["apple", "bear", "crab", "dolphin"]
     again = run("cifar_pairs.py", data, tmp_path / "out", *options, *quick)
     assert again in printed  # the models were there already: only the table is printed

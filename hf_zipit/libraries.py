@@ -1,11 +1,14 @@
 """Models of timm and transformers as `Source`: the one module that knows model libraries."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import timm
+import torch
 from torch import Tensor, nn
 
 from hf_zipit import cifar_resnet as _cifar_resnet  # noqa: F401  (registers cifar_resnet20 with timm)
@@ -68,11 +71,12 @@ def timm_folder(folder: Path, config: dict[str, Any], name: str, origin: dict[st
         raise SourceError(f"{file}: model_args may not hold {', '.join(READING & set(args))}")
     files = weight_files(folder, access.allow_pickle)
     state = read_weights(files)
+    build = partial(timm.create_model, architecture, num_classes=classes, pretrained_cfg=settings, **args)
     try:
         with no_larger_than(files, file):
-            model = timm.create_model(
-                architecture, pretrained=False, num_classes=classes, pretrained_cfg=settings, **args
-            )
+            with torch.device("meta"), suppress(RuntimeError):  # takes no memory, where the architecture can do it
+                build()
+            model = build()
     except SourceError:
         raise
     except (RuntimeError, TypeError, ValueError) as error:

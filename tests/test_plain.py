@@ -65,19 +65,26 @@ def test_timm_and_transformers_read_an_ordinary_timm_checkpoint(parents, merged,
     assert pipeline("image-classification", model=str(folder))(picture)[0]["label"] in labels
 
 
+def run_snippets(folder):
+    """The names that the card's snippets leave, run one after the other beside the folder and an image."""
+    names = {}
+    for snippet in re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.S):
+        exec(snippet.replace("hf-hub:path/or/id", f"local-dir:{folder.name}").replace("path/or/id", folder.name), names)
+    return names
+
+
 def test_the_snippets_of_its_card_run(merged, tmp_path, monkeypatch):
     folder = saving.save(merged, tmp_path / "plain", library="timm")
     monkeypatch.chdir(tmp_path)
     Image.new("RGB", (40, 50)).save("image.jpg")
-    text, names = (folder / "README.md").read_text(), {}
-    for snippet in re.findall(r"```python\n(.*?)```", text, re.S):
-        exec(snippet.replace("hf-hub:path/or/id", "local-dir:plain").replace("path/or/id", "plain"), names)
+    names = run_snippets(folder)
     assert names["logits"].shape == (1, 10)
+    text = (folder / "README.md").read_text()
     assert "library_name: timm" in text
     assert "raw logits side by side" in text
 
 
-def test_an_ordinary_transformers_checkpoint(tmp_path):
+def test_an_ordinary_transformers_checkpoint(tmp_path, monkeypatch):
     processor = ViTImageProcessor(size={"height": 32, "width": 32})
     for seed, task in enumerate(("low", "high")):
         hf_vit(seed).save_pretrained(tmp_path / task)
@@ -94,6 +101,9 @@ def test_an_ordinary_transformers_checkpoint(tmp_path):
     picture = Image.effect_noise((50, 40), 60).convert("RGB")
     found = AutoImageProcessor.from_pretrained(folder)(picture, return_tensors="pt")["pixel_values"]
     assert torch.equal(found, torch.as_tensor(processor(picture, return_tensors="pt")["pixel_values"]))
+    monkeypatch.chdir(tmp_path)
+    picture.save("image.jpg")
+    assert run_snippets(folder)["classify"].model.config.num_labels == 10
     with pytest.raises(OptionError, match="models of transformers: use --format transformers"):
         saving.save(merged, tmp_path / "no", library="timm")
 

@@ -2,8 +2,11 @@
 
 import json
 import pickle
+import re
+import resource
 import shutil
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,8 +21,10 @@ from hf_zipit.planning import check_result
 from hf_zipit.recipe import make_recipe
 from hf_zipit.sources import load
 from tests.models import hf_vit
+from tests.test_cli import run  # noqa: F401  (a fixture)
 
 WEIGHTS = "model.safetensors"
+REFUSED = r"^(?!.*allocat)"  # with a reason, and not by the allocator
 
 
 class Trap:
@@ -118,7 +123,7 @@ def test_the_arguments_of_a_model_cannot_make_it_read_files(folder, merge_folder
 )
 def test_absurd_configs_are_refused_before_they_take_memory(folder, changes):
     change(folder, **changes)
-    with little_memory(), pytest.raises(SourceError):
+    with little_memory(), pytest.raises(SourceError, match=REFUSED):
         load(folder)
 
 
@@ -139,7 +144,7 @@ def test_absurd_configs_of_transformers_are_refused(tmp_path, changes):
     hf_vit().save_pretrained(tmp_path / "vit")
     ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path / "vit")
     change(tmp_path / "vit", **changes)
-    with little_memory(), pytest.raises(SourceError):
+    with little_memory(), pytest.raises(SourceError, match=REFUSED):
         load(tmp_path / "vit")
 
 
@@ -149,24 +154,36 @@ def test_absurd_configs_of_transformers_are_refused(tmp_path, changes):
 def test_absurd_merges_are_refused(merge_folder, tmp_path, changes):
     merged = shutil.copytree(merge_folder, tmp_path / "merged")
     change(merged, **changes)
-    with little_memory(), pytest.raises(SourceError):
+    with little_memory(), pytest.raises(SourceError, match=REFUSED):
         saving.load(merged)
 
 
 class little_memory:
-    """No more than a few hundred MB beyond what the process has now, as the kernel counts them."""
+    """An allocation of more than half a GB beyond what the process has now fails at once, touched or not."""
 
     def __enter__(self):
-        self.before = peak()
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        self.limits = resource.getrlimit(resource.RLIMIT_AS)
+        resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 2**29, self.limits[1]))
 
     def __exit__(self, *_):
-        assert peak() - self.before < 500 * 1024
+        resource.setrlimit(resource.RLIMIT_AS, self.limits)
 
 
-def peak():
-    import resource
+def test_the_limit_of_these_tests_holds():
+    with little_memory(), pytest.raises(RuntimeError, match="allocate"):
+        torch.empty(2**28)
+    torch.empty(2**28)
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KB
+
+def test_a_config_that_asks_for_a_million_million_parameters_is_one_message(folder, run):  # noqa: F811
+    change(folder, num_classes=10**12 // 64)  # the classifier alone has more
+    with little_memory():
+        code, printed, err = run("inspect", folder)
+    assert (code, printed) == (1, "")
+    numbers = [int(number) for number in re.findall(r"of more than (\d+) parameters, but its weights hold", err)]
+    assert 0.99 * 10**12 < numbers[0] < 1.1 * 10**12
+    assert len(err.splitlines()) == 1
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 import json
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -159,6 +160,17 @@ def test_a_failure_leaves_nothing_behind(merged, tmp_path, monkeypatch):
     monkeypatch.setattr(type(merged), "save_pretrained", fail)
     with pytest.raises(OutputError, match=r"cannot write .*out: disk full\. Nothing was left there"):
         saving.save(merged, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_leaves_nothing_behind(merged, tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(OutputError, match=r"cannot write .*out: .*large.*\. Nothing was left there"):
+            saving.save(merged, tmp_path / "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -1,16 +1,19 @@
 """Pipelines of transformers on merges of models of several classes, one task at a time."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import DPTImageProcessor, pipeline
+from transformers import AutoModel, DPTImageProcessor, pipeline
 
 import hf_zipit
 from hf_zipit import saving
 from hf_zipit.checks import randomise
 from tests.models import images, tiny
 from tests.test_backbones import NARROW, PAIRS, TASKS, small, unet
+from tests.test_cli import run  # noqa: F401  (a fixture)
 
 PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 48, 3), dtype=np.uint8))
 
@@ -53,3 +56,24 @@ def test_depth_estimation(tmp_path):
     found = estimate(PICTURE)
     assert found["depth"].size == PICTURE.size
     assert torch.isfinite(found["predicted_depth"]).all()
+
+
+@pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload raw bytes:DeprecationWarning")  # the client's own
+def test_it_is_pushed_and_loaded_like_any_model(hub, folder, run):  # noqa: F811
+    hf_zipit.push(folder, "user/mixed")
+    files = hub.repos["user/mixed"].at()[1]
+    assert set(files) == {path.name for path in folder.iterdir()}
+    assert not [name for name in files if name.startswith("cifar_")]
+    loaded = AutoModel.from_pretrained("user/mixed").eval()
+    kept = AutoModel.from_pretrained(folder).eval()
+    pixels = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        found, expected = (model(pixel_values=pixels).task_outputs for model in (loaded, kept))
+    assert all(torch.equal(found[task].logits, expected[task].logits) for task in TASKS)
+    loaded.push_to_hub("user/again")
+    assert set(hub.repos["user/again"].at()[1]) == set(files)
+    about = json.loads(run("inspect", "user/mixed", "--json")[1])
+    assert [task["kind"] for task in about["tasks"]] == ["image-classification", "image-segmentation"]
+    assert about["trunk"]["flops"] + sum(head["flops"] for head in about["heads"]) == about["flops"]
+    code, _, err = run("export", "user/mixed", "--format", "timm", "-o", "nowhere")
+    assert (code, "an ordinary timm model has one kind of output" in err) == (1, True)

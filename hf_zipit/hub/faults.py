@@ -20,6 +20,7 @@ from huggingface_hub.errors import (
 
 _FROM_THE_CACHE = (LocalEntryNotFoundError, RevisionResolutionError)
 FAULTS = (HfHubHTTPError, *_FROM_THE_CACHE, HFValidationError, httpx2.HTTPError, OSError, RuntimeError)
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _TOKEN = re.compile(r"hf_\w{8,}|hf_jwt_[\w.-]+|(?<=Bearer )[\w.-]{8,}|(?<=://)[^/\s:@]+:[^/\s@]+(?=@)")
 LOG_IN = "log in with `hf auth login`, set HF_TOKEN, or pass --token"
 
@@ -51,8 +52,11 @@ def explain(error: BaseException, name: str, revision: str | None = None, token:
             "again, what is complete is not transferred a second time",
             token,
         )
-    if isinstance(cause, OSError) and cause.errno == errno.ENOSPC:
-        return f"{name}: the disk with the cache is full ({constants.HF_HUB_CACHE}): make room, or set HF_HOME"
+    if isinstance(cause, OSError) and cause.errno in _FULL:
+        return (
+            f"{name}: the disk with the cache is full, or what may be written there ({cause.strerror}: "
+            f"{constants.HF_HUB_CACHE}): make room, or set HF_HOME"
+        )
     if isinstance(cause, _FROM_THE_CACHE):
         return f"{_at(name, revision)} is no folder, nor wholly in the cache, and the Hub cannot be reached"
     return redact(f"{name}: {_first(cause)}", token)

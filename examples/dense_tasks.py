@@ -1,12 +1,13 @@
 """Merge models of dense tasks pairwise, with every method: autoencoding, denoising, edges and colourisation.
 
-    python examples/dense_tasks.py [--images DATA] [--epochs 6]
+    python examples/dense_tasks.py [--images DATA] [--epochs 6] [--cut layer3]
 
 All four tasks need images alone, no labels. Without `--images` (an image folder, parquet files or a Hub id) they are
 scikit-learn's digits, tinted by their digit. Small encoder-decoders are trained from different initialisations; then,
 for each of the six pairs, the encoders are merged, the decoders stay with their tasks, and the batch norms are
 re-estimated. The table gives scaled performance (L0 - L) / (L0 - L1), averaged over a task's partners: 1 is as good as
-the task's own model, 0 no better than the mean target (MuDSC's Taskonomy protocol). Takes some minutes on one core.
+the task's own model, 0 no better than the mean target (MuDSC's Taskonomy protocol). With `--cut layer2` each task keeps
+the last stage. The controls are a random match and the trunk of one parent alone. Some minutes on one core.
 """
 
 import argparse
@@ -28,7 +29,17 @@ from hf_zipit.report import table
 from hf_zipit.task_evaluation import evaluate_tasks
 
 SIZE, BATCH = 32, 64
-METHODS = ("average", "permute", "git-rebasin", "mudsc-align", "zip", "weight-zip", "mudsc-zip")
+MERGED = 640  # training images that the merges see
+METHODS = ("average", "permute", "git-rebasin", "mudsc-align", "kmeans", "zip", "weight-zip", "mudsc-zip")
+PARTNER = "control: the partner's trunk, refit"
+MERGES = [  # name of a row, method and calibration
+    *((method, method, "batchnorm") for method in METHODS),
+    ("zip, refit", "zip", "refit"),
+    ("control: random match", "random", "batchnorm"),
+    ("control: random match, refit", "random", "refit"),
+    (PARTNER, "first-parent", "refit"),
+    (PARTNER, "last-parent", "refit"),
+]
 TRANSFORM = timm.data.create_transform((3, SIZE, SIZE), mean=(0.5,) * 3, std=(0.5,) * 3, crop_pct=1.0)
 
 
@@ -114,7 +125,7 @@ def train(task: str, images: Tensor, epochs: int, seed: int) -> nn.Module:
     return model.eval()
 
 
-def main(data: str | None, epochs: int, count: int) -> None:
+def main(data: str | None, epochs: int, count: int, cut: str) -> None:
     """Train, merge all pairs with all methods, print losses and scaled performances."""
     train_images, test_images = load(data, "train", count), load(data, "test", count // 4)
     models = {task: train(task, train_images, epochs, seed) for seed, task in enumerate(TASKS)}
@@ -125,34 +136,37 @@ def main(data: str | None, epochs: int, count: int) -> None:
         for published in (False, True):
             guess = constant_estimator(targets, published)
             constants[task, published] = float(torch.cat([(t - guess).abs().flatten() for t in targets]).mean())
-    found: dict[str, dict[str, list[float]]] = {method: {task: [] for task in TASKS} for method in METHODS}
+    found: dict[str, dict[str, list[float]]] = {name: {task: [] for task in TASKS} for name, _, _ in MERGES}
     alone = {}
     for pair in combinations(TASKS, 2):
         sources = [
             hf_zipit.module_source(models[task], "image-to-image", name=task, input_size=(3, SIZE, SIZE))
             for task in pair
         ]
-        inputs = [[pixels for pixels, _ in batches(task, train_images)] for task in pair]
+        inputs = [[pixels for pixels, _ in batches(task, train_images[:MERGED])] for task in pair]
         merger = Merger(sources, inputs, cache=False)
-        for method in METHODS:
-            merged = merger.merge(Options(method), cut="layer3")
+        for name, method, calibrate in MERGES:
+            merged = merger.merge(Options(method), cut=cut, calibrate=calibrate)
             rows = evaluate_tasks(merged, [tests[task] for task in pair], parents=sources)
             alone |= {task: scores["L1"] for row in rows[1:] for task, scores in row.scores.items()}
+            own = {"first-parent": pair[0], "last-parent": pair[1]}.get(method)
             for task, scores in rows[0].scores.items():
-                found[method][task].append(scores["L1"])
-    print(f"{len(train_images)} training images, {len(test_images)} test images, {epochs} epochs\n")
+                found[name][task] += [scores["L1"]] if task != own else []
+    cost = rows[0].flops / rows[-1].flops
+    print(f"{len(train_images)} training images, {len(test_images)} test images, {epochs} epochs, cut {cut}")
+    print(f"a merge of two costs {cost:.2f}x the FLOPs of both parents\n")
     rows = [["own model", *(f"{alone[task]:.4f}" for task in TASKS)]]
     for published, name in ((False, "mean target"), (True, "the same as published")):
         rows.append([name, *(f"{constants[task, published]:.4f}" for task in TASKS)])
     print(table(["L1 loss", *TASKS], rows))
     for published, name in ((False, "scaled performance"), (True, "with the published constant")):
         lines = []
-        for method, losses in found.items():
+        for merge, losses in found.items():
             values = [
                 sum(scaled_performance(loss, alone[t], constants[t, published]) for loss in losses[t]) / len(losses[t])
                 for t in TASKS
             ]
-            lines.append([method, *(f"{value:.3f}" for value in values), f"{sum(values) / len(values):.3f}"])
+            lines.append([merge, *(f"{value:.3f}" for value in values), f"{sum(values) / len(values):.3f}"])
         print("\n" + table([name, *TASKS, "mean"], lines))
 
 
@@ -161,5 +175,6 @@ if __name__ == "__main__":
     parser.add_argument("--images", help="Image folder, parquet files or Hub id; default: the digits.")
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--count", type=int, default=2000, help="At most so many training images.")
+    parser.add_argument("--cut", default="layer3", help="What is shared: up to layer1, layer2 or layer3.")
     arguments = parser.parse_args()
-    main(arguments.images, arguments.epochs, arguments.count)
+    main(arguments.images, arguments.epochs, arguments.count, arguments.cut)

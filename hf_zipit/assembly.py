@@ -117,13 +117,17 @@ def merged_state(sources: Sequence[Source], plan: Plan, matches: Mapping[str, Ma
         labels = match.of(model) if branch.gather is None else match.of(model)[branch.gather]
         if plan.gathers:
             head = {name: branch.state[name].clone() for name in names}
-            place = torch.arange(len(labels)) % match.width  # what a dropped unit reads
-            out[f"unmerge.{number}.index"] = torch.where(labels < 0, place, labels)
+            out[f"unmerge.{number}.index"] = places(labels, match.width)
         else:
             mine = {plan.crossing: Match(labels, (len(labels),), match.width)}
             head = unmerge_reads(branch.state, binding, mine, names, 0)
         out.update({f"heads.{number}.{name}": value for name, value in head.items()})
     return out
+
+
+def places(labels: Tensor, width: int) -> Tensor:
+    """The merged unit that each unit of a model reads; a dropped one reads the unit at its place."""
+    return torch.where(labels < 0, torch.arange(len(labels)) % width, labels)
 
 
 def build(config: ZipItConfig, sources: Sequence[Source], state: Mapping[str, Tensor]) -> ZipItForImageClassification:

@@ -12,14 +12,13 @@ from hf_zipit.errors import OptionError
 from hf_zipit.evaluation import Evaluation
 from hf_zipit.fidelity import distance
 from hf_zipit.matching.methods import METHODS, Options
-from hf_zipit.merger import Merger
-from hf_zipit.modeling_zipit import ZipItForImageClassification
+from hf_zipit.merger import Merged, Merger
 from hf_zipit.progress import progress
 
 AUTO = "auto"
 GRID = tuple(round(0.1 * step, 1) for step in range(1, 10))
 _log = logging.getLogger("hf_zipit")
-Score = Callable[[ZipItForImageClassification], float]
+Score = Callable[[Merged], float]
 
 
 def takes_balance(method: str) -> bool:
@@ -29,7 +28,7 @@ def takes_balance(method: str) -> bool:
 
 def merge_balanced(
     merger: Merger, options: Options, *, cut: str | None = None, calibrate: str = "batchnorm", data: Any = None
-) -> tuple[ZipItForImageClassification, Options]:
+) -> tuple[Merged, Options]:
     """The best merge over a grid of balances, and the options it was made with.
 
     What was tried is recorded in `config.zipit["balance"]`, and the balance that was chosen in the recipe.
@@ -53,9 +52,11 @@ def merge_balanced(
         raise OptionError(f"the method {options.method} has no balance to choose; methods with one: {known}")
     if any(len(source.tasks) != 1 for source in merger.sources):
         raise OptionError("a merge among the models has no single output to compare with: give the balance as a number")
+    if data is not None and merger.shared is not None:
+        raise OptionError("not all of these tasks have an accuracy: leave balance_data out, or give the balance")
     score = _accuracy(merger, data) if data is not None else _nearness(merger)
     tried: dict[float, float] = {}
-    best: tuple[ZipItForImageClassification, Options] | None = None
+    best: tuple[Merged, Options] | None = None
     for balance in progress(GRID, "Choosing the balance", merger.passes.accelerator):
         mine = replace(options, balance=balance)
         merged = merger.merge(mine, cut=cut, calibrate=calibrate)
@@ -74,8 +75,9 @@ def merge_balanced(
 def _nearness(merger: Merger) -> Score:
     """Minus the mean error of the tasks' outputs beside their parents'."""
 
-    def score(merged: ZipItForImageClassification) -> float:
-        found = distance(merged, merger.sources, merger.passes).values()
+    def score(merged: Merged) -> float:
+        parents = merger.shared.wholes if merger.shared else merger.sources
+        found = distance(merged, parents, merger.passes).values()
         return -sum(task.error for task in found) / len(found)
 
     return score
@@ -87,7 +89,7 @@ def _accuracy(merger: Merger, data: Any) -> Score:
     size, device = merger.sources[0].input_size, str(merger.passes.device)
     evaluation = Evaluation(merger.heads, images, size, merger.passes.batch_size, device)
 
-    def score(merged: ZipItForImageClassification) -> float:
+    def score(merged: Merged) -> float:
         (outputs,) = evaluation.outputs([(merged, None)])
         return evaluation.row("merged", outputs, (0, 0)).average
 

@@ -70,6 +70,8 @@ class Comparison:
         self.merger, self.out, self.main = merger, Path(out), merger.passes.accelerator.is_main_process
         if self.out.exists() and not self.out.is_dir():
             raise OptionError(f"{out} is not a folder: choose another place for the report")
+        if merger.shared is not None:
+            raise OptionError("compare measures classifiers: merge models with other outputs, and use `hf-zipit eval`")
         if any(len(source.tasks) != 1 for source in merger.sources):
             raise OptionError("a merge among the models has no single output to compare with: compare its own parents")
         images = _opened(merger, data, num_images)

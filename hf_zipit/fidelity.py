@@ -13,6 +13,7 @@ from hf_zipit.batching import Passes
 from hf_zipit.chain import logits_of, working_copy
 from hf_zipit.matching.match import Match
 from hf_zipit.modeling_zipit import ZipItForImageClassification
+from hf_zipit.pretrained_zipit import ZipItPreTrainedModel
 from hf_zipit.source import Source
 from hf_zipit.spaces import Binding
 from hf_zipit.statistics import POSITIONS, Reader
@@ -22,8 +23,8 @@ from hf_zipit.statistics import POSITIONS, Reader
 class Distance:
     """How far a task's outputs are from its parent's.
 
-    `agreement` is the share of images with the same class. `error` is the squared distance of the outputs, as a share
-    of the parent's variance: 0 for the parent itself, 1 for the best constant.
+    `agreement` is the share of images, or pixels, with the same class. `error` is the squared distance of the outputs,
+    as a share of the parent's variance: 0 for the parent itself, 1 for the best constant.
     """
 
     agreement: float
@@ -31,7 +32,7 @@ class Distance:
 
 
 @torch.inference_mode()
-def distance(merged: ZipItForImageClassification, parents: Sequence[Source], passes: Passes) -> dict[str, Distance]:
+def distance(merged: ZipItPreTrainedModel, parents: Sequence[Source], passes: Passes) -> dict[str, Distance]:
     """Compare each task's outputs with its parent's on the task's images, or on all where there is one data set.
 
     Args:
@@ -52,8 +53,11 @@ def distance(merged: ZipItForImageClassification, parents: Sequence[Source], pas
             mine = pixels if len(passes.images) == 1 else pixels[part.to(pixels.device) == k]
             if not len(mine):
                 continue
-            own, found = logits_of(copy(mine)).double(), model(mine, tasks=task).task_logits[task].double()
-            same = (own.argmax(-1) == found.argmax(-1)).sum()
+            answers = model(mine, tasks=task)
+            answer = (getattr(answers, "task_logits", None) or answers.task_outputs)[task]
+            own, found = logits_of(copy(mine)).double(), logits_of(answer).double()
+            hits = (own.argmax(1) == found.argmax(1)).double()
+            same = hits.sum() * len(mine) / hits.numel()
             sums[k] += torch.stack([same.new_tensor(len(mine)), same, (own - found).square().sum(), own.square().sum()])
             totals[k] = totals[k] + own.sum(0)
     out = {}

@@ -54,7 +54,8 @@ def inspection_text(binding: Binding, cuts: Sequence[Cut]) -> str:
 def merge_inspection(merged: Merged) -> dict[str, Any]:
     """Tasks, sources, method, cut, costs and merged spaces of a merge as plain values.
 
-    FLOPs are of one forward of one image. `heads` has one entry for each copy of the layers behind the trunk.
+    FLOPs are of one forward of one image. `reads` names the trunk's steps whose outputs a task's own model reads, with
+    their units, where that may be several. `heads` has one entry for each copy of the layers behind the trunk.
     """
     config, about = merged.config, merged.config.zipit or {}
     several = isinstance(merged, ZipItModel)
@@ -71,7 +72,7 @@ def merge_inspection(merged: Merged) -> dict[str, Any]:
     ]
     tasks = [
         {"task": h["task"], "kind": h.get("kind", "image-classification"), "classes": list(h["id2label"].values())}
-        | {"source": h["source"]}
+        | {"source": h["source"], "reads": _reads(h, config.trunk or []) if several else []}
         for h in config.heads or []
     ]
     return {
@@ -93,6 +94,7 @@ def merge_text(found: dict[str, Any]) -> str:
     size = f"flops-budget {found['flops_budget']:g}" if found["flops_budget"] else f"width {found['width'] or 1:g}"
     sources = [_named(source) for source in found["sources"]]
     tasks = [[t["task"], t["kind"], str(len(t["classes"])), sources[t["source"]]] for t in found["tasks"]]
+    reads = [[t["task"], " + ".join(f"{r['step']} ({r['units']})" for r in t["reads"])] for t in found["tasks"]]
     costs = [["trunk", *_cost(found["trunk"])]]
     costs += [[f"behind it: {', '.join(head['tasks'])}", *_cost(head)] for head in found["heads"] if head["parameters"]]
     costs.append(["all tasks", *_cost(found)])
@@ -101,10 +103,15 @@ def merge_text(found: dict[str, Any]) -> str:
         [
             f"{len(sources)} models merged by {found['method']} {where}; {size}, calibrated: {found['calibrate']}",
             table(["task", "kind", "classes", "from"], tasks),
+            *([table(["task", "reads of the trunk (units)"], reads)] if any(text for _, text in reads) else []),
             table(["one image", "FLOPs", "params"], costs),
             table(["space", "merged units", "shared", "within one model", "as they were"], spaces),
         ]
     )
+
+
+def _reads(head: dict[str, Any], steps: Sequence[str]) -> list[dict[str, Any]]:
+    return [{"step": steps[tap["step"]], "units": tap["size"]} for tap in head["taps"]]
 
 
 def _cost(part: dict[str, Any]) -> list[str]:

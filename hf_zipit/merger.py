@@ -143,9 +143,7 @@ class Merger:
     def plan(self, options: Options, cut: str | None) -> tuple[Plan, dict[str, int]]:
         """Where a merge is cut, and the merged units of the spaces that are not as wide as in one model."""
         if self.shared:
-            if options.width != 1 or options.flops_budget is not None:
-                raise OptionError("models with other parts around a backbone are merged at its own width only")
-            return Plan(self.binding, self.shared.depth(cut), cut), {}
+            return mixed.plan_shared(self.shared, options, cut), {}
         if (options, cut) not in self._plans:
             self._plans[options, cut] = self._sizing.plan(options, cut)
         return self._plans[options, cut]

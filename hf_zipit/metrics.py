@@ -88,6 +88,37 @@ class MeanLoss:
         return self.total / self.count if self.count else float("nan")
 
 
+class WeightedErrorRate:
+    """The share of wrong pixels, where every class of the data set counts as much as any other.
+
+    That is the error rate with weights of one over the pixels of the true class (MuDSC's protocol for semantic
+    segmentation; our reading of it, as its weights are not published).
+
+    >>> metric = WeightedErrorRate()
+    >>> metric.update(torch.tensor([[[[2.0, 2.0, 0.0]], [[1.0, 1.0, 3.0]]]]), torch.tensor([[[0, 1, 0]]]))
+    >>> metric.value()  # class 0: one of two is wrong; class 1: the only one is
+    0.75
+    """
+
+    def __init__(self) -> None:
+        self.wrong, self.count = torch.zeros(0, dtype=torch.long), torch.zeros(0, dtype=torch.long)
+
+    def update(self, output: Tensor, target: Tensor) -> None:
+        """Add a batch of outputs `(B, C, h, w)` or `(B, C)` and labels."""
+        counted = target != IGNORED
+        truth, wrong = target[counted].long(), (classes_of(output, target) != target)[counted]
+        classes = max(output.shape[1], 2)
+        if not len(self.count):
+            self.wrong, self.count = (torch.zeros(classes, dtype=torch.long) for _ in range(2))
+        self.count += truth.bincount(minlength=classes)
+        self.wrong += truth[wrong].bincount(minlength=classes)
+
+    def value(self) -> float:
+        """The mean over classes."""
+        seen = self.count > 0
+        return float((self.wrong[seen] / self.count[seen]).double().mean())
+
+
 def absolute_error(output: Tensor, target: Tensor) -> Tensor:
     """|output - target|, the loss of MuDSC's regression tasks."""
     return (output.reshape(target.shape) - target).abs()
@@ -105,12 +136,13 @@ METRICS: dict[str, Callable[[], Metric]] = {
     "accuracy": Accuracy,
     "pixel accuracy": Accuracy,
     "mIoU": MeanIoU,
+    "weighted error rate": WeightedErrorRate,
     "L1": lambda: MeanLoss(absolute_error),
     "cross-entropy": lambda: MeanLoss(cross_entropy),
 }
 OF_KIND = {
     "image-classification": ("accuracy",),
-    "image-segmentation": ("mIoU", "pixel accuracy"),
+    "image-segmentation": ("mIoU", "pixel accuracy", "weighted error rate"),
     "depth-estimation": ("L1",),
     "image-to-image": ("L1",),
 }

@@ -6,10 +6,13 @@ from typing import Any
 
 from torch import Tensor
 
-from hf_zipit.assembly import Plan
+from hf_zipit.assembly import Plan, places
 from hf_zipit.backbones import Shared
+from hf_zipit.chain import count_flops
 from hf_zipit.configuration_zipit_model import ZipItModelConfig
+from hf_zipit.errors import OptionError
 from hf_zipit.matching.match import Match
+from hf_zipit.matching.methods import Options
 from hf_zipit.modeling_zipit_model import ZipItModel
 from hf_zipit.resume import Steps, weights_of
 from hf_zipit.source import Source
@@ -17,6 +20,26 @@ from hf_zipit.transform import merge_states
 from hf_zipit.whole_models import dense_processor
 
 DENSE = ("image-segmentation", "depth-estimation")
+
+
+def plan_shared(shared: Shared, options: Options, cut: str | None) -> Plan:
+    """Where a merge of models around a backbone is cut.
+
+    Raises:
+        OptionError: unknown cut, or another width than the backbone's.
+    """
+    if options.width != 1 or options.flops_budget is not None:
+        raise OptionError("models with other parts around a backbone are merged at its own width only")
+    return Plan(shared.binding, shared.depth(cut), cut)
+
+
+def cost(shared: Shared, plan: Plan) -> tuple[int, int]:
+    """FLOPs of one image with all heads, and parameters, of the merge of such a plan."""
+    size, view = shared.sources[0].input_size, shared.sources[shared.reference].model
+    parts = [Steps({step: view.get_submodule(step) for step in plan.trunk}), *(s.model for s in shared.wholes)]
+    trunk, *wholes = [(count_flops(part, size), sum(p.numel() for p in part.parameters())) for part in parts]
+    again = len(wholes) - 1
+    return sum(f for f, _ in wholes) - again * trunk[0], sum(n for _, n in wholes) - again * trunk[1]
 
 
 def assemble(
@@ -80,7 +103,7 @@ def merged_state(shared: Shared, plan: Plan, matches: Mapping[str, Match]) -> di
         rest = {name: value for name, value in source.model.state_dict().items() if name not in done}
         out |= {f"heads.{number}.{name}": value.clone() for name, value in rest.items()}
         for step, space, _, _ in shared.taps(number, plan.depth):
-            out[f"unmerge.{number}.{step}.index"] = matches[space].of(number).clone()
+            out[f"unmerge.{number}.{step}.index"] = places(matches[space].of(number), matches[space].width)
     return out
 
 

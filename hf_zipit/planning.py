@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 
+from hf_zipit import mixed
 from hf_zipit.access import NOTHING, Access
 from hf_zipit.assembly import Plan, config_of
-from hf_zipit.backbones import are_mixed
+from hf_zipit.backbones import are_mixed, share
 from hf_zipit.chain import count_flops, cut_labels, cut_names, resolve_cut
 from hf_zipit.checkpoint import read_json, weight_files
 from hf_zipit.configuration_zipit import ZipItConfig
@@ -29,6 +30,7 @@ from hf_zipit.sizing import Sizing, touched_spaces
 from hf_zipit.sources import check_alike, find_spec, load
 from hf_zipit.spaces import Binding
 from hf_zipit.units import si
+from hf_zipit.whole_models import is_whole, outline
 from hf_zipit.widths import grown
 
 _NOT_STRUCTURE = {"id2label", "label2id", "num_labels", "architectures", "transformers_version", "_name_or_path"}
@@ -81,16 +83,22 @@ def plan_merge(recipe: Recipe, access: Access = NOTHING) -> MergePlan:
         raise OptionError("the recipe does not tell where its models are: name them beside it")
     options = checked_options({"sources": refs, **recipe.arguments(), "data": recipe.data or []})
     looked = [_outline(str(ref), access) for ref in refs]
-    sources, binding = _bound([source for source, _ in looked], recipe)
+    sources = [source for source, _ in looked]
     names = task_names(sources, recipe.tasks)
-    sized = options if options.flops_budget is None else replace(options, flops_budget=None)
-    plan, widths = Sizing(sources, binding, _unmatched, _unmatched).plan(sized, recipe.cut)
-    merged = _outline_of_merge(sources, names, plan, widths)
-    touched = touched_spaces(plan, sources[0].model.state_dict())
+    several = are_mixed(sources) or recipe.backbone is not None
+    widths: Mapping[str, int] = {}
+    if several:
+        shared = share([_outline(str(ref), access, "cpu")[0] for ref in refs], recipe.spec, recipe.backbone)
+        plan, sources = mixed.plan_shared(shared, options, recipe.cut), shared.wholes
+        touched, (flops, total) = touched_spaces(plan, shared.sources[0].model.state_dict()), mixed.cost(shared, plan)
+    else:
+        plan, widths, merged = _outline_of_merge(sources, names, recipe, options)
+        touched = touched_spaces(plan, sources[0].model.state_dict())
+        flops, total = count_flops(merged, sources[0].input_size), sum(p.numel() for p in merged.parameters())
+    binding = plan.binding
     spaces = {name: widths.get(name, space.size) for name, space in binding.spaces.items() if name in touched}
     sizes = [sum(p.numel() for p in source.model.parameters()) for source in sources]
     costs = [count_flops(source.model, source.input_size) for source in sources]
-    flops, total = count_flops(merged, sources[0].input_size), sum(p.numel() for p in merged.parameters())
     if options.flops_budget is not None:
         flops = round(options.flops_budget * costs[0])
     named = {ref: hub_data(ref) for ref in recipe.data or []}
@@ -102,7 +110,7 @@ def plan_merge(recipe: Recipe, access: Access = NOTHING) -> MergePlan:
         data={ref: look_at_data(*found, access) for ref, found in named.items() if found},
         spec=binding.spec.family,
         spaces=spaces,
-        cut=recipe.cut,
+        cut=recipe.cut or (plan.trunk[-1] if several else None),
         cuts=cut_names(binding),
         flops=flops,
         parameters=total if options.flops_budget is None else None,
@@ -123,10 +131,12 @@ def _unmatched(*_: object) -> Any:
 
 @torch.no_grad()
 def _outline_of_merge(
-    sources: Sequence[Source], names: Sequence[str], plan: Plan, widths: Mapping[str, int]
-) -> ZipItForImageClassification:
-    """The merged model without weights."""
-    binding = plan.binding
+    sources: list[Source], names: Sequence[str], recipe: Recipe, options: Options
+) -> tuple[Plan, Mapping[str, int], ZipItForImageClassification]:
+    """Where classifiers are cut, how wide they become, and the merged model without weights."""
+    _, binding = _bound(sources, recipe)
+    sized = options if options.flops_budget is None else replace(options, flops_budget=None)
+    plan, widths = Sizing(sources, binding, _unmatched, _unmatched).plan(sized, recipe.cut)
     with torch.device("meta"):
         merged = ZipItForImageClassification(config_of(sources, names, plan))
     ratios = {name: width / binding.spaces[name].size for name, width in widths.items()}
@@ -137,7 +147,7 @@ def _outline_of_merge(
         shape = grown(binding, inner, value.shape, ratios) if part == "trunk" else list(value.shape)
         if shape != list(value.shape):
             resize(merged, name, shape)
-    return merged
+    return plan, widths, merged
 
 
 def check_result(sources: Sequence[Source], recipe: Recipe, library: str, license: str | None) -> None:
@@ -201,11 +211,11 @@ def _outline(ref: str, access: Access, device: str = "meta") -> tuple[Source, in
     else:
         raise SourceError(f"no model at '{ref}': it is neither a folder nor a Hub id (user/name)")
     config = read_json(folder / "config.json")
-    if config.get("model_type") == "zipit":  # what lies behind its trunk is known from its weights only
+    if str(config.get("model_type")).startswith("zipit"):  # what lies behind its trunk is known from its weights only
         return load(ref, access=access), 0
     try:
-        with torch.device(device):
-            source = _from_config(config)
+        with torch.device("cpu" if is_whole(config) else device):
+            source = outline(folder, config, name) if is_whole(config) else _from_config(config)
     except (RuntimeError, TypeError, ValueError, KeyError, AttributeError) as error:
         raise SourceError(f"{folder}/config.json describes no model that can be built: {error}") from None
     return replace(source, name=name, origin={**source.origin, "folder": str(folder)}), missing

@@ -3,6 +3,7 @@
 import copy
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,11 @@ def load_or_build(model: str, access: Access = NOTHING) -> Source:
     Raises:
         SourceError: it is neither.
     """
-    return load(model, access=access) if Path(model).exists() or "/" in model else untrained(model)
+    source = load(model, access=access) if Path(model).exists() or "/" in model else untrained(model)
+    if "input_size" in source.preprocessing:
+        return source
+    _log.warning("%s does not say how large its images are: it is looked at with 224 x 224 pixels", source.name)
+    return replace(source, preprocessing={**source.preprocessing, "input_size": (3, 224, 224)})
 
 
 def find_spec(source: Source, spec: str | Path | None = None, *, checked: bool = True) -> Binding:

@@ -94,12 +94,7 @@ def whole_folder(folder: Path, config: dict[str, Any], name: str, origin: dict[s
         else:
             model = _transformers_model(folder, config, safe=files[0].suffix == ".safetensors")
     if "_model_class" not in config:
-        import transformers
-
-        processor = None
-        if (folder / "preprocessor_config.json").is_file():
-            processor = transformers.AutoImageProcessor.from_pretrained(folder)
-        return _transformers(model.eval(), name, processor, origin, folder)
+        return _transformers(model.eval(), name, _processor(folder), origin, folder)
     state = read_weights(files)
     wrong = sorted(set(state) ^ set(model.state_dict()))
     if wrong:
@@ -108,7 +103,29 @@ def whole_folder(folder: Path, config: dict[str, Any], name: str, origin: dict[s
     return _smp(model, config, name, origin, folder)
 
 
-def _transformers_model(folder: Path, config: Mapping[str, Any], safe: bool) -> nn.Module:
+def outline(folder: Path, config: dict[str, Any], name: str) -> Source:
+    """A model of such a folder with random weights: what its configuration says, whether its weights are there or not.
+
+    Raises:
+        SourceError: its class is not known, or its library not installed.
+    """
+    if "_model_class" in config:
+        return _smp(_smp_model(config), config, name, dict(_NOWHERE), folder)
+    import transformers
+
+    cls = _class(folder, config)
+    model = cls(transformers.AutoConfig.for_model(**{k: v for k, v in config.items() if k not in ("architectures",)}))
+    return _transformers(model.eval(), name, _processor(folder), dict(_NOWHERE), folder)
+
+
+def _processor(folder: Path) -> Any:
+    import transformers
+
+    known = (folder / "preprocessor_config.json").is_file()
+    return transformers.AutoImageProcessor.from_pretrained(folder) if known else None
+
+
+def _class(folder: Path, config: Mapping[str, Any]) -> Any:
     import transformers
 
     known = (config.get("architectures") or [""])[0]
@@ -116,6 +133,11 @@ def _transformers_model(folder: Path, config: Mapping[str, Any], safe: bool) -> 
     if not hasattr(cls, "from_pretrained") or not known:
         what = f"transformers has no class {known}" if known else "it does not name its class under architectures"
         raise SourceError(f"{folder}/config.json: transformers cannot load it: {what}")
+    return cls
+
+
+def _transformers_model(folder: Path, config: Mapping[str, Any], safe: bool) -> nn.Module:
+    cls = _class(folder, config)
     try:
         model, info = cls.from_pretrained(folder, output_loading_info=True, use_safetensors=safe)
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:

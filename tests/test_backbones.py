@@ -140,6 +140,13 @@ def test_each_tensor_is_gathered_by_the_labels_of_its_own_space(pair, merger):
         assert sorted(merged.unmerge[1][str(step)].index.tolist()) == list(range(size))
 
 
+def test_with_the_trunk_of_one_parent_the_other_reads_the_units_at_its_places(pair, merger):
+    merged = merger.merge(Options("first-parent"), calibrate="none")
+    torch.testing.assert_close(run(merged).task_outputs["classes"].logits, run(pair[0]), rtol=0, atol=1e-5)
+    for _, _, _, size in merger.shared.taps(1, len(merger.binding.steps)):
+        assert any(torch.equal(tap.index, torch.arange(size)) for tap in merged.unmerge[1].values())
+
+
 def test_inspecting_a_model_around_a_backbone_shows_every_tensor_that_is_read():
     model = pyramid()
     shared = share([dataclasses.replace(whole(model), preprocessing={"input_size": (3, 32, 32)})])

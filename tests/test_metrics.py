@@ -42,6 +42,16 @@ def test_mean_iou_is_that_of_every_class_counted_by_hand():
     assert in_batches(MeanIoU(), LOGITS - 99 * torch.tensor([0, 0, 0, 1]).view(4, 1, 1), absent) > 0.1
 
 
+def test_in_the_weighted_error_rate_every_class_counts_the_same():
+    found, rates = LOGITS.argmax(1), []
+    for label in range(4):
+        mine = [a for a, t in zip(found.flatten().tolist(), LABELS.flatten().tolist(), strict=True) if t == label]
+        rates.append(sum(answer != label for answer in mine) / len(mine))
+    assert in_batches(METRICS["weighted error rate"](), LOGITS, LABELS) == pytest.approx(sum(rates) / 4)
+    absent = LABELS.where(LABELS != 3, 255)
+    assert in_batches(METRICS["weighted error rate"](), LOGITS, absent) == pytest.approx(sum(rates[:3]) / 3)
+
+
 def test_accuracy_counts_what_is_labelled():
     hits = [a == t for a, t in zip(LOGITS.argmax(1).flatten(), LABELS.flatten(), strict=True) if t != 255]
     assert in_batches(Accuracy(), LOGITS, LABELS) == pytest.approx(float(sum(hits)) / len(hits))
@@ -83,7 +93,8 @@ def test_each_task_is_evaluated_by_its_own_metric_beside_parents_and_ensemble():
     parents = [hf_zipit.load_source(source) for source in sources]
     rows = {row.model: row for row in evaluate_tasks(merged, data, parents=parents)}
     assert list(rows) == ["merged", "parent:classes", "parent:maps", "ensemble"]
-    assert rows["parent:maps"].scores == {"maps": {"mIoU": 1.0, "pixel accuracy": 1.0}}
+    perfect = {"mIoU": 1.0, "pixel accuracy": 1.0, "weighted error rate": 0.0}
+    assert rows["parent:maps"].scores == {"maps": perfect}
     assert rows["ensemble"].scores == {**rows["parent:classes"].scores, **rows["parent:maps"].scores}
     assert rows["merged"].scores["maps"]["mIoU"] < 1
     assert rows["parent:maps"].flops < rows["merged"].flops < rows["ensemble"].flops

@@ -130,7 +130,7 @@ def unexplained(statistics: SpaceStatistics, match: Match) -> float:
     alive = deviation > 1e-6 * deviation.max()
     scale = torch.where(alive, 1 / deviation.clamp(min=1e-30), 0)
     correlation = covariance * scale[:, None] * scale
-    merge = match.merge.to(correlation)
+    merge = match.aim.merge.to(correlation)
     read = merge @ covariance @ merge.T
     read = read + 1e-6 * read.diagonal().mean() * torch.eye(len(read), dtype=read.dtype, device=read.device)
     cross = (merge @ covariance) * scale  # (m, n)

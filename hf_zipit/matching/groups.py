@@ -74,6 +74,7 @@ def _by_group(similarity: Tensor, models: int, groups: int) -> Blocks:
 def _inside(block: Blocks, orders: NDArray[np.int64], match: UnitMatch) -> Match:
     models, groups, units = block.shape[:3]
     labels = np.empty((models, groups, units), dtype=np.int64)
+    kept = np.ones((models, groups, units), dtype=bool)
     width, scores = units, []
     for group in range(groups):
         chosen = [int(order[group]) for order in orders]
@@ -85,5 +86,8 @@ def _inside(block: Blocks, orders: NDArray[np.int64], match: UnitMatch) -> Match
         for model, a in enumerate(chosen):
             found = inner.of(model).numpy()
             labels[model, a] = np.where(found < 0, found, group * width + found)
+            if inner.kept is not None:
+                kept[model, a] = torch.split(inner.kept, [units] * models)[model].numpy()
     sizes = (groups * units,) * models
-    return Match(torch.from_numpy(labels.reshape(-1)), sizes, groups * width, float(np.mean(scores)))
+    some = None if kept.all() else torch.from_numpy(kept.reshape(-1))
+    return Match(torch.from_numpy(labels.reshape(-1)), sizes, groups * width, float(np.mean(scores)), some)

@@ -4,7 +4,7 @@ A new method is one function `(similarity, sizes, ...) -> Match` and one line in
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -24,7 +24,8 @@ class Match:
 
     `labels` has shape `(n,)` with values in `0 .. width - 1`, the units of model 0 first, then model 1, and so on;
     `sizes` gives the number of units of each model. A label of -1 is a unit that was dropped (reference behaviour,
-    only under `compat=True`). `score` is the mean similarity of what was merged, as the method counts it.
+    only under `compat=True`). `score` is the mean similarity of what was merged, as the method counts it. Where `kept
+    (n,)` is given, a refit aims at the kept members of a merged unit alone.
 
     >>> match = Match(torch.tensor([0, 1, 1, 0]), (2, 2), 2)
     >>> match.merge
@@ -36,6 +37,7 @@ class Match:
     sizes: tuple[int, ...]
     width: int
     score: float = 0.0
+    kept: Tensor | None = None
 
     @property
     def counts(self) -> Tensor:
@@ -51,6 +53,13 @@ class Match:
     def merge(self) -> Tensor:
         """`M`, shape `(m, n)`: the mean over each merged unit's members."""
         return (self.unmerge / self.counts.clamp(min=1)).T
+
+    @property
+    def aim(self) -> "Match":
+        """The match whose means a refit aims at: of the kept units alone."""
+        if self.kept is None:
+            return self
+        return replace(self, labels=self.labels.masked_fill(~self.kept, -1), kept=None)
 
     def of(self, model: int) -> Tensor:
         """The labels of one model's units, `(sizes[model],)`."""

@@ -19,7 +19,7 @@ from hf_zipit.matching.methods import METHODS, Options
 from hf_zipit.matching.quality import agreement, optimality_gap
 from hf_zipit.matching.similarity import correlation, reference_correlation
 from hf_zipit.matching.sweeps import Family, Matches, fixpoint, reference_sweeps
-from hf_zipit.matching.weights import WeightSimilarity
+from hf_zipit.matching.weights import WeightSimilarity, readers
 from hf_zipit.matching.widen import widened
 from hf_zipit.progress import progress
 from hf_zipit.spaces import Binding, FeatureSpace
@@ -151,6 +151,9 @@ class _Matcher:
         if self.options.compat and space.groups > 1:  # one for all groups of the space
             budget = Budget.of((space.size,) * self.models, self.options.beta, space.size, space.groups)
         found: Callable[..., Match] = self.method.match(self.options, budget)
+        if self.method.read and space.groups == 1 and space.probes:
+            covariance = self.statistics[space.name].pooled.covariance
+            found = partial(found, readers=readers(self.states, self.binding, space, covariance))
         keep = self.widths.get(space.name)
         if keep is None:
             return found

@@ -11,6 +11,7 @@ from hf_zipit.matching.greedy import Budget
 from hf_zipit.matching.kmeans import kmeans_match
 from hf_zipit.matching.match import Match, UnitMatch, average_match, permute_match, zip_match
 from hf_zipit.matching.optimal import optimal_match
+from hf_zipit.matching.select import select_match
 from hf_zipit.matching.widen import check_ratio
 
 
@@ -83,8 +84,9 @@ class Method:
     """What is compared and how it is matched. Where weights count, spaces are matched in sweeps, until none changes.
 
     `match` makes the function that matches the units of one space or group; `within` says whether it may merge units
-    of one model, `sized` whether it takes a width (`keep`). A method that compares nothing has `fixed` instead, from
-    a space's size, its groups and the number of models. A `control` is no method, but what methods have to beat.
+    of one model, `sized` whether it takes a width (`keep`), `read` whether it takes how units are read (`readers`). A
+    method that compares nothing has `fixed` instead, from a space's size, its groups and the number of models. A
+    `control` is no method, but what methods have to beat.
     """
 
     match: Callable[[Options, Budget | None], UnitMatch] = field(default=lambda *_: permute_match)
@@ -92,6 +94,7 @@ class Method:
     weights: bool = False
     within: bool = False
     sized: bool = False
+    read: bool = False
     fixed: Callable[[int, int, int], Match] | None = None
     control: bool = False
 
@@ -108,6 +111,9 @@ METHODS: dict[str, Method] = {
     "zip": Method(
         _zip, activations=True, within=True, sized=True
     ),  # ZipIt! (2024), section 4: greedy, across and within models
+    "select": Method(
+        lambda *_: select_match, activations=True, within=True, sized=True, read=True
+    ),  # units from which the others are predicted best
     "permute": Method(_permute, activations=True),  # activation alignment, Li et al. (2015): one-to-one across models
     "average": Method(fixed=lambda size, _, models: average_match([size] * models)),  # unit i with unit i
     "optimal": Method(lambda *_: optimal_match, activations=True, within=True),  # the best pairs (ZipIt!, section 5)

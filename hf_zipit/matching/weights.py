@@ -15,6 +15,7 @@ from hf_zipit.transform import along
 
 CHUNK = 4096  # features of a unit that are gathered before they are multiplied
 SAFE = 1e-5  # what the authors' code adds to the size of a cluster
+OWN = 1e-6  # how much a unit counts that nothing reads, of one that is read
 ENOUGH = 3  # fewer features than this have no correlation to speak of
 
 Matches = Mapping[str, Match]
@@ -153,3 +154,32 @@ def _pearson(gram: Tensor, sums: Tensor, count: int, compat: bool) -> Tensor:
     alive = variance > 1e-6 * mean.square()
     scale = torch.where(alive, variance, 1).rsqrt() * alive
     return covariance.mul_(scale).mul_(scale[:, None]).clamp_(-1, 1)
+
+
+def readers(
+    states: Sequence[Mapping[str, Tensor]], binding: Binding, space: FeatureSpace, covariance: Tensor
+) -> Tensor:
+    """How errors of units add up in the layers that read them, `(N * n, N * n)`, block by block of a model.
+
+    `Q` such that `e' Q e` is the squared error of all these layers' outputs, before their norms, for errors `e` of the
+    units in their own standard deviations; every layer counts alike, as a share of what its output varies. A little is
+    added for the units' own sake.
+
+    Args:
+        states: the models' state dicts.
+        binding: where the space is in them.
+        space: whose readers.
+        covariance: of the units of all models, `(N * n, N * n)`.
+    """
+    n, out = space.size, torch.zeros_like(covariance)
+    reading = [row for row in binding.table if row.space == space.name and row.role == "read" and not row.local]
+    for model, state in enumerate(states):
+        mine = slice(model * n, (model + 1) * n)
+        for row in reading:
+            value = state[row.parameter].to(out).movedim(row.axis, 0).narrow(0, row.offset, row.length)
+            value = value.reshape(row.before, n, -1).movedim(1, 0).flatten(1)  # (n, outputs)
+            gram = value @ value.T
+            out[mine, mine] += gram / (gram * covariance[mine, mine]).sum().clamp(min=1e-30)
+    deviation = covariance.diagonal().clamp(min=0).sqrt()
+    out = out * deviation * deviation[:, None]
+    return out + OWN * (out.diagonal().mean().clamp(min=1e-30) * torch.eye(len(out)).to(out))

@@ -64,7 +64,8 @@ def trunk_target(
         index = [torch.arange(start, start + width) for start, width in zip(starts, widths, strict=True)]
         return Target(index, sum(widths), False)
     rows = [row for row in binding.rows([parameter])[parameter] if row.role != "read" and row.axis == 0]
-    placed = [positions(rows, matches, model, width) for model, width in enumerate(widths)]
+    aims = {row.space: matches[row.space].aim for row in rows}
+    placed = [positions(rows, aims, model, width) for model, width in enumerate(widths)]
     return Target([index for index, _ in placed], placed[0][1], per_task)
 
 

@@ -159,13 +159,13 @@ def test_compat_orders_the_heads_of_queries_and_of_values_by_themselves():
 
 
 def test_optimal_needs_its_extra_and_a_size_that_it_can_do(monkeypatch):
-    run = merger([tiny("cifar_resnet20", seed) for seed in (0, 1)])
+    models = [tiny("cifar_resnet20", seed) for seed in (0, 1)]
     monkeypatch.setattr(optimal, "LIMIT", 40)
     with pytest.raises(OptionError, match=r"optimal pairs at most 40 units, and two models have .* an earlier cut"):
-        matches(run, "optimal")
+        matches(merger(models), "optimal")
     monkeypatch.setitem(__import__("sys").modules, "rustworkx", None)
     with pytest.raises(OptionError, match=r"pip install 'hf-zipit\[optimal\]'"):
-        matches(run, "optimal", cut="layer1")
+        matches(merger(models), "optimal", cut="layer1")
 
 
 def test_the_gap_of_zip_to_the_optimum_is_logged(caplog):

@@ -68,7 +68,7 @@ def main(out: Path) -> None:
 
 def summary(results: dict[str, list[Row]]) -> str:
     """One line per merge, then the ensemble and the parents."""
-    rows = [(f"merged: {name}", mine[0]) for name, mine in results.items()]
+    rows = [(name if "control" in name else f"merged: {name}", mine[0]) for name, mine in results.items()]
     last = next(iter(results.values()))
     rows += [(row.model, row) for row in reversed(last[1:])]
     parent = last[1].flops

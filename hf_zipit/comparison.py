@@ -87,7 +87,9 @@ def plot_comparison(results: Sequence[Result], path: str | Path) -> Path:
     _costs(axes[0], results, merges, colours, marks)
     if featured:
         _features(axes[1], featured, colours, marks)
-    figure.legend(*axes[0].get_legend_handles_labels(), fontsize=7, loc="outside right upper")
+    handles, labels = axes[0].get_legend_handles_labels()
+    named = dict(zip(labels, handles, strict=True))
+    figure.legend(named.values(), named.keys(), fontsize=7, loc="outside right upper")
     figure.savefig(path, dpi=150)
     return Path(path)
 
@@ -126,8 +128,7 @@ def _curves(merges: Sequence[Result]) -> list[tuple[str, str, list[Result]]]:
     sized = [row for row in merges if not row["flops_budget"]]
     found = [("-", "", [row for row in sized if row["width"] == 1])]
     for cut in dict.fromkeys(row["cut"] for row in sized if row["width"] != 1):
-        name = f"widths, cut {cut}" if cut else "widths"
-        found.append(("--", name, [row for row in sized if row["cut"] == cut]))
+        found.append(("--", "widths at each cut", [row for row in sized if row["cut"] == cut]))
     found.append((":", "FLOP budgets", [row for row in merges if row["flops_budget"]]))
     return [curve for curve in found if curve[2]]
 

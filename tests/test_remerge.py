@@ -66,7 +66,7 @@ def test_permuted_copies_come_back_through_two_merges(family, cut, again, order,
 def test_a_merge_with_layers_for_each_task_is_refit(family):
     """Nothing changes for permuted copies; else every task comes closer to what its own model says."""
     options = {"cut": "layer2", "tasks": ["a", "b", "c"]}
-    pair = hf_zipit.merge(family[:2], images(), method="permute", calibrate="none", cut="layer2", tasks=["a", "b"])
+    pair = hf_zipit.merge(family[:2], images(), method="permute", calibrate="refit", cut="layer2", tasks=["a", "b"])
     same = hf_zipit.merge([pair, family[2]], images(), method="permute", calibrate="refit", **options)
     for task, parent in zip("abc", family, strict=True):
         torch.testing.assert_close(logits(same).task_logits[task], logits(parent), rtol=0, atol=1e-3)

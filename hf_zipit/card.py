@@ -69,9 +69,11 @@ out.logits  # joint: each task's log-probabilities side by side
 ```"""
 _SEVERAL = """```python
 import hf_zipit  # without hf-zipit installed: pass trust_remote_code=True to from_pretrained
+import torch
 from transformers import AutoModel
 
 model = AutoModel.from_pretrained("{name}").eval()
+pixels = torch.zeros(1, *model.config.input_size)  # your images, preprocessed as the parents were trained
 out = model(pixel_values=pixels)  # the trunk runs once
 out.task_outputs["{task}"]  # what each task's own model returns
 ```
@@ -128,7 +130,8 @@ def card(
     about: dict[str, Any] = config.zipit or {}
     sources, heads = about.get("sources", []), config.heads or []
     rows = (f"| {h['task']} | {_answers(h)} | {_shown(sources[h['source']])} |" for h in heads)
-    own = _SEVERAL if config.model_type == "zipit-model" else _ZIPIT
+    several = config.model_type == "zipit-model"
+    own = _SEVERAL if several else _ZIPIT
     use = {"zipit": own, "timm": _TIMM, "transformers": _TRANSFORMERS}[library]
     tasks = [task] if task else config.tasks
     text = _TEXT.format(
@@ -138,7 +141,7 @@ def card(
         else "all layers but the classifiers are shared",
         parents="\n".join(rows),
         begin=BEGIN,
-        results=_results_text(results, config.tasks),
+        results=_results_text(results, config.tasks, several),
         end=END,
         use=use.format(name=name, task=config.tasks[0], prefix="local-dir" if "/" not in name else "hf-hub"),
         how="\n".join(f"- {key}: `{value}`" for key, value in _how(about).items()),
@@ -174,9 +177,10 @@ def _metadata(config: ZipItConfig, library: str, licence: Mapping[str, str], res
     values: dict[str, Any] = {
         **licence,
         "library_name": "timm" if library == "timm" else "transformers",
-        "pipeline_tag": "image-classification",
         "tags": ["zipit", "merge", "model-merging"],
     }
+    kinds = {head.get("kind", "image-classification") for head in config.heads or []}
+    values |= {"pipeline_tag": kinds.pop()} if len(kinds) == 1 else {}
     if ids:
         values |= {"base_model": ids, "base_model_relation": "merge"}
     return ModelCardData(**values, **(_evaluated(config, results) if results else {}))
@@ -206,7 +210,9 @@ def _evaluated(config: ZipItConfig, results: Results) -> dict[str, Any]:
     return {"model_name": f"{' + '.join(config.tasks)}, merged", "eval_results": entries, "metrics": ["accuracy"]}
 
 
-def _results_text(results: Results | None, tasks: Sequence[str]) -> str:
+def _results_text(results: Results | None, tasks: Sequence[str], several: bool = False) -> str:
+    if not results and several:
+        return "Not evaluated yet: `hf-zipit eval FOLDER --data D` gives each task's own metric."
     if not results:
         return "Not evaluated yet: `hf-zipit eval FOLDER --data D --update-card` fills this in."
     lines = ["## Results", "", f"Accuracy in percent on {', '.join(results['data'])}.", ""]

@@ -10,6 +10,7 @@ from typing import Any
 from hf_zipit.errors import OptionError
 from hf_zipit.matching.methods import METHODS
 from hf_zipit.report import table
+from hf_zipit.units import si
 
 Result = Mapping[str, Any]
 COLOURS = [*(f"C{i}" for i in range(10)), "gold", "navy", "lime", "magenta"]
@@ -26,13 +27,13 @@ def comparison_table(results: Sequence[Result], tasks: Sequence[str]) -> str:
     for row in results:
         scores = [f"{100 * row['tasks'][task]:.1f}" if task in row["tasks"] else "-" for task in tasks]
         final = f"{100 * row['joint']:.1f}" if labelled else f"{row['distance']:.3f}"
-        cost = [f"{row['flops'] / unit:.2f}x", f"{row['parameters'] / 1e6:.4g}"]
+        cost = [f"{row['flops'] / unit:.2f}x", si(row["parameters"])]
         likeness = f"{_mean(row['correlation']):.2f}" if row.get("correlation") else "-"
         seconds = f"{row['seconds']:.1f}" if "seconds" in row else "-"
         settings = [_cut(row), *([_size(row)] if sized else []), row["calibrate"] or "-"]
         lines.append([_name(row), *settings, *scores, f"{100 * row['average']:.1f}", final, *cost, likeness, seconds])
     settings = ["cut", *(["size"] if sized else []), "calibrate"]
-    header = ["method", *settings, *tasks, "average", last, "FLOPs", "M params", "correlation", "seconds"]
+    header = ["method", *settings, *tasks, "average", last, "FLOPs", "params", "correlation", "seconds"]
     return table(header, lines)
 
 

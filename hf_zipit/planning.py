@@ -66,15 +66,18 @@ class MergePlan:
         return asdict(self)
 
 
-def plan_merge(recipe: Recipe, access: Access = NOTHING) -> MergePlan:
+def plan_merge(
+    recipe: Recipe, access: Access = NOTHING, library: str = "zipit", license: str | None = None
+) -> MergePlan:
     """Plan a merge from the models' configurations.
 
     Args:
         recipe: what would be merged; its data is not opened.
         access: what the user allows when models are looked at.
+        library, license: how it would be saved (see `saving.save`).
 
     Raises:
-        ZipItError: as the merge would, where models, spec, cut or options are wrong.
+        ZipItError: as the merge would, where models, spec, cut, options, licences or format are wrong.
 
     >>> plan_merge(read_recipe("recipe.yml")).flops  # doctest: +SKIP
     """
@@ -84,6 +87,7 @@ def plan_merge(recipe: Recipe, access: Access = NOTHING) -> MergePlan:
     options = checked_options({"sources": refs, **recipe.arguments(), "data": recipe.data or []})
     looked = [_outline(str(ref), access) for ref in refs]
     sources = [source for source, _ in looked]
+    check_result(sources, recipe, library, license)
     names = task_names(sources, recipe.tasks)
     several = are_mixed(sources) or recipe.backbone is not None
     widths: Mapping[str, int] = {}
@@ -101,13 +105,12 @@ def plan_merge(recipe: Recipe, access: Access = NOTHING) -> MergePlan:
     costs = [count_flops(source.model, source.input_size) for source in sources]
     if options.flops_budget is not None:
         flops = round(options.flops_budget * costs[0])
-    named = {ref: hub_data(ref) for ref in recipe.data or []}
     sets = max(1, len(recipe.data or []))
     pairs = sum((len(sources) * binding.spaces[name].size) ** 2 for name in spaces if binding.spaces[name].probes)
     return MergePlan(
         models=dict(zip(names, sizes, strict=True)),
         download={str(ref): missing for ref, (_, missing) in zip(refs, looked, strict=True)},
-        data={ref: look_at_data(*found, access) for ref, found in named.items() if found},
+        data={ref: look_at_data(*on_hub, access) for ref in recipe.data or [] if (on_hub := hub_data(ref))},
         spec=binding.spec.family,
         spaces=spaces,
         cut=recipe.cut or (plan.trunk[-1] if several else None),
@@ -165,7 +168,8 @@ def check_result(sources: Sequence[Source], recipe: Recipe, library: str, licens
     kind = ZipItModelConfig if are_mixed(sources) or recipe.backbone is not None else ZipItConfig
     parts = [{"task": f"{i}", "id2label": {}, "source": i, "model": s.backbone} for i, s in enumerate(sources)]
     check_saveable(kind(backbone=sources[0].backbone, heads=parts, zipit=parents), library, license=license)
-    if library != "zipit":  # which layers a full merge leaves to its tasks is for its spec to say
+    known = not next(sources[0].model.parameters()).is_meta  # without weights no spec is traced
+    if library != "zipit" and known:
         binding = find_spec(sources[0], recipe.spec)
         plan = Plan(binding, resolve_cut(binding, recipe.cut), recipe.cut)
         check_saveable(config_of(sources, task_names(sources, recipe.tasks), plan), library)
@@ -218,7 +222,7 @@ def _outline(ref: str, access: Access, device: str = "meta") -> tuple[Source, in
             source = outline(folder, config, name) if is_whole(config) else _from_config(config)
     except (RuntimeError, TypeError, ValueError, KeyError, AttributeError) as error:
         raise SourceError(f"{folder}/config.json describes no model that can be built: {error}") from None
-    return replace(source, name=name, origin={**source.origin, "folder": str(folder)}), missing
+    return replace(source, name=name, folder=folder, origin={**source.origin, "folder": str(folder)}), missing
 
 
 def _from_config(config: dict[str, Any]) -> Source:

@@ -322,6 +322,9 @@ def test_what_may_not_be_written_is_refused_before_any_image_is_read(run, digits
     common = ["--data", tmp_path / "no-images", "-o", tmp_path / "out"]
     code, _, err = run("merge", *models, *common)
     assert (code, "different licences" in err, "--license" in err) == (1, True, True)
+    code, _, err = run("merge", *models, "--dry-run")
+    assert (code, "different licences" in err) == (1, True)
+    assert run("merge", *models, "--dry-run", "--license", "mit")[0] == 0
     code, _, err = run("merge", *models, *common, "--license", "mit", "--format", "timm")
     assert (code, "timm has no such architecture" in err) == (1, True)
     code, _, err = run("merge", *models, *common, "--license", "mit")

@@ -17,6 +17,7 @@ from hf_zipit.checks import randomise
 from tests.models import images, tiny
 from tests.test_backbones import NARROW, PAIRS, TASKS, small, unet
 from tests.test_cli import run  # noqa: F401  (a fixture)
+from tests.test_plain import run_snippets
 
 PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 48, 3), dtype=np.uint8))
 
@@ -65,6 +66,15 @@ def test_depth_estimation(depth_folder):
     found = estimate(PICTURE)
     assert found["depth"].size == PICTURE.size
     assert torch.isfinite(found["predicted_depth"]).all()
+
+
+def test_its_card_tells_what_it_is_and_its_snippet_runs(folder, monkeypatch):
+    text = (folder / "README.md").read_text()
+    assert "pipeline_tag" not in text  # it has several
+    assert "gives each task's own metric" in text
+    monkeypatch.chdir(folder.parent)
+    names = run_snippets(folder)
+    assert names["out"].task_outputs["classes"].logits.shape == (1, 5)
 
 
 @pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload raw bytes:DeprecationWarning")  # the client's own

@@ -34,7 +34,7 @@ def cache(
         [", ".join(e.models), ", ".join(e.data), str(e.spaces), si(e.size, "B"), f"{_date(e.used)}"] for e in found
     ]
     total = f"{si(sum(e.size for e in found), 'B')} of at most {si(kept.LIMIT, 'B')} in {folder}"
-    show(f"{table(['models', 'data', 'spaces', 'MB', 'last used'], lines)}\n\n{total}" if found else total)
+    show(f"{table(['models', 'data', 'spaces', 'size', 'last used'], lines)}\n\n{total}" if found else total)
 
 
 def _date(seconds: float) -> str:

@@ -47,16 +47,15 @@ def merge(
     Flags beside a recipe file take the place of what the file says.
     """
     recipe = _recipe(models, given)
+    if library != "zipit" and (recipe.cut is not None or recipe.width != 1 or recipe.flops_budget is not None):
+        raise OptionError(f"--format {library} holds full merges at the parents' width: leave --cut and widths out")
     if dry_run:
-        _plan(recipe, access, as_json)
-        return
+        return _plan(recipe, access, library, license, as_json)
     if out is None and push_to is None:
         raise OptionError("no place for the result: name a folder with --out, or a repository with --push-to")
     out = out or Path(str(push_to).rpartition("/")[2])
     if eval_data and library != "zipit":
         raise OptionError("--eval-data needs --format zipit: evaluate that, then write others with `hf-zipit export`")
-    if library != "zipit" and (recipe.cut is not None or recipe.width != 1 or recipe.flops_budget is not None):
-        raise OptionError(f"--format {library} holds full merges at the parents' width: leave --cut and widths out")
     from hf_zipit import saving
     from hf_zipit.backbones import are_mixed
     from hf_zipit.batching import make_accelerator
@@ -66,7 +65,6 @@ def merge(
     from hf_zipit.planning import check_result
 
     checked_options({"sources": recipe.sources, **recipe.arguments()})
-
     saving.check_output(out, overwrite)
     if push_to is not None:
         hub.check_target(push_to, revision=revision, create_pr=create_pr)
@@ -97,10 +95,10 @@ def _recipe(models: list[str], given: dict[str, Any]) -> Recipe:
     return read_recipe(models[0], **({"sources": models[1:]} if models[1:] else {}), **given)
 
 
-def _plan(recipe: Recipe, access: Access, as_json: bool) -> None:
+def _plan(recipe: Recipe, access: Access, library: str, license: str | None, as_json: bool) -> None:
     from hf_zipit.planning import plan_merge, plan_text
 
-    plan = plan_merge(recipe, access)
+    plan = plan_merge(recipe, access, library, license)
     show_json(plan.to_dict()) if as_json else show(plan_text(plan))
 
 

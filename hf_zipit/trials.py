@@ -40,8 +40,8 @@ def trials(
 ) -> list[Trial]:
     """Every method at every cut and width, and for every budget of FLOPs, with every calibration.
 
-    `all` stands for every method; those that compare nothing have width 1 and no budget. With `automatic` the methods
-    that have a balance choose it.
+    `all` stands for every method. A method has those of the widths that it takes, and one that compares nothing no
+    budget. With `automatic` the methods that have a balance choose it.
 
     Raises:
         OptionError: an unknown method, cut or calibration, or a width that these models cannot have.
@@ -56,10 +56,11 @@ def trials(
     kinds = [replace(options, method=method) for method in chosen]
     found = []
     for kind in kinds:
-        sizes = [(replace(kind, width=width), cut) for cut in dict.fromkeys(cuts) for width in dict.fromkeys(widths)]
-        sizes += [(replace(kind, flops_budget=budget), None) for budget in dict.fromkeys(flops_budgets)]
-        if METHODS[kind.method].fixed is not None:
-            sizes = [(sized, cut) for sized, cut in sizes if sized == kind]
+        method = METHODS[kind.method]
+        mine = [width for width in dict.fromkeys(widths) if method.takes(width)]
+        sizes = [(replace(kind, width=width), cut) for cut in dict.fromkeys(cuts) for width in mine]
+        if method.fixed is None:
+            sizes += [(replace(kind, flops_budget=budget), None) for budget in dict.fromkeys(flops_budgets)]
         balanced = automatic and takes_balance(kind.method)
         found += [Trial(sized, cut, name, balanced) for sized, cut in sizes for name in calibrations]
     return found

@@ -155,8 +155,8 @@ def test_a_budget_is_kept_and_more_of_it_leaves_less_unexplained():
     [
         ({"width": 0}, "width is 0: it must be positive"),
         ({"width": 3}, "width is 3: .* at most 2, the number of models"),
-        ({"width": 1.5, "method": "average"}, "'average' compares nothing"),
-        ({"width": 0.5, "method": "permute"}, "only a method that merges within models gets narrower"),
+        ({"width": 1.5, "method": "average"}, "'average' has width 1 only: it compares nothing"),
+        ({"width": 0.5, "method": "permute"}, "'permute' has no width below 1"),
         ({"flops_budget": 0.01}, "flops_budget is 0.01: these models need at least 0"),
         ({"flops_budget": 1.5, "width": 1.5}, "give one of them"),
         ({"flops_budget": 1.5, "method": "git-rebasin"}, "flops_budget reads activations"),

@@ -10,7 +10,6 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from hf_zipit.errors import OptionError
 from hf_zipit.matching.fingerprint import fingerprints, likeness
 from hf_zipit.matching.greedy import Budget
 from hf_zipit.matching.groups import match_groups
@@ -51,13 +50,10 @@ def match_spaces(
         known: matches by activations that were made before, for the same models and statistics; new ones are added.
 
     Raises:
-        OptionError: the method cannot match these spaces (`optimal` without its extra, or with too many units), or
-            not with these widths.
+        OptionError: the method cannot match these spaces (`optimal` without its extra, or with too many units).
     """
     method, spaces = METHODS[options.method], list(spaces)
     if method.fixed is not None:
-        if widths:
-            raise OptionError(f"method '{options.method}' compares nothing: it has width 1 only")
         return {space.name: method.fixed(space.size, space.groups, len(states)) for space in spaces}
     matcher = _Matcher(statistics, states, binding, options, widths or {})
     families = matcher.families(spaces)

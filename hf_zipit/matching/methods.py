@@ -55,6 +55,9 @@ class Options:
             check_ratio("flops_budget", self.flops_budget)
             if self.width != 1:
                 raise OptionError(f"width {self.width:g} and flops_budget {self.flops_budget:g}: give one of them")
+        if not METHODS[self.method].takes(self.width):
+            least = "width 1 only: it compares nothing" if METHODS[self.method].fixed else "no width below 1"
+            raise OptionError(f"width is {self.width:g}: method '{self.method}' has {least}")
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> "Options":
@@ -97,6 +100,10 @@ class Method:
     read: bool = False
     fixed: Callable[[int, int, int], Match] | None = None
     control: bool = False
+
+    def takes(self, width: float) -> bool:
+        """Whether there are matches of this width: narrower ones need merges within the models."""
+        return width == 1 or (self.fixed is None and (width > 1 or self.sized))
 
 
 def _zip(options: Options, budget: Budget | None) -> UnitMatch:

@@ -7,7 +7,7 @@ scikit-learn's digits, tinted by their digit. Small encoder-decoders are trained
 for each of the six pairs, the encoders are merged, the decoders stay with their tasks, and the batch norms are
 re-estimated. The table gives scaled performance (L0 - L) / (L0 - L1), averaged over a task's partners: 1 is as good as
 the task's own model, 0 no better than the mean target (MuDSC's Taskonomy protocol). With `--cut layer2` each task keeps
-the last stage. The controls are a random match and the trunk of one parent alone. Some minutes on one core.
+the last stage. The controls are a random match and the trunk of one parent alone. About two minutes on one core.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from hf_zipit.metrics import constant_estimator, scaled_performance
 from hf_zipit.report import table
 from hf_zipit.task_evaluation import evaluate_tasks
 
-SIZE, BATCH = 32, 64
+SIZE, BATCH = 16, 64
 MERGED = 640  # training images that the merges see
 METHODS = ("average", "permute", "git-rebasin", "mudsc-align", "kmeans", "zip", "weight-zip", "mudsc-zip")
 PARTNER = "control: the partner's trunk, refit"
@@ -87,7 +87,7 @@ TASKS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] 
 
 
 def tinted(split: str) -> Tensor:
-    """The digits `(N, 3, 32, 32)`, each in the colour of its digit."""
+    """The digits `(N, 3, 16, 16)`, each in the colour of its digit."""
     pixels, labels = zip(*digits(split), strict=True)
     images = torch.stack([TRANSFORM(image.convert("RGB")) for image in pixels])
     hue = torch.tensor(labels)[:, None] * 0.628 + torch.tensor([0.0, 2.1, 4.2])
@@ -95,7 +95,7 @@ def tinted(split: str) -> Tensor:
 
 
 def load(data: str | None, split: str, count: int) -> Tensor:
-    """Images of a split `(N, 3, 32, 32)`, in [-1, 1]."""
+    """Images of a split `(N, 3, 16, 16)`, in [-1, 1]."""
     if data is None:
         return tinted(split)
     images = open_images(data, TRANSFORM, splits=TRAIN if split == "train" else TEST)

@@ -6,7 +6,7 @@ The classifier is a ResNet-8; the segmentation model has another ResNet-8, train
 encoder of a decoder that reads all of its stages. They share the trunk up to each stage in turn (ZipIt!, "Merging
 models with different output modalities"). The images are scikit-learn's digits, whose foreground is known, on black or
 on the images in `--backgrounds` (an image folder, parquet files or a Hub id). The controls are a random match and the
-trunk of one parent alone, with the same refit. About five minutes on one core.
+trunk of one parent alone, with the same refit. About two minutes on one core.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from hf_zipit.merger import Merger
 from hf_zipit.report import table
 from hf_zipit.task_evaluation import TaskRow, evaluate_tasks
 
-SIZE, BATCH = 32, 32
+SIZE, BATCH = 16, 32
 MERGED = 640  # training images that the merges see
 TRANSFORM = timm.data.create_transform((3, SIZE, SIZE), mean=(0.5,) * 3, std=(0.5,) * 3, crop_pct=1.0)
 CUTS = ("layer1", "layer2", "layer3")
@@ -61,7 +61,7 @@ class Segmenter(nn.Module):
 
 
 def load(split: str, backgrounds: str | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Pixels `(N, 3, 32, 32)` in [-1, 1], labels `(N,)` and foreground masks `(N, 32, 32)`."""
+    """Pixels `(N, 3, 16, 16)` in [-1, 1], labels `(N,)` and foreground masks `(N, 16, 16)`."""
     pixels, labels = zip(*digits(split), strict=True)
     images = torch.stack([TRANSFORM(image.convert("RGB")) for image in pixels])
     masks = (images.mean(1) > 0).long()

@@ -7,7 +7,7 @@ scikit-learn's digits, tinted by their digit. Small encoder-decoders are trained
 for each of the six pairs, the encoders are merged, the decoders stay with their tasks, and the batch norms are
 re-estimated. The table gives scaled performance (L0 - L) / (L0 - L1), averaged over a task's partners: 1 is as good as
 the task's own model, 0 no better than the mean target (MuDSC's Taskonomy protocol). With `--cut layer2` each task keeps
-the last stage. The controls are a random match and the trunk of one parent alone. About two minutes on one core.
+the last stage. The controls are a random match and the trunk of one parent alone. About six minutes on one core.
 """
 
 import argparse

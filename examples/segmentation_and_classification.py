@@ -6,7 +6,7 @@ The classifier is a ResNet-8; the segmentation model has another ResNet-8, train
 encoder of a decoder that reads all of its stages. They share the trunk up to each stage in turn (ZipIt!, "Merging
 models with different output modalities"). The images are scikit-learn's digits, whose foreground is known, on black or
 on the images in `--backgrounds` (an image folder, parquet files or a Hub id). The controls are a random match and the
-trunk of one parent alone, with the same refit. About two minutes on one core.
+trunk of one parent alone, with the same refit. About three minutes on one core.
 """
 
 import argparse

@@ -69,7 +69,7 @@ def merge(
         sweeps: over all spaces, at most (methods that compare weights; they stop when no match changes).
         width: merged units for each unit of one model, in every space that can have another width.
         flops_budget: choose the cut (if none is given) and the widths for at most so many FLOPs, in forwards of one
-            parent, all tasks together: where they save most error.
+            parent, all tasks together: where they save most error. 1 allows a full merge and its classifiers.
         num_images: images per data set, chosen by the seed: one number for all, or one each; `None` uses all.
         batch_size: images per forward pass.
         calibrate: `batchnorm` re-estimates the norms' statistics on the data, `repair` gives every unit the mean and

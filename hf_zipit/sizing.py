@@ -72,11 +72,17 @@ class Sizing:
         ratios = [1.0] if not free else [i / GRID for i in range(GRID if budget >= 1 else 2, GRID * models + 1)]
         errors: dict[str, dict[float, float]] = {name: {} for name in seen}
         for ratio in ratios:
-            for name, found in self.match(deepest, options, self._at(ratio, free)).items():
+            widths = self._at(ratio, free)
+            for name, found in self.match(deepest, options, widths).items():
                 if name in seen and (name in free or ratio == 1):
-                    errors[name][ratio] = unexplained(seen[name], found)
-        costs = Costs(self.sources[0].model, self.binding, models, self.sources[0].input_size)
+                    size = self.binding.spaces[name].size
+                    errors[name][widths.get(name, size) / size] = unexplained(seen[name], found)
+        costs = Costs(self.sources, self.binding)
         depths = {depth: (names[depth], not plan.whole and plan.gathers) for depth, plan in plans.items()}
+        full = costs.flops(deepest.depth, {}, gathers=False)
+        if 1 <= budget < full and deepest.depth == resolve_cut(self.binding, None):
+            _log.warning("a full merge costs %.3fx, with its classifiers: that is the budget", full)
+            budget = full
         offer = spend(budget, depths, costs, self.binding, errors)
         plan = plans[offer.depth]
         where = plan.cut or "before the classifiers"

@@ -1,6 +1,7 @@
 """Trunks of other widths: which spaces can have them, what they cost, and which ones a FLOP buys most accuracy with."""
 
 import copy
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -13,12 +14,13 @@ from hf_zipit.errors import OptionError
 from hf_zipit.matching.match import Match
 from hf_zipit.matching.widen import unit_count
 from hf_zipit.modeling_zipit import resize
+from hf_zipit.source import Source
 from hf_zipit.spaces import Binding, Row
 from hf_zipit.statistics import SpaceStatistics
 from hf_zipit.steps import run_steps
 
 GRID = 8  # widths are chosen in steps of an eighth of a model's
-SLACK = 0.01  # of a forward: what the classifiers of further tasks cost
+ROUNDING = 1e-9
 
 
 @torch.no_grad()
@@ -62,6 +64,7 @@ class _Layer:
     flops: float
     rows: tuple[tuple[Row, ...], ...]  # of its output axis, of its input axis
     lengths: tuple[int, int]
+    classifies: bool
 
     def at(self, ratios: Mapping[str, float]) -> float:
         """FLOPs where spaces have grown."""
@@ -74,9 +77,10 @@ class _Layer:
 class Costs:
     """FLOPs of a merge of several models, for any cut and widths."""
 
-    def __init__(self, model: nn.Module, binding: Binding, models: int, input_size: Sequence[int]) -> None:
-        self.binding, self.models = binding, models
-        net = copy.deepcopy(model).to("meta").eval()
+    def __init__(self, sources: Sequence[Source], binding: Binding) -> None:
+        self.binding, self.models, input_size = binding, len(sources), sources[0].input_size
+        self.classifiers = sum(len(source.labels) for source in sources) / max(1, len(sources[0].labels))
+        net = copy.deepcopy(sources[0].model).to("meta").eval()
         value = torch.empty(1, *input_size, device="meta")
         self.layers: list[list[_Layer]] = []
         self.rest: list[float] = []
@@ -100,7 +104,8 @@ class Costs:
                 weight = module.weight
                 rows = self.binding.rows([f"{path}.weight"])[f"{path}.weight"]
                 axes = tuple(tuple(row for row in rows if row.axis == axis) for axis in (0, 1))
-                found.append(_Layer(2.0 * out.numel() * weight[0].numel(), axes, (weight.shape[0], weight.shape[1])))
+                flops, classifies = 2.0 * out.numel() * weight[0].numel(), f"{path}.weight" in self.binding.classifier
+                found.append(_Layer(flops, axes, (weight.shape[0], weight.shape[1]), classifies))
 
         return hook
 
@@ -112,11 +117,13 @@ class Costs:
             ratios: widths of spaces, relative to a model's.
             gathers: whether heads read a model's own units, and so cost what they did.
         """
-        trunk = depth or len(self.rest)
-        total = sum(self.rest[:trunk]) + sum(layer.at(ratios) for step in self.layers[:trunk] for layer in step)
-        inside = {} if gathers else ratios
-        heads = sum(self.rest[trunk:]) + sum(layer.at(inside) for step in self.layers[trunk:] for layer in step)
-        return (total + self.models * heads) / self.one
+        trunk, inside = depth or len(self.rest), {} if gathers else ratios
+        total = sum(self.rest[:trunk]) + self.models * sum(self.rest[trunk:])
+        for number, step in enumerate(self.layers):
+            for layer in step:
+                times = self.classifiers if layer.classifies else 1 if number < trunk else self.models
+                total += times * layer.at(ratios if number < trunk else inside)
+        return total / self.one
 
 
 def unexplained(statistics: SpaceStatistics, match: Match) -> float:
@@ -161,7 +168,7 @@ def spend(
     FLOP and still fits. The errors are summed over the trunk's spaces: what lies behind the cut has none.
 
     Args:
-        budget: FLOPs of all tasks, in forwards of one parent.
+        budget: FLOPs of all tasks, in forwards of one parent; never exceeded.
         depths: the legal cuts: the trunk's spaces, and whether heads gather.
         costs: what cuts and widths cost.
         binding: the spaces.
@@ -176,7 +183,7 @@ def spend(
             costs.flops(depth, {n: min(errors[n]) for n in names if n in errors}, gathers)
             for depth, (names, gathers) in depths.items()
         )
-        raise OptionError(f"flops_budget is {budget:g}: these models need at least {least:.2f}")
+        raise OptionError(f"flops_budget is {budget:g}: these models need at least {math.ceil(1000 * least) / 1000:g}")
     depth, ratios, flops, error = min((offer for offer in offers if offer), key=lambda offer: (offer[3], offer[2]))
     widths = {}
     for name, ratio in ratios.items():
@@ -196,7 +203,7 @@ def _grow(
 ) -> tuple[int, dict[str, float], float, float] | None:
     ratios = {name: min(errors[name]) for name in names if name in errors}
     spent = costs.flops(depth, ratios, gathers)
-    if spent > budget + SLACK:
+    if spent > budget + ROUNDING:
         return None
     while True:
         best, move = 0.0, None
@@ -204,7 +211,7 @@ def _grow(
             for wider in (r for r in errors[name] if r > ratio):
                 cost = costs.flops(depth, {**ratios, name: wider}, gathers)
                 gain = (errors[name][ratio] - errors[name][wider]) / max(cost - spent, 1e-12)
-                if cost <= budget + SLACK and gain > best:
+                if cost <= budget + ROUNDING and gain > best:
                     best, move = gain, (name, wider, cost)
         if move is None:
             return depth, ratios, spent, sum(errors[name][ratio] for name, ratio in ratios.items())

@@ -72,7 +72,7 @@ def test_other_widths_are_saved_loaded_and_counted(width, cut, tmp_path):
     }
     assert set(ratios.values()) == {width}
     depth = len(merged.config.trunk)
-    expected = Costs(sources[0], binding, 2, (3, 32, 32)).flops(depth, ratios, gathers=cut is not None)
+    expected = Costs([load(s) for s in sources], binding).flops(depth, ratios, gathers=cut is not None)
     assert flops(merged) == pytest.approx(expected * flops(sources[0]), rel=1e-6)
 
 
@@ -144,10 +144,13 @@ def test_a_budget_is_kept_and_more_of_it_leaves_less_unexplained():
     for budget in (0.7, 1.3):
         merged = merger.merge(Options("zip", flops_budget=budget), calibrate="none")
         spent.append(flops(merged) / one)
-        assert 0.85 * budget < spent[-1] <= budget + 0.01
+        assert 0.85 * budget < spent[-1] <= budget
     fixed = merger.merge(Options("zip", flops_budget=1.8), cut="layer1", calibrate="none")
     assert fixed.config.cut == "layer1"
-    assert 1.65 < flops(fixed) / one <= 1.81
+    assert 1.65 < flops(fixed) / one <= 1.8
+    least = merger.merge(Options("zip", flops_budget=1), calibrate="none")
+    plain = merger.merge(Options("zip"), calibrate="none")
+    assert flops(least) == flops(plain) > one  # the classifiers of further tasks
 
 
 @pytest.mark.parametrize(

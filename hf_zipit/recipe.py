@@ -55,8 +55,8 @@ class Recipe(BaseModel):
     )
     method: str = Field(
         "zip",
-        description="zip, permute, average, optimal, kmeans, git-rebasin, weight-zip, mudsc-align or mudsc-zip; "
-        "controls: first-parent, last-parent or random.",
+        description="zip, select, permute, average, optimal, kmeans, git-rebasin, weight-zip, mudsc-align or "
+        "mudsc-zip; controls: first-parent, last-parent or random.",
     )
     cut: str | None = Field(None, description="Merge up to here, e.g. layer2; default: all layers.")
     alpha: float = Field(0.1, description="zip, *-zip: penalty on merging many units into one, 0 to 1.")

@@ -185,7 +185,7 @@ def test_pairs_and_all_are_merged_and_evaluated(run, base, tmp_path):
     printed = run("four_datasets.py", tmp_path / "out", *data, *options, *QUICK)
     pairs, everything = printed.split("All 3 in one model")
     for part in (pairs, everything):
-        shown = [line.split()[:3] for line in part.splitlines() if len(line.split()) == 12]
+        shown = [line.split()[:3] for line in part.splitlines() if len(line.split()) == 13]
         merges = [[*setting.split(), "batchnorm"] for setting in ("zip none", "control:random none", "zip layer1")]
         assert shown == [*merges, *([f"parent:{name}", "-", "-"] for name in SHORT), ["ensemble", "-", "-"]]
     assert (tmp_path / "out" / "dogs-pets-nabirds-zip-layer1" / "model.safetensors").exists()
@@ -197,7 +197,7 @@ def test_the_tiny_imagenet_subsets_are_merged(run, base, tmp_path):
     data = [f"{name}={DATA / f'tinyimagenet_{name}'}" for name in ("pets", "wild", "vehicles")]
     options = ["--methods", "zip", "--cuts", "--num-images", "64", "--train-images", "256", "--base", base]
     printed = run("four_datasets.py", tmp_path / "out", *data, *options, "--calibrate", "batchnorm", *QUICK)
-    assert len(re.findall(r"^zip +none +batchnorm( +[\d.x]+){9}$", printed, re.M)) == 2, printed
+    assert len(re.findall(r"^zip +none +batchnorm( +[\d.x]+){7} k( +[\d.]+){2}$", printed, re.M)) == 2, printed
     assert len(load(tmp_path / "out" / "wild").labels) == 15
 
 
@@ -263,3 +263,15 @@ def test_class_vectors_come_from_a_text_encoder(tmp_path, monkeypatch):
     torch.testing.assert_close(vectors.norm(dim=1), torch.ones(2))
     assert vectors.shape == (2, 8)
     assert not torch.allclose(vectors[0], vectors[1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("script", "options", "row"),
+    [
+        ("dense_tasks.py", ["--epochs", 1, "--count", 64], r"zip, refit( +-?\d+\.\d{3}){5}"),
+        ("segmentation_and_classification.py", ["--epochs", 1], r"layer2: zip, refit( +\d+\.\d){3} +1\.\d\dx"),
+    ],
+)
+def test_models_with_different_outputs_are_trained_and_merged(script, options, row, run):
+    assert re.search(row, run(script, *options))

@@ -159,7 +159,10 @@ def test_unknown_modules_are_refused():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"method": "magic"}, "unknown method 'magic'; methods: zip, permute, average, optimal, kmeans, git-rebasin"),
+        (
+            {"method": "magic"},
+            "unknown method 'magic'; methods: zip, select, permute, average, optimal, kmeans, git-rebasin",
+        ),
         ({"cut": "layer9"}, r"unknown cut 'layer9'; legal cuts: conv1, .*layer2, .*global_pool"),
         ({"cut": "fc"}, "unknown cut 'fc'"),
         ({"alpha": 2.0}, "alpha is 2"),

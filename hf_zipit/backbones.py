@@ -19,7 +19,7 @@ from hf_zipit.checks import TOLERANCE, permuted, random_labels, randomise
 from hf_zipit.errors import OptionError, SourceError, SpecError
 from hf_zipit.resume import Steps, method_of, tensor_of
 from hf_zipit.source import Source
-from hf_zipit.sources import trace_source
+from hf_zipit.sources import differ, trace_source
 from hf_zipit.spaces import Binding, FeatureSpace, Probe
 from hf_zipit.tracing.taps import Opening, opening
 
@@ -105,17 +105,21 @@ def share(sources: Sequence[Source], spec: str | Path | None = None, backbone: s
     sources = _prepared(sources)
     reference, path, binding = _find(sources, spec, backbone)
     first = sources[reference]
-    pixels = torch.zeros(1, *first.input_size)
     methods = [step.removeprefix("call:") for step in binding.steps if step.startswith("call:")]
-    own = opening(first.model, pixels, inside=path, methods=methods)
+    own = opening(first.model, torch.zeros(1, *first.input_size), inside=path, methods=methods)
     ends = {".".join(part for part in (path, name.rpartition(".")[0]) if part) for name in binding.classifier}
     steps = list(itertools.takewhile(lambda step: step not in ends, own.steps))
     like = own.holds[: len(steps)]
-    openings = [opening(source.model, pixels, _within(source, backbone), like, methods) for source in sources]
+    openings = [
+        opening(source.model, torch.zeros(1, *source.input_size), _within(source, backbone), like, methods)
+        for source in sources
+    ]
     openings[reference] = own
     shared = min(len(steps), *(len(found.steps) for found in openings))
     limit = limit_of(sources, openings, steps, reference, shared)
     names = [step[len(path) + 1 if path else 0 :] for step in steps[:shared]]
+    if names:  # else they have more to tell than how their images are preprocessed
+        _check_preprocessing(sources)
     views = [view_of(source, found, names, first, own) for source, found in zip(sources, openings, strict=True)]
     for number, source in enumerate(sources):
         found = computes_otherwise(views[reference], views[number], source.input_size)
@@ -134,19 +138,20 @@ def _within(source: Source, backbone: str | None) -> str:
 
 
 def _prepared(sources: Sequence[Source]) -> list[Source]:
-    """The sources with one input size; what preprocessing they state must agree."""
+    """The sources, each with an input size: its own, or that of another."""
     stated = [s for s in sources if s.preprocessing.get("input_size")]
     if not stated:
         raise SourceError("none of the models says how large its images are: give one source with its preprocessing")
-    first = stated[0]
-    for other in stated[1:]:
+    return [replace(s, preprocessing={"input_size": stated[0].input_size, **s.preprocessing}) for s in sources]
+
+
+def _check_preprocessing(sources: Sequence[Source]) -> None:
+    """Refuse sources that state different preprocessing."""
+    for other in sources[1:]:
         for key in ("input_size", "mean", "std"):
-            a, b = _stated(first, key), _stated(other, key)
+            a, b = _stated(sources[0], key), _stated(other, key)
             if a is not None and b is not None and a != b:
-                raise SourceError(
-                    f"{first.name} and {other.name} cannot be merged: their preprocessing differs in {key}: {a} and {b}"
-                )
-    return [replace(s, preprocessing={**s.preprocessing, "input_size": first.input_size}) for s in sources]
+                raise differ(sources[0], other, key, a, b)
 
 
 def _stated(source: Source, key: str) -> tuple[float, ...] | None:

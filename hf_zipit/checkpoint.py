@@ -36,7 +36,8 @@ def read_json(path: Path) -> dict[str, Any]:
             raise SourceError(f"{path} has {path.stat().st_size} bytes: no configuration is that large")
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise SourceError(f"{path.parent} is no model: it has no {path.name}") from None
+        lacks = f"it has no {path.name}" if path.parent.exists() else "there is no such folder"
+        raise SourceError(f"{path.parent} is no model: {lacks}") from None
     except (ValueError, RecursionError, OSError) as error:
         if isinstance(error, SourceError):
             raise
@@ -86,8 +87,8 @@ def weight_files(folder: Path, allow_pickle: bool = False) -> list[Path]:
 def only_pickled(model: object, file: str) -> str:
     """What to say of a model without safetensors."""
     return (
-        f"{model} has only pickled weights ({file}): save it as {WEIGHTS}, or allow them with --allow-pickle "
-        "(they are read with weights_only=True)"
+        f"{model} has only pickled weights ({file}): save it again with safe_serialization=True (timm's save_for_hf "
+        "writes pickles otherwise), or allow them with --allow-pickle (they are read with weights_only=True)"
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import timm
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from hf_zipit import cifar_resnet as _cifar_resnet  # noqa: F401  (registers cifar_resnet20 with timm)
@@ -20,6 +21,7 @@ from hf_zipit.modeling_zipit import READING
 from hf_zipit.source import Source as Source
 
 _NOT_ARCHITECTURE = {"id2label", "label2id", "num_labels", "_name_or_path", "architectures", "transformers_version"}
+NOWHERE: dict[str, Any] = {"id": None, "folder": None, "revision": None, "sha256": None}  # the origin of a module
 
 
 def untrained(architecture: str) -> Source:
@@ -33,8 +35,8 @@ def untrained(architecture: str) -> Source:
     return timm_module(timm.create_model(architecture, pretrained=False), None)
 
 
-def from_module(model: nn.Module, model_args: dict[str, Any] | None) -> Source:
-    """A loaded module of either library.
+def from_module(model: nn.Module, model_args: dict[str, Any] | None, processor: Any = None) -> Source:
+    """A loaded module of either library; one of transformers with its image processor where it is known.
 
     Raises:
         SourceError: it was not made by `timm.create_model` or a transformers class, so it cannot be rebuilt later.
@@ -43,7 +45,7 @@ def from_module(model: nn.Module, model_args: dict[str, Any] | None) -> Source:
     if config and config.get("architecture"):
         return timm_module(model, model_args)
     if hasattr(getattr(model, "config", None), "model_type"):
-        return _transformers_source(model, None, None, {"id": None, "folder": None, "revision": None, "sha256": None})
+        return _transformers_source(model, None, processor, dict(NOWHERE))
     raise SourceError(
         f"a {type(model).__name__} that was not made by timm.create_model cannot be rebuilt later: "
         "save it as a Hub-format folder and pass that, or say what it does with hf_zipit.module_source"
@@ -55,8 +57,7 @@ def timm_module(model: Any, model_args: dict[str, Any] | None) -> Source:
     config = model.pretrained_cfg
     known = model_args if model_args is not None else getattr(model, "model_args", {})
     backbone = {"library": "timm", "architecture": config["architecture"], "model_args": known}
-    origin = {"id": None, "folder": None, "revision": None, "sha256": None}
-    return _timm_source(config["architecture"], model, backbone, config.get("label_names"), origin)
+    return _timm_source(config["architecture"], model, backbone, config.get("label_names"), dict(NOWHERE))
 
 
 def timm_folder(folder: Path, config: dict[str, Any], name: str, origin: dict[str, Any], access: Access) -> Source:
@@ -172,32 +173,31 @@ def _transformers_source(
     labels = [model.config.id2label[i] for i in range(model.config.num_labels)]
     config = {k: v for k, v in config.items() if k not in _NOT_ARCHITECTURE}
     backbone = {"library": "transformers", "architecture": type(model).__name__, "config": config}
-    preprocessing: dict[str, Any] = {"input_size": _image_size(config)}
+    preprocessing: dict[str, Any] = {"input_size": _image_size(config, processor)}
     if processor is not None:
         noise = {"_processor_class", "image_processor_type"}
         preprocessing |= {k: v for k, v in processor.to_dict().items() if k not in noise}
     name = name or model.config.model_type
-    return Source(
-        *(
-            name,
-            model.eval() if folder else model,
-            backbone,
-            labels,
-            preprocessing,
-            processor_transform(processor),
-            origin,
-            {},
-        ),
-        folder=folder,
-        processor=processor,
-    )
+    model, transform = model.eval() if folder else model, processor_transform(processor)
+    return Source(*(name, model, backbone, labels, preprocessing, transform, origin, {}, folder, processor))
 
 
-def _image_size(config: dict[str, Any]) -> tuple[int, int, int]:
+def _image_size(config: dict[str, Any], processor: Any) -> tuple[int, int, int]:
+    """(channels, height, width): what the image processor makes of an image, else what the model was built for."""
     config = config.get("vision_config", config)
-    size = config.get("image_size", 224)
+    size, transform = config.get("image_size", 224), processor_transform(processor)
+    if transform is not None:
+        size = tuple(transform(Image.new("RGB", (256, 256))).shape[1:])
     height, width = size if isinstance(size, list | tuple) else (size, size)
     return int(config.get("num_channels", 3)), int(height), int(width)
+
+
+def processor_in(folder: Path) -> Any:
+    """The image processor of transformers in a folder, if there is one."""
+    from transformers import AutoImageProcessor
+
+    known = (folder / "preprocessor_config.json").is_file()
+    return AutoImageProcessor.from_pretrained(folder, trust_remote_code=False) if known else None
 
 
 def processor_transform(processor: Any) -> Callable[[Any], Tensor] | None:
@@ -221,7 +221,8 @@ def preprocessing_of(merged: Any) -> tuple[tuple[int, int, int], Callable[[Any],
     if config.backbone["library"] == "timm":
         settings = timm.data.resolve_data_config(pretrained_cfg=config.pretrained_cfg)
         return tuple(settings["input_size"]), timm.data.create_transform(**settings, is_training=False)
-    return _image_size(config.backbone["config"]), processor_transform(processor_of(merged))
+    processor = processor_of(merged)
+    return _image_size(config.backbone["config"], processor), processor_transform(processor)
 
 
 def processor_of(merged: Any) -> Any:

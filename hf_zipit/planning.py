@@ -16,8 +16,8 @@ from hf_zipit.checkpoint import read_json, weight_files
 from hf_zipit.configuration_zipit import ZipItConfig
 from hf_zipit.configuration_zipit_model import ZipItModelConfig
 from hf_zipit.errors import OptionError, SourceError, ZipItError
-from hf_zipit.hub.download import HUB_ID, look, look_at_data
-from hf_zipit.libraries import Source, from_module
+from hf_zipit.hub.download import HUB_ID, look, look_at_data, no_model
+from hf_zipit.libraries import Source, from_module, processor_in
 from hf_zipit.matching.methods import Options
 from hf_zipit.merger import recorded, task_names
 from hf_zipit.merging import checked_options
@@ -213,19 +213,19 @@ def _outline(ref: str, access: Access, device: str = "meta") -> tuple[Source, in
         found, missing = look(ref, access)
         folder, name = found.folder, found.name.partition("/")[2]
     else:
-        raise SourceError(f"no model at '{ref}': it is neither a folder nor a Hub id (user/name)")
+        raise SourceError(no_model(ref))
     config = read_json(folder / "config.json")
     if str(config.get("model_type")).startswith("zipit"):  # what lies behind its trunk is known from its weights only
         return load(ref, access=access), 0
     try:
         with torch.device("cpu" if is_whole(config) else device):
-            source = outline(folder, config, name) if is_whole(config) else _from_config(config)
+            source = outline(folder, config, name) if is_whole(config) else _from_config(config, folder)
     except (RuntimeError, TypeError, ValueError, KeyError, AttributeError) as error:
         raise SourceError(f"{folder}/config.json describes no model that can be built: {error}") from None
     return replace(source, name=name, folder=folder, origin={**source.origin, "folder": str(folder)}), missing
 
 
-def _from_config(config: dict[str, Any]) -> Source:
+def _from_config(config: dict[str, Any], folder: Path) -> Source:
     if isinstance(config.get("architecture"), str):
         args = {k: v for k, v in config.get("model_args", {}).items() if k != "num_classes"}
         settings = config.get("pretrained_cfg", {})
@@ -238,7 +238,7 @@ def _from_config(config: dict[str, Any]) -> Source:
     backbone = {"library": "transformers", "config": {k: v for k, v in config.items() if k not in _NOT_STRUCTURE}}
     if config.get("architectures"):
         backbone["architecture"] = config["architectures"][0]
-    return from_module(build_backbone(backbone, classes), None)
+    return from_module(build_backbone(backbone, classes), None, processor_in(folder))
 
 
 def _bound(sources: Sequence[Source], recipe: Recipe) -> tuple[list[Source], Binding]:
@@ -246,7 +246,8 @@ def _bound(sources: Sequence[Source], recipe: Recipe) -> tuple[list[Source], Bin
     try:
         binding = find_spec(sources[0], recipe.spec)
     except (ZipItError, RuntimeError, NotImplementedError):
-        real = _from_config(read_json(Path(sources[0].origin["folder"]) / "config.json"))
+        folder = Path(sources[0].origin["folder"])
+        real = _from_config(read_json(folder / "config.json"), folder)
         binding = find_spec(replace(real, name=sources[0].name), recipe.spec)
     check_alike(sources, binding)
     return list(sources), binding

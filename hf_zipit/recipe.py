@@ -128,6 +128,8 @@ def read_recipe(file: str | Path, **changes: Any) -> Recipe:
     >>> read_recipe("recipe.yml", cut="layer3")  # doctest: +SKIP
     """
     file = Path(file)
+    if not file.is_file():
+        raise OptionError(f"cannot read the recipe {file}: there is no such file")
     try:
         values = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:

@@ -17,7 +17,7 @@ from hf_zipit.checkpoint import read_json
 from hf_zipit.checks import check_spec
 from hf_zipit.errors import SourceError, SpecError
 from hf_zipit.grammar import ProbeLine, Spec
-from hf_zipit.hub.download import HUB_ID, fetch
+from hf_zipit.hub.download import HUB_ID, fetch, no_model
 from hf_zipit.libraries import from_module, timm_folder, transformers_folder, untrained
 from hf_zipit.modeling_zipit import ZipItForImageClassification
 from hf_zipit.remerge import merged_folder, merged_source
@@ -61,7 +61,7 @@ def load(
         got = fetch(str(source), access)
         origin = {"id": got.name, "folder": None, "revision": got.revision}
         return _from_folder(got.folder, origin, access, got.name.partition("/")[2])
-    raise SourceError(f"no model at '{source}': it is neither a folder nor a Hub id (user/name)")
+    raise SourceError(no_model(source))
 
 
 def load_or_build(model: str, access: Access = NOTHING) -> Source:
@@ -170,7 +170,21 @@ def check_alike(sources: Sequence[Source], binding: Binding) -> None:
         for name, space in binding.spaces.items():
             if spaces.get(name) != space:
                 raise SourceError(f"{pair}: the feature space {name} is {space} and {spaces.get(name)}")
-        _same_settings(first.preprocessing, other.preprocessing, pair, "preprocessing")
+        for key in {**first.preprocessing, **other.preprocessing}:
+            ours, theirs = first.preprocessing.get(key), other.preprocessing.get(key)
+            if ours != theirs:
+                raise differ(first, other, key, ours, theirs)
+
+
+def differ(first: Source, other: Source, key: str, ours: Any, theirs: Any) -> SourceError:
+    """What to say of two models that are made for differently preprocessed images."""
+    if key == "input_size":
+        ours, theirs = (f"{int(size[1])} x {int(size[2])}" for size in (ours, theirs))
+    return SourceError(
+        f"{first.name} and {other.name} cannot be merged: their preprocessing differs in {key}: {ours} and {theirs}; "
+        "where a model takes the other's images, give its folder the other's settings (pretrained_cfg in config.json, "
+        "or preprocessor_config.json)"
+    )
 
 
 def _same_settings(a: dict[str, Any], b: dict[str, Any], pair: str, kind: str) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from hf_zipit.access import Access
 from hf_zipit.checkpoint import digest, no_larger_than, read_weights, weight_files
 from hf_zipit.errors import SourceError
-from hf_zipit.libraries import processor_transform, timm_transform
+from hf_zipit.libraries import NOWHERE, processor_in, processor_transform, timm_transform
 from hf_zipit.source import Source
 
 SMP = "segmentation-models-pytorch"
@@ -25,7 +25,6 @@ KINDS = {
 }
 FEATURES = "image-feature-extraction"
 _NOT_KEPT = {"id2label", "label2id", "_name_or_path", "architectures", "transformers_version", "dtype"}
-_NOWHERE = {"id": None, "folder": None, "revision": None, "sha256": None}
 
 
 def module_source(
@@ -56,7 +55,7 @@ def module_source(
     backbone = {"library": "memory", "architecture": type(model).__name__}
     preprocessing = {} if input_size is None else {"input_size": input_size}
     name = name or type(model).__name__.lower()
-    return Source(name, model, backbone, list(labels), preprocessing, transform, dict(_NOWHERE), {}, kind=kind)
+    return Source(name, model, backbone, list(labels), preprocessing, transform, dict(NOWHERE), {}, kind=kind)
 
 
 def is_whole(config: Mapping[str, Any]) -> bool:
@@ -74,9 +73,9 @@ def from_whole_module(model: nn.Module) -> Source | None:
     """A model in memory of a library that can rebuild it; `None` for those of no such library."""
     known: Any = model
     if type(model).__module__.startswith("segmentation_models_pytorch"):
-        return _smp(known, {**known.config, "_model_class": type(model).__name__}, None, dict(_NOWHERE))
+        return _smp(known, {**known.config, "_model_class": type(model).__name__}, None, dict(NOWHERE))
     if hasattr(getattr(model, "config", None), "model_type") and not _classifies(type(model).__name__):
-        return _transformers(known, None, None, dict(_NOWHERE))
+        return _transformers(known, None, None, dict(NOWHERE))
     return None
 
 
@@ -94,7 +93,7 @@ def whole_folder(folder: Path, config: dict[str, Any], name: str, origin: dict[s
         else:
             model = _transformers_model(folder, config, safe=files[0].suffix == ".safetensors")
     if "_model_class" not in config:
-        return _transformers(model.eval(), name, _processor(folder), origin, folder)
+        return _transformers(model.eval(), name, processor_in(folder), origin, folder)
     state = read_weights(files)
     wrong = sorted(set(state) ^ set(model.state_dict()))
     if wrong:
@@ -110,19 +109,12 @@ def outline(folder: Path, config: dict[str, Any], name: str) -> Source:
         SourceError: its class is not known, or its library not installed.
     """
     if "_model_class" in config:
-        return _smp(_smp_model(config), config, name, dict(_NOWHERE), folder)
+        return _smp(_smp_model(config), config, name, dict(NOWHERE), folder)
     import transformers
 
     cls = _class(folder, config)
     model = cls(transformers.AutoConfig.for_model(**{k: v for k, v in config.items() if k not in ("architectures",)}))
-    return _transformers(model.eval(), name, _processor(folder), dict(_NOWHERE), folder)
-
-
-def _processor(folder: Path) -> Any:
-    import transformers
-
-    known = (folder / "preprocessor_config.json").is_file()
-    return transformers.AutoImageProcessor.from_pretrained(folder) if known else None
+    return _transformers(model.eval(), name, processor_in(folder), dict(NOWHERE), folder)
 
 
 def _class(folder: Path, config: Mapping[str, Any]) -> Any:

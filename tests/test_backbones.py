@@ -23,10 +23,12 @@ from hf_zipit.checks import permuted, random_labels, randomise
 from hf_zipit.errors import OptionError, SourceError
 from hf_zipit.matching.methods import Options
 from hf_zipit.merger import Merger
+from hf_zipit.planning import plan_merge
+from hf_zipit.recipe import make_recipe
 from hf_zipit.sources import load
 from hf_zipit.tracing.check import describe
 from hf_zipit.tracing.taps import opening
-from tests.models import images, tiny
+from tests.models import hf_vit, images, tiny
 
 NARROW = {"channels": (8, 16, 24, 32), "layers": (2, 1, 1, 1)}
 PIXELS = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(9))
@@ -364,3 +366,20 @@ def test_a_merge_of_models_that_no_library_rebuilds_is_not_saved(merger, tmp_pat
     with pytest.raises(ValueError, match="a Pyramid given in memory cannot be rebuilt"):
         saving.save(merged, tmp_path / "merged")
     assert not (tmp_path / "merged").exists()
+
+
+def test_what_sets_models_apart_is_told_before_their_preprocessing():
+    with pytest.raises(SourceError, match="no backbone in common: vit has nothing like conv1"):
+        hf_zipit.merge([tiny("cifar_resnet20"), hf_vit(image_size=64)], images(), tasks=["a", "b"])
+
+
+def test_an_image_processor_says_how_large_images_are(tmp_path):
+    for side in (32, 64):
+        transformers.ResNetForImageClassification(resnet_config(num_labels=2)).save_pretrained(tmp_path / f"{side}")
+        size = {"height": side, "width": side}
+        transformers.ViTImageProcessor(size=size).save_pretrained(tmp_path / f"{side}")
+    folders = [str(tmp_path / name) for name in ("32", "64")]
+    assert [load(folder).input_size for folder in folders] == [(3, 32, 32), (3, 64, 64)]
+    for attempt in (hf_zipit.merge, lambda refs, _: plan_merge(make_recipe(sources=refs))):
+        with pytest.raises(SourceError, match=r"input_size: 32 x 32 and 64 x 64; .*preprocessor_config\.json"):
+            attempt(folders, images())

@@ -225,6 +225,7 @@ EXITS = [
     (["merge", "GONE.yml", "-o", "OUT"], 2, "cannot read the recipe"),
     (["merge"], 2, "Missing argument"),
     (["eval", "A", "--data", "D"], 1, "is no merged model"),
+    (["eval", "./GONE", "--data", "D"], 1, "there is no such folder"),
     (["eval", "A"], 2, "Missing option '--data'"),
     (["eval", "A", "--data", "D", "--average-heads"], 2, "--average-heads needs --class-embeddings"),
     (["eval", "user/x", "--data", "D", "--update-card"], 2, "only the card of a local folder can be updated"),
@@ -238,7 +239,7 @@ EXITS = [
     (["compare", "A", "B", "--data", "D", "-o", "OUT", "--methods", "magic"], 2, "unknown method 'magic'"),
     (["compare", "A", "B", "--data", "D", "-o", "OUT", "--balance", "much"], 2, "balance is 'much'"),
     (["compare", "A", "--data", "D", "-o", "OUT"], 2, "needs two or more"),
-    (["recipe", "GONE.yml"], 2, "cannot read the recipe"),
+    (["recipe", "GONE.yml"], 2, "cannot read the recipe GONE.yml: there is no such file"),
     (["recipe"], 2, "give a recipe file, or --schema"),
     (["trace", "A", "-o", "."], 2, "exists already"),
 ]

@@ -76,6 +76,8 @@ def test_truncated_weights_are_refused(folder):
 def test_what_is_neither_a_folder_nor_an_id_is_refused(folder):
     for name, message in (
         ("not a model", "neither a folder nor a Hub id"),
+        ("./user", "no model at './user': there is no such folder"),
+        ("../user/gone", "there is no such folder"),
         ("user/does-not-exist", "user/does-not-exist is no folder, nor wholly in the cache"),
         (folder / "config.json", "is a file"),
     ):

@@ -16,7 +16,7 @@ from hf_zipit.errors import SourceError
 from hf_zipit.hub.faults import FAULTS, explain
 
 _log = logging.getLogger("hf_zipit")
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
+HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*(@[\w./-]+)?")
 _SMALL = ["config.json", INDEX, "preprocessor_config.json", "processor_config.json", "README.md", "zipit_*"]
 
 
@@ -52,7 +52,7 @@ def fetch(ref: str, access: Access = NOTHING) -> Download:
         weights = _weights(folder, files, access, name)
         api.snapshot_download(name, revision=revision, allow_patterns=[*small, *weights])
     except FAULTS as error:
-        raise SourceError(explain(error, name, asked or None, access.token)) from error
+        raise SourceError(_fault(error, name, asked or None, access)) from error
     return Download(folder, present, revision.resolved)
 
 
@@ -71,7 +71,7 @@ def look(ref: str, access: Access = NOTHING) -> tuple[Download, int]:
         weights = _weights(folder, files, access, name)
         found = api.snapshot_download(name, revision=revision, allow_patterns=weights, dry_run=True)
     except FAULTS as error:
-        raise SourceError(explain(error, name, asked or None, access.token)) from error
+        raise SourceError(_fault(error, name, asked or None, access)) from error
     missing = sum(file.file_size or 0 for file in found if file.will_download)
     return Download(folder, present, revision.resolved), missing
 
@@ -94,6 +94,17 @@ def look_at_data(name: str, revision: str | None, access: Access = NOTHING) -> i
     here = {"repo_type": "dataset", "revision": info.sha}
     missing = (f for f in files if not isinstance(try_to_load_from_cache(name, f.rfilename, **here), str))
     return sum(file.size or 0 for file in missing)
+
+
+def no_model(ref: str | Path) -> str:
+    """What to say of a model that is neither a folder nor a Hub id; with a slash it can only be a path."""
+    said = "there is no such folder" if "/" in str(ref) else "it is neither a folder nor a Hub id (user/name)"
+    return f"no model at '{ref}': {said}"
+
+
+def _fault(error: BaseException, name: str, revision: str | None, access: Access) -> str:
+    said = explain(error, name, revision, access.token)
+    return f"{said}; there is no folder {name} either" if "the connection to" in said else said
 
 
 def client(access: Access = NOTHING) -> HfApi:

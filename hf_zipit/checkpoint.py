@@ -87,8 +87,8 @@ def weight_files(folder: Path, allow_pickle: bool = False) -> list[Path]:
 def only_pickled(model: object, file: str) -> str:
     """What to say of a model without safetensors."""
     return (
-        f"{model} has only pickled weights ({file}): save it again with safe_serialization=True (timm's save_for_hf "
-        "writes pickles otherwise), or allow them with --allow-pickle (they are read with weights_only=True)"
+        f"{model} has only pickled weights ({file}): save it again by save_pretrained, or timm's "
+        "save_for_hf(..., safe_serialization=True), or allow them with --allow-pickle (read with weights_only=True)"
     )
 
 

@@ -17,7 +17,7 @@ from hf_zipit.commands.inspect import inspect
 from hf_zipit.commands.merge import merge
 from hf_zipit.commands.push import push
 from hf_zipit.commands.recipe import recipe
-from hf_zipit.commands.terminal import quieten, takes_verbosity
+from hf_zipit.commands.terminal import DEBUG, QUIET, VERBOSE, quieten, set_verbosity, show_tracebacks, takes_verbosity
 from hf_zipit.commands.trace import trace
 from hf_zipit.errors import OptionError, ZipItError
 
@@ -54,14 +54,16 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def main(
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    verbose: VERBOSE = 0,
+    quiet: QUIET = False,
+    debug: DEBUG = False,
     version: Annotated[
         bool, typer.Option("--version", help="Show the version and exit.", is_eager=True, callback=_version)
     ] = False,
 ) -> None:
     """Options of every command."""
-    if debug:
-        os.environ["HF_DEBUG"] = "1"
+    set_verbosity(-1 if quiet else verbose)
+    show_tracebacks(debug)
     quieten()
 
 

@@ -56,8 +56,8 @@ def merge(
         data: images for the statistics, no labels needed: one data set for all, or a list with one for each model.
             A Hub id, an image folder, parquet files, a `datasets.Dataset`, or batches of pixels (see `open_images`).
             Not read where neither the method nor the calibration needs images.
-        method: `zip`, `permute`, `average`, `optimal`, `kmeans`, `git-rebasin`, `weight-zip`, `mudsc-align` or
-            `mudsc-zip` (see `METHODS`).
+        method: `zip`, `select`, `permute`, `average`, `optimal`, `kmeans`, `git-rebasin`, `weight-zip`,
+            `mudsc-align` or `mudsc-zip` (see `METHODS`).
         cut: merge up to this step or stage (`layer2`); each task keeps its own layers after it. `None` merges
             everything but the classifiers.
         alpha: penalty on merging many units into one, in [0, 1] (`zip`, `*-zip`).

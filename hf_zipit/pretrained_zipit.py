@@ -4,6 +4,7 @@
 It needs torch, transformers and huggingface_hub, and nothing else of hf-zipit but its configuration.
 """
 
+import json
 import re
 import tempfile
 from collections.abc import Sequence
@@ -62,18 +63,9 @@ class ZipItPreTrainedModel(PreTrainedModel):
         """Write the model, its code files, card, recipe and spec, after making sure that its config describes it.
 
         Raises:
-            ValueError: a backbone that was given in memory is not what its name and arguments build.
+            ValueError: as `check_described`.
         """
-        with torch.device("meta"):
-            planned = {k: v.shape for k, v in type(self)(self.config).state_dict().items()}
-        mine = {k: v.shape for k, v in self.state_dict().items()}
-        odd = sorted(k for k in planned.keys() | mine.keys() if planned.get(k) != mine.get(k))
-        if odd:
-            raise ValueError(
-                f"{(self.config.backbone or {}).get('architecture')} cannot be rebuilt by name: {odd[0]} differs. "
-                "Merge Hub-format folders, whose config.json holds the models' arguments, or "
-                "hf_zipit.load_source(module, model_args={...})"
-            )
+        self.check_described()
         type(self.config).register_for_auto_class()  # so the code files go along
         type(self).register_for_auto_class(self.auto_classes[0])
         name = f"{type(self).__module__.rpartition('.')[2]}.{type(self).__name__}"
@@ -86,6 +78,31 @@ class ZipItPreTrainedModel(PreTrainedModel):
             self.image_processor.save_pretrained(save_directory)
         for name, text in (self.companions or self._loaded_with()).items():
             Path(save_directory, name).write_text(text, encoding="utf-8")
+
+    def check_described(self) -> None:
+        """Make sure that the config alone builds this model.
+
+        Raises:
+            ValueError: a backbone that was given in memory is not what its name and arguments build, or its arguments
+                are no JSON.
+        """
+        try:
+            json.dumps(self.config.backbone)
+        except TypeError as error:
+            raise ValueError(
+                f"{(self.config.backbone or {}).get('architecture')} cannot be rebuilt: its arguments are not all "
+                f"plain values ({error}); its merges run, but cannot be saved"
+            ) from None
+        with torch.device("meta"):
+            planned = {k: v.shape for k, v in type(self)(self.config).state_dict().items()}
+        mine = {k: v.shape for k, v in self.state_dict().items()}
+        odd = sorted(k for k in planned.keys() | mine.keys() if planned.get(k) != mine.get(k))
+        if odd:
+            raise ValueError(
+                f"{(self.config.backbone or {}).get('architecture')} cannot be rebuilt by name: {odd[0]} differs. "
+                "Merge Hub-format folders, whose config.json holds the models' arguments, or "
+                "hf_zipit.load_source(module, model_args={...})"
+            )
 
     def _loaded_with(self) -> dict[str, str]:
         """The texts beside the weights that this model was loaded from."""

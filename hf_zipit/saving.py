@@ -48,7 +48,7 @@ def check_output(folder: str | Path, overwrite: bool = False) -> Path:
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return folder
     if not overwrite:
-        raise OptionError(f"{folder} exists already: choose another folder, or pass --overwrite")
+        raise OptionError(f"{folder} exists already: choose another folder, or --overwrite it (overwrite=True)")
     if not _is_ours(folder):
         raise OptionError(f"{folder} is not an earlier merge: it is not overwritten, remove it yourself")
     return folder
@@ -123,6 +123,10 @@ def save(
     """
     folder, config = check_output(folder, overwrite), model.config
     licence = check_saveable(config, library, task, license)
+    try:
+        model.check_described()
+    except ValueError as error:
+        raise OutputError(str(error)) from None
     parents = (config.zipit or {}).get("sources", [])
     about: dict[str, Any] = {"library": library, "task": task, "licence": licence}
     spec_text, found = model.spec_text, model.places
@@ -199,7 +203,10 @@ def check_merged(folder: Path) -> str:
     """
     kind = str(read_json(folder / "config.json").get("model_type"))
     if kind not in MERGES:
-        raise SourceError(f"{folder} is no merged model: its model_type is {kind}")
+        raise SourceError(
+            f"{folder} is no merged model, but an ordinary one: name a folder that `hf-zipit merge` wrote, beside "
+            "which its parents are evaluated as well"
+        )
     return kind
 
 

@@ -1,5 +1,6 @@
 """The merges of a comparison: every method at every cut, width and budget, with every calibration."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -9,6 +10,8 @@ from hf_zipit.chain import resolve_cut
 from hf_zipit.matching.methods import METHODS, Options
 from hf_zipit.matching.widen import check_ratio
 from hf_zipit.merger import Merger, check_calibration
+
+_log = logging.getLogger("hf_zipit")
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,9 @@ def trials(
         check_ratio("width", width, merger.sources)
     chosen = list(METHODS) if "all" in methods else list(dict.fromkeys(methods))
     kinds = [replace(options, method=method) for method in chosen]
+    fixed = [name for name in chosen if METHODS[name].fixed and (flops_budgets or set(widths) - {1})]
+    if fixed:
+        _log.warning("%s: at width 1 alone and for no budget, as nothing is compared", ", ".join(fixed))
     found = []
     for kind in kinds:
         method = METHODS[kind.method]

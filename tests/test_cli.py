@@ -230,6 +230,7 @@ EXITS = [
     (["eval", "A", "--data", "D", "--average-heads"], 2, "--average-heads needs --class-embeddings"),
     (["eval", "user/x", "--data", "D", "--update-card"], 2, "only the card of a local folder can be updated"),
     (["export", "A", "--format", "timm", "-o", "OUT"], 1, "is no merged model"),
+    (["export", "A", "--format", "zipit", "-o", "OUT"], 2, "name timm or transformers"),
     (["export", "A", "--format", "timm"], 2, "Missing option '-o'"),
     (["push", "A", "u/x"], 1, "HF_HUB_OFFLINE is set"),
     (["push", "A", "a name"], 2, "is no name of a repository"),
@@ -275,12 +276,12 @@ def test_an_output_below_a_file_and_a_model_that_is_no_merge_are_refused(run, di
     code, _, err = run("merge", *digits, "--data", "nowhere", "-o", tmp_path / "file" / "out")
     assert (code, "is not a folder" in err) == (2, True)
     code, _, err = run("eval", digits[0], "--data", "nowhere")
-    assert (code, "is no merged model: its model_type is None" in err) == (1, True)
+    assert (code, "is no merged model, but an ordinary one: name a folder" in err) == (1, True)
 
 
 def test_debug_shows_the_traceback(digits, tmp_path):
-    command = [sys.executable, "-m", "hf_zipit", "--debug", "merge", str(digits[0]), "--data", "x", "-o", str(tmp_path)]
-    done = subprocess.run([*command, "--overwrite"], capture_output=True, text=True, timeout=300)
+    command = [sys.executable, "-m", "hf_zipit", "-q", "merge", str(digits[0]), "--data", "x", "-o", str(tmp_path)]
+    done = subprocess.run([*command, "--overwrite", "--debug"], capture_output=True, text=True, timeout=300)
     assert done.returncode == 2
     assert "Traceback" in done.stderr
 

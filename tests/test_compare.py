@@ -221,7 +221,7 @@ def test_the_report(tmp_path):
     assert (tmp_path / "results.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_widths_and_budgets_are_further_rows_and_share_what_they_can(tmp_path, monkeypatch):
+def test_widths_and_budgets_are_further_rows_and_share_what_they_can(tmp_path, monkeypatch, caplog):
     counts = dict.fromkeys(("refits", "norms", "assignments"), 0)
 
     def counted(module, function, key):
@@ -243,6 +243,7 @@ def test_widths_and_budgets_are_further_rows_and_share_what_they_can(tmp_path, m
         *(("zip", 1, None), ("zip", 1.5, None), ("zip", 1, 1.3), ("zip", 1, 1.6)),
         ("average", 1, None),
     ]
+    assert "average: at width 1 alone and for no budget, as nothing is compared" in caplog.text
     rows = Comparison(mine, tmp_path, labelled()).run(chosen)
     assert counts["refits"] == 2 * 5  # the heads of refit-joint are another sweep, its refit is not
     assert counts["norms"] == 3 * 5

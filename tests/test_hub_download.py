@@ -139,10 +139,8 @@ def test_a_connection_lost_in_the_middle_of_the_weights_goes_on_where_it_was(mod
 
 def test_a_connection_that_is_always_lost_leaves_no_model_and_a_later_try_succeeds(model, hub, digits):
     hub.drop("GET", WEIGHTS, after=5000)
-    with pytest.raises(
-        SourceError,
-        match=r"user/model: the connection to http://127.0.0.1:.* failed .*: try again.*no folder user/model",
-    ):
+    message = r"user/model: the connection to http://127.0.0.1:.* failed .*: try again.*no folder user/model"
+    with pytest.raises(SourceError, match=message):
         load("user/model")
     hub.faults.clear()
     assert load("user/model").origin["sha256"] == load(digits[0]).origin["sha256"]

@@ -54,7 +54,10 @@ def spoil_config(folder, **changes):
         (lambda f: spoil_config(f, model_args={"wings": 2}), "timm cannot build cifar_resnet20"),
         (lambda f: spoil_config(f, model_args={"depth": 9}), "depth is 9"),
         (lambda f: (f / "model.safetensors").unlink(), "has no model.safetensors"),
-        (lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"), r"only pickled weights \(pytorch_model"),
+        (
+            lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"),
+            r"only pickled .* safe_serialization=True\), or .* --allow-pickle",
+        ),
         (lambda f: (f / "model.safetensors").write_bytes(b"\x10" * 100), "is damaged"),
         (lambda f: spoil_config(f, num_classes=7), r"fc.weight has shape \[5, 64\], not \[7, 64\]"),
         (lambda f: spoil_config(f, model_args={"depth": 14}), r"layer1\.1\.conv1\.weight is missing"),

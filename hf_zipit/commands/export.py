@@ -7,8 +7,9 @@ import typer
 
 from hf_zipit.access import Access
 from hf_zipit.commands.hub_flags import takes_access
-from hf_zipit.commands.options import Format, Json, License, Overwrite
+from hf_zipit.commands.options import Json, License, Overwrite
 from hf_zipit.commands.terminal import show, show_json
+from hf_zipit.errors import OptionError
 
 
 @takes_access
@@ -16,7 +17,7 @@ def export(
     model: Annotated[str, typer.Argument(help="A merged model: folder or Hub id.")],
     access: Access,
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the checkpoint.")],
-    library: Format,
+    library: Annotated[str, typer.Option("--format", help="timm or transformers: the library of the parents.")],
     task: Annotated[str | None, typer.Option(help="Keep this task only; default: one classifier for all.")] = None,
     license: License = None,
     overwrite: Overwrite = False,
@@ -25,6 +26,8 @@ def export(
     """Write a fully merged model as an ordinary timm or transformers checkpoint, which loads without hf-zipit."""
     from hf_zipit import saving
 
+    if library == "zipit":
+        raise OptionError("--format zipit is what a merge has already: name timm or transformers")
     saving.check_output(out, overwrite)
     merged = saving.load(model, access)
     saving.save(merged, out, overwrite=overwrite, library=library, task=task, license=license)

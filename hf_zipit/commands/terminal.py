@@ -30,20 +30,25 @@ class _OnStderr(logging.Handler):
         typer.echo(redact(f"{record.levelname.capitalize()}: {record.getMessage()}"), err=True)
 
 
-_VERBOSE = Annotated[int, typer.Option("-v", "--verbose", count=True, help="Tell what is done; -vv in detail.")]
-_QUIET = Annotated[bool, typer.Option("-q", "--quiet", help="No bars and no warnings.")]
+VERBOSE = Annotated[int, typer.Option("-v", "--verbose", count=True, help="Tell what is done; -vv in detail.")]
+QUIET = Annotated[bool, typer.Option("-q", "--quiet", help="No bars and no warnings.")]
+
+DEBUG = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 
 
 def takes_verbosity(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command `-v` and `-q`."""
+    """Give a command `-v`, `-q` and `--debug`, which may stand before it as well."""
     signature = inspect.signature(command)
     extra = [
-        inspect.Parameter("verbose", inspect.Parameter.KEYWORD_ONLY, default=0, annotation=_VERBOSE),
-        inspect.Parameter("quiet", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=_QUIET),
+        inspect.Parameter("verbose", inspect.Parameter.KEYWORD_ONLY, default=0, annotation=VERBOSE),
+        inspect.Parameter("quiet", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=QUIET),
+        inspect.Parameter("debug", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=DEBUG),
     ]
 
-    def run(verbose: int, quiet: bool, **values: Any) -> None:
-        set_verbosity(-1 if quiet else verbose)
+    def run(verbose: int, quiet: bool, debug: bool, **values: Any) -> None:
+        if verbose or quiet:
+            set_verbosity(-1 if quiet else verbose)
+        show_tracebacks(debug)
         command(**values)
 
     run.__doc__ = command.__doc__
@@ -51,6 +56,12 @@ def takes_verbosity(command: Callable[..., None]) -> Callable[..., None]:
         parameters=[*signature.parameters.values(), *extra]
     )
     return run
+
+
+def show_tracebacks(wanted: bool) -> None:
+    """With `--debug`, in the way of the Hub's own libraries."""
+    if wanted:
+        os.environ["HF_DEBUG"] = "1"
 
 
 def set_verbosity(level: int) -> None:

@@ -41,7 +41,7 @@ MERGES = {
 def hf_zipit(*arguments: object) -> str:
     """Run the command line and return what it prints."""
     command = [str(a) for a in arguments]
-    shown = [a.rsplit("/examples/")[-1] if "/examples/" in a else a for a in command]
+    shown = [os.path.relpath(a) if Path(a).is_absolute() else a for a in command]
     print(f"$ hf-zipit {shlex.join(shown)}", file=sys.stderr)
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):  # in this process: importing torch ten times would take a minute

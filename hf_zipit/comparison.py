@@ -88,9 +88,7 @@ def plot_comparison(results: Sequence[Result], path: str | Path) -> Path:
     _costs(axes[0], results, merges, colours, marks)
     if featured:
         _features(axes[1], featured, colours, marks)
-    handles, labels = axes[0].get_legend_handles_labels()
-    named = dict(zip(labels, handles, strict=True))
-    figure.legend(named.values(), named.keys(), fontsize=7, loc="outside right upper")
+    _legend(figure, axes[0], merges, colours, marks)
     figure.savefig(path, dpi=150)
     return Path(path)
 
@@ -107,11 +105,9 @@ def _costs(
     for method, colour in colours.items():
         for calibrate, mark in marks.items():
             mine = [r for r in merges if (r["method"], r["calibrate"]) == (method, calibrate)]
-            for dash, varied, curve in _curves(mine):
+            for dash, _, curve in _curves(mine):
                 points = sorted((row["flops"] / unit, 100 * row[score]) for row in curve)
-                label = [_name({"method": method}), calibrate if len(marks) > 1 else "", varied]
-                style = {"ls": dash, "marker": mark, "ms": 5, "color": colour}
-                axes.plot(*zip(*points, strict=True), **style, label=", ".join(filter(None, label)))
+                axes.plot(*zip(*points, strict=True), ls=dash, marker=mark, ms=5, color=colour)
     ensemble = [row for row in results if row["method"] == "ensemble"]
     parents = [row for row in results if row["method"].startswith("parent:")]
     for row in ensemble:
@@ -124,10 +120,24 @@ def _costs(
     axes.grid(alpha=0.3)
 
 
+def _legend(
+    figure: Any, axes: Any, merges: Sequence[Result], colours: Mapping[str, str], marks: Mapping[str, str]
+) -> None:
+    """One entry for each method (colour), calibration (mark) and kind of line, not for each of their combinations."""
+    for method, colour in colours.items():
+        axes.plot([], [], color=colour, lw=3, label=_name({"method": method}))
+    for calibrate, mark in marks.items():
+        axes.plot([], [], mark, ms=5, color="grey", label=calibrate)
+    for dash, varied in dict.fromkeys((dash, varied) for dash, varied, _ in _curves(merges)):
+        axes.plot([], [], dash, color="grey", label=varied)
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, fontsize=8, loc="outside right upper")
+
+
 def _curves(merges: Sequence[Result]) -> list[tuple[str, str, list[Result]]]:
     """What one method's merges show: the line, what varies along it (but for cuts), and the merges on it."""
     sized = [row for row in merges if not row["flops_budget"]]
-    found = [("-", "", [row for row in sized if row["width"] == 1])]
+    found = [("-", "cuts", [row for row in sized if row["width"] == 1])]
     for cut in dict.fromkeys(row["cut"] for row in sized if row["width"] != 1):
         found.append(("--", "widths at each cut", [row for row in sized if row["cut"] == cut]))
     found.append((":", "FLOP budgets", [row for row in merges if row["flops_budget"]]))

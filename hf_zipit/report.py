@@ -79,13 +79,16 @@ def _accuracy(axes: Any, results: Mapping[str, Sequence[Row]]) -> None:
     ensemble = next((row for row in rows if row.model == "ensemble"), None)
     parents = [row for row in rows if row.model.startswith("parent:")]
     unit = parents[0].flops if parents else rows[0].flops
-    colours = [f"C{i}" for i in range(len(results))]
+    colours, drawn = [f"C{i}" for i in range(len(results))], list[tuple[float, float]]()  # a ring around what is there
     for colour, (name, mine) in zip(colours, results.items(), strict=True):
         merged = next(row for row in mine if row.model == "merged")
         x = merged.flops / unit
         axes.plot([x, x], [100 * merged.joint, 100 * merged.average], color=colour, lw=1, alpha=0.5)
-        axes.plot(x, 100 * merged.average, "o", ms=9, color=colour, label=name)
-        axes.plot(x, 100 * merged.joint, "s", ms=7, mfc="white", color=colour)
+        axes.plot([], [], "o", color=colour, label=name)
+        for value, mark, fill in ((100 * merged.average, "o", colour), (100 * merged.joint, "s", "none")):
+            under = sum(abs(x - a) < 0.02 and abs(value - b) < 2.5 for a, b in drawn)
+            drawn.append((x, value))
+            axes.plot(x, value, mark, ms=7 + 5 * under, mfc="none" if under else fill, mew=1.5, color=colour)
     if ensemble:
         x = ensemble.flops / unit
         axes.plot([x, x], [100 * ensemble.joint, 100 * ensemble.average], color="black", lw=1, alpha=0.5)
@@ -94,8 +97,8 @@ def _accuracy(axes: Any, results: Mapping[str, Sequence[Row]]) -> None:
     if parents:
         mean = 100 * sum(row.average for row in parents) / len(parents)
         axes.axhline(mean, color="grey", ls="--", lw=1, label="parents, each on its own task")
-    axes.plot([], [], "o", color="grey", label="filled: task average")
-    axes.plot([], [], "s", mfc="white", color="grey", label="open: joint, all classes")
+    axes.plot([], [], "o", color="grey", label="circles: task average")
+    axes.plot([], [], "s", mfc="white", color="grey", label="squares: joint, all classes")
     axes.set(
         xlabel="FLOPs for all tasks, in forwards of one parent", ylabel="accuracy, %", title="Accuracy against cost"
     )

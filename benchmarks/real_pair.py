@@ -9,7 +9,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-STYLES = {"average": "v", "permute": "s", "zip": "o", "first-parent": "x", "last-parent": "+"}
+STYLES = {"average": "v", "permute": "s", "zip": "o", "select": "D", "first-parent": "x", "last-parent": "+"}
 COLOURS = {"batchnorm": "tab:grey", "refit": "tab:blue", "refit-joint": "tab:orange"}
 
 

@@ -2,10 +2,10 @@
 
     python benchmarks/matching_time.py [WIDTH ...]
 
-Each row gives the CPU seconds for `zip` (repaired and compat), `permute`, `kmeans` and `optimal`, and for `zip` the
-ratio to the width before: an O(n^2) algorithm quadruples when the width doubles. Also timed, at widths up to 512, is
-the plain step-by-step procedure of `tests/test_matching.py`. The last two columns say how far `zip` is from the
-optimum: at most, by the bound (its time beside it).
+Each row gives the CPU seconds for `zip` (repaired and compat), `permute`, `kmeans`, `select` and `optimal`, and for
+`zip` the ratio to the width before: an O(n^2) algorithm quadruples when the width doubles. Also timed, at widths up to
+512, is the plain step-by-step procedure of `tests/test_matching.py`. The last two columns say how far `zip` is from
+the optimum: at most, by the bound (its time beside it).
 """
 
 import sys
@@ -20,6 +20,7 @@ from hf_zipit.matching.kmeans import kmeans_match
 from hf_zipit.matching.match import permute_match, zip_match
 from hf_zipit.matching.optimal import LIMIT, optimal_match
 from hf_zipit.matching.quality import bound, optimality_gap
+from hf_zipit.matching.select import select_match
 from hf_zipit.report import table
 from tests.test_matching import published, similarity
 
@@ -45,13 +46,24 @@ def main(widths: list[int]) -> None:
         slow = f"{timed(published, s, 2, 0.1, 0.8) / compat:.0f}x" if width <= 512 else "-"
         growth = f"{fast / last:.1f}x" if last else "-"
         optimal = f"{timed(optimal_match, s, sizes, repeat=1):.2f}" if 2 * width <= LIMIT else "-"
-        others = [f"{timed(run, s, sizes):.3f}" for run in (permute_match, kmeans_match)]
+        others = [f"{timed(run, s, sizes):.3f}" for run in (permute_match, kmeans_match, select_match)]
         gap = f"{100 * optimality_gap(s, zip_match(s, sizes)):.1f} %"
         rows.append(
             [str(width), f"{fast:.3f}", growth, f"{compat:.3f}", slow, *others, optimal, gap, f"{timed(bound, s):.3f}"]
         )
         last = fast
-    head = ["width", "zip", "growth", "compat", "step by step / compat", "permute", "kmeans", "optimal", "zip's gap"]
+    head = [
+        "width",
+        "zip",
+        "growth",
+        "compat",
+        "step by step / compat",
+        "permute",
+        "kmeans",
+        "select",
+        "optimal",
+        "zip's gap",
+    ]
     print(table([*head, "bound"], rows))
 
 

@@ -19,7 +19,7 @@ def original(root: Path, split: str) -> datasets.Dataset:
 
     `<split>_list.mat` holds `annotation_list`, a path without extension for each image, and `labels`, counted from 1.
     """
-    both = {name: loadmat(root / f"{name}_list.mat", squeeze_me=True) for name in ("train", "test")}
+    both = {name: loadmat(str(root / f"{name}_list.mat"), squeeze_me=True) for name in ("train", "test")}
     breeds = {}
     for lists in both.values():
         for path, label in zip(lists["annotation_list"], lists["labels"], strict=True):

@@ -216,6 +216,13 @@ def cifar(root: Path) -> Path:
     return root
 
 
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_a_folder_without_the_original_files_is_read_by_the_library(name, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(EXAMPLES)
+    task = importlib.import_module(name).TASK
+    assert len(task.split(str(cifar(tmp_path / "data")), "test")) == 16
+
+
 @pytest.mark.parametrize(
     "options",
     [

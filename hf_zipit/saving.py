@@ -123,10 +123,11 @@ def save(
     """
     folder, config = check_output(folder, overwrite), model.config
     licence = check_saveable(config, library, task, license)
-    try:
-        model.check_described()
-    except ValueError as error:
-        raise OutputError(str(error)) from None
+    if library == "zipit":
+        try:
+            model.check_described()
+        except ValueError as error:
+            raise OutputError(str(error)) from None
     parents = (config.zipit or {}).get("sources", [])
     about: dict[str, Any] = {"library": library, "task": task, "licence": licence}
     spec_text, found = model.spec_text, model.places

@@ -113,7 +113,7 @@ def zip_match(
     >>> zip_match(s, [2, 2], alpha=0.1, beta=0.8).labels
     tensor([0, 1, 0, 1])
     """
-    sizes, keep = _checked(similarity, sizes, keep)
+    sizes, keep = check_sizes(similarity, sizes, keep)
     for name, value in (("alpha", alpha), ("beta", beta)):
         if not 0 <= value <= 1:
             raise OptionError(f"{name} is {value:g}: it must lie between 0 and 1")
@@ -142,7 +142,7 @@ def permute_match(similarity: Tensor, sizes: Sequence[int], *, compat: bool = Fa
     >>> permute_match(torch.tensor([[1, 0, 0, 0.9], [0, 1, 0.9, 0], [0, 0.9, 1, 0], [0.9, 0, 0, 1]]), [2, 2]).labels
     tensor([0, 1, 1, 0])
     """
-    sizes, _ = _checked(similarity, sizes, None)
+    sizes, _ = check_sizes(similarity, sizes, None)
     width, models = _equal(sizes, "permute"), range(len(sizes))
     values = similarity.detach().cpu().double().numpy().reshape(len(sizes), width, len(sizes), width)
     pairs = {(0, k): _assign(values[0, :, k]) for k in models[1:]}
@@ -192,7 +192,12 @@ def average_match(sizes: Sequence[int]) -> Match:
     return Match(torch.arange(width).repeat(len(sizes)), tuple(sizes), width)
 
 
-def _checked(similarity: Tensor, sizes: Sequence[int], keep: int | None) -> tuple[tuple[int, ...], int]:
+def check_sizes(similarity: Tensor, sizes: Sequence[int], keep: int | None) -> tuple[tuple[int, ...], int]:
+    """The sizes as a tuple, and how many merged units there will be: the mean of the sizes by default.
+
+    Raises:
+        OptionError: the similarity has another shape, or `keep` is out of range.
+    """
     sizes, total = tuple(int(s) for s in sizes), sum(sizes)
     if similarity.shape != (total, total):
         raise OptionError(f"similarity has shape {tuple(similarity.shape)}, the sizes {list(sizes)} need {total} rows")

@@ -6,8 +6,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from hf_zipit.errors import OptionError
-from hf_zipit.matching.match import Match
+from hf_zipit.matching.match import Match, check_sizes
 from hf_zipit.matching.quality import agreement
 
 JITTER = 1e-6  # added to every unit's variance of 1
@@ -32,26 +31,23 @@ def select_match(
             read them (`weights.readers`). By default every unit counts alike, by itself.
 
     Raises:
-        OptionError: keep out of range.
+        OptionError: keep out of range, or a similarity of another shape.
 
     >>> s = torch.tensor([[1, 0, 0.9, 0], [0, 1, 0, 0.8], [0.9, 0, 1, 0], [0, 0.8, 0, 1]])
     >>> match = select_match(s, [2, 2])
     >>> match.labels, match.kept
     (tensor([0, 1, 0, 1]), tensor([ True,  True, False, False]))
     """
-    total = sum(sizes)
-    keep = round(total / len(sizes)) if keep is None else keep
-    if not 1 <= keep <= total:
-        raise OptionError(f"keep is {keep}: between 1 and {total} merged units are possible")
+    sizes, keep = check_sizes(similarity, sizes, keep)
     values = similarity.double()
-    units = torch.eye(total, dtype=values.dtype, device=values.device)
+    units = torch.eye(len(values), dtype=values.dtype, device=values.device)
     chosen = _forward(values + JITTER * units, units if readers is None else readers.to(values), keep)
     place = chosen.argsort().argsort()  # merged units have the order of the kept ones
     labels = place[values[:, chosen].argmax(1)]
     labels[chosen] = place
-    kept = torch.zeros(total, dtype=torch.bool)
+    kept = torch.zeros(len(values), dtype=torch.bool)
     kept[chosen.cpu()] = True
-    match = Match(labels.cpu(), tuple(sizes), keep, kept=kept)
+    match = Match(labels.cpu(), sizes, keep, kept=kept)
     return replace(match, score=agreement(similarity, match))
 
 

@@ -17,12 +17,13 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from hf_zipit.matching.kmeans import kmeans_match
-from hf_zipit.matching.match import permute_match, zip_match
 from hf_zipit.matching.optimal import LIMIT, optimal_match
+from hf_zipit.matching.permute import permute_match
 from hf_zipit.matching.quality import bound, optimality_gap
 from hf_zipit.matching.select import select_match
-from hf_zipit.report import table
-from tests.test_matching import published, similarity
+from hf_zipit.matching.zip import zip_match
+from hf_zipit.text import table
+from tests.helpers.oracles import published, similarity
 
 
 def timed(run: object, *arguments: object, repeat: int = 3, **options: object) -> float:

@@ -17,7 +17,7 @@ import timm
 import torch
 
 import hf_zipit
-from hf_zipit import merger
+from hf_zipit.merging import merger
 
 
 def peak() -> float:

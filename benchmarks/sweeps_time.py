@@ -20,15 +20,16 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from hf_zipit.assembly import Plan
-from hf_zipit.chain import resolve_cut
-from hf_zipit.checks import permuted, random_labels
+from hf_zipit.assembly.plan import Plan
+from hf_zipit.find_spec import find_spec
 from hf_zipit.matching.methods import METHODS, Options
 from hf_zipit.matching.weights import WeightSimilarity
-from hf_zipit.merger import Merger
-from hf_zipit.report import table
-from hf_zipit.sources import find_spec, load
-from hf_zipit.spaces import FeatureSpace
+from hf_zipit.merging.merger import Merger
+from hf_zipit.sources.load import load
+from hf_zipit.specs.cuts import resolve_cut
+from hf_zipit.specs.spaces import FeatureSpace
+from hf_zipit.text import table
+from hf_zipit.transform.permute import permuted, random_labels
 
 
 def main() -> None:

@@ -18,8 +18,8 @@ from transformers import (
     ViTImageProcessor,
 )
 
-import hf_zipit.cifar_resnet
-import hf_zipit.cifar_vgg  # noqa: F401  (both register their model with timm)
+import hf_zipit.models.cifar_resnet
+import hf_zipit.models.cifar_vgg  # noqa: F401  (both register their model with timm)
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {

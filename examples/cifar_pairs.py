@@ -21,8 +21,8 @@ from cifar import MEAN, STD, Towards, build, class_vectors, halves, only, read, 
 from merge_table import compared, merging_arguments
 from training import Pixels, accuracy, fit
 
-from hf_zipit.comparison import comparison_table
-from hf_zipit.merger import Merger
+from hf_zipit.comparison.report import comparison_table
+from hf_zipit.merging.merger import Merger
 
 RATES = {"resnet20": 0.2, "vgg11": 0.03, "vgg11_bn": 0.1, "vit": 2e-3}
 

@@ -15,7 +15,7 @@ import timm
 from safetensors.torch import load_file
 from timm.models import save_for_hf
 
-import hf_zipit.cifar_resnet  # noqa: F401  (registers cifar_resnet20 with timm)
+import hf_zipit.models.cifar_resnet  # noqa: F401  (registers cifar_resnet20 with timm)
 
 
 def convert(source: Path, out: Path) -> None:

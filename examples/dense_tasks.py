@@ -20,13 +20,14 @@ from digits_data import digits
 from torch import Tensor, nn
 
 import hf_zipit
-import hf_zipit.cifar_resnet
-from hf_zipit.data import TEST, TRAIN, open_images
+import hf_zipit.models.cifar_resnet
+from hf_zipit.data.images import TRAIN, open_images
+from hf_zipit.data.rows import TEST
+from hf_zipit.evaluation.dense import evaluate_tasks
+from hf_zipit.evaluation.metrics import constant_estimator, scaled_performance
 from hf_zipit.matching.methods import Options
-from hf_zipit.merger import Merger
-from hf_zipit.metrics import constant_estimator, scaled_performance
-from hf_zipit.report import table
-from hf_zipit.task_evaluation import evaluate_tasks
+from hf_zipit.merging.merger import Merger
+from hf_zipit.text import table
 
 SIZE, BATCH = 16, 64
 MERGED = 640  # training images that the merges see

@@ -22,8 +22,9 @@ os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"  # read when datasets is i
 from digits_data import write_parquet
 
 from hf_zipit.cli import app
-from hf_zipit.evaluation import Row
-from hf_zipit.report import plot, table
+from hf_zipit.evaluation.classification import Row
+from hf_zipit.evaluation.report import plot
+from hf_zipit.text import table
 
 MODELS = [Path(__file__).parent / "digits" / name for name in ("digits-0-4", "digits-5-9")]
 MERGES = {

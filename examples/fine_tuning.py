@@ -20,8 +20,8 @@ from torchvision import transforms
 from training import fit, logits_of
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
-import hf_zipit.cifar_resnet  # noqa: F401  (registers cifar_resnet20 with timm)
-from hf_zipit.sources import load
+import hf_zipit.models.cifar_resnet  # noqa: F401  (registers cifar_resnet20 with timm)
+from hf_zipit.sources.load import load
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

@@ -22,10 +22,10 @@ import stanford_dogs
 from fine_tuning import Task, fine_tune, from_library, push, training_arguments
 from merge_table import compared, merging_arguments
 
-from hf_zipit import saving
-from hf_zipit.compare import Result
-from hf_zipit.comparison import comparison_table
-from hf_zipit.merger import Merger
+from hf_zipit.comparison.report import comparison_table
+from hf_zipit.comparison.run import Result
+from hf_zipit.merging.merger import Merger
+from hf_zipit.saving import save as saving
 
 TASKS = {module.TASK.name: module.TASK for module in (stanford_dogs, oxford_pets, cub200, nabirds)}
 

@@ -4,11 +4,11 @@ import argparse
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from hf_zipit.compare import Comparison, Result
-from hf_zipit.comparison import write_report
+from hf_zipit.comparison.grid import Trial, trials
+from hf_zipit.comparison.report import write_report
+from hf_zipit.comparison.run import Comparison, Result
 from hf_zipit.matching.methods import METHODS, Options
-from hf_zipit.merger import Merger
-from hf_zipit.trials import Trial, trials
+from hf_zipit.merging.merger import Merger
 
 Save = Callable[[str, Any], None]  # (name for a folder, merged model)
 CONTROLS = [name for name, method in METHODS.items() if method.control]

@@ -15,7 +15,7 @@ from digits_data import digits
 from timm.models import save_for_hf
 from torch import nn
 
-import hf_zipit.cifar_resnet  # noqa: F401  (registers cifar_resnet20 with timm)
+import hf_zipit.models.cifar_resnet  # noqa: F401  (registers cifar_resnet20 with timm)
 
 TASKS = {"digits-0-4": range(0, 5), "digits-5-9": range(5, 10)}
 ARGS = {"depth": 8, "width": 1}

@@ -7,24 +7,24 @@
 import importlib
 from typing import Any
 
-from hf_zipit import _register
+from hf_zipit.models import auto as _auto
 
 __version__ = "0.1.0"
 
 _PUBLIC = {
-    "merge": "merging",
-    "evaluate": "evaluation",
-    "evaluate_tasks": "task_evaluation",
-    "save": "saving",
-    "push": "hub.push",
-    "load_source": "sources",
-    "module_source": "whole_models",
+    "merge": "merging.merge",
+    "evaluate": "evaluation.classification",
+    "evaluate_tasks": "evaluation.dense",
+    "save": "saving.save",
+    "push": "saving.push",
+    "load_source": "sources.load",
+    "module_source": "sources.whole_models",
     "check_spec": "checks",
-    "Match": "matching.match",
-    "ZipItConfig": "configuration_zipit",
-    "ZipItForImageClassification": "modeling_zipit",
-    "ZipItModelConfig": "configuration_zipit_model",
-    "ZipItModel": "modeling_zipit_model",
+    "Match": "transform.match",
+    "ZipItConfig": "models.configuration_zipit",
+    "ZipItForImageClassification": "models.modeling_zipit",
+    "ZipItModelConfig": "models.configuration_zipit_model",
+    "ZipItModel": "models.modeling_zipit_model",
     "ZipItError": "errors",
 }
 __all__ = ["__version__", *_PUBLIC]
@@ -38,4 +38,4 @@ def __getattr__(name: str) -> Any:
     return getattr(module, {"load_source": "load"}.get(name, name))
 
 
-_register.install()
+_auto.install()

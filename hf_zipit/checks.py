@@ -5,22 +5,18 @@ copies with random parameters and norm statistics (fresh models hide mistakes be
 """
 
 import copy
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from hf_zipit.chain import logits_of
 from hf_zipit.errors import SpecError
-from hf_zipit.matching.match import Match
-from hf_zipit.spaces import Binding, Probe
-from hf_zipit.statistics import samples, units
-from hf_zipit.steps import run_steps
-from hf_zipit.transform import merge_states
-
-TOLERANCE = 1e-9
+from hf_zipit.models.steps import run_steps
+from hf_zipit.running import logits_of
+from hf_zipit.specs.spaces import Binding, Probe
+from hf_zipit.statistics.probes import samples, units
+from hf_zipit.transform.permute import TOLERANCE, permuted, random_labels, randomise
 
 
 @dataclass(frozen=True)
@@ -64,51 +60,6 @@ def check_spec(model: nn.Module, binding: Binding, input_size: tuple[int, int, i
     return SpecReport(
         binding.spec.family, len(binding.spaces), grouped, len(binding.table), len(binding.cuts), difference
     )
-
-
-def permuted(model: nn.Module, binding: Binding, labels: Mapping[str, Tensor]) -> nn.Module:
-    """A copy of a model whose units are moved: unit i of a space goes to place `labels[space][i]`."""
-    matches = {name: Match(x, (len(x),), len(x)) for name, x in labels.items()}
-    for name, space in binding.spaces.items():
-        matches.setdefault(name, Match(torch.arange(space.size), (space.size,), space.size))
-    state = model.state_dict()
-    out = copy.deepcopy(model)
-    out.load_state_dict(merge_states([state], binding, matches, state))
-    return out
-
-
-def random_labels(binding: Binding, seed: int) -> dict[str, Tensor]:
-    """A random permutation of every space; grouped spaces move whole groups and units inside them."""
-    generator = torch.Generator().manual_seed(seed)
-    orders: dict[str, Tensor] = {}
-    out = {}
-    for name, space in binding.spaces.items():
-        if space.group_axis is None:
-            out[name] = torch.randperm(space.size, generator=generator)
-            continue
-        if space.group_axis not in orders:
-            orders[space.group_axis] = torch.randperm(space.groups, generator=generator)
-        inner = space.size // space.groups
-        units = torch.stack([torch.randperm(inner, generator=generator) for _ in range(space.groups)])
-        out[name] = (orders[space.group_axis][:, None] * inner + units).flatten()
-    return out
-
-
-def randomise(model: nn.Module, seed: int) -> nn.Module:
-    """Random parameters and norm statistics of ordinary scale, in place."""
-    generator = torch.Generator().manual_seed(seed)
-    for name, value in model.state_dict().items():
-        if not value.is_floating_point():
-            continue
-        noise = torch.randn(value.shape, dtype=torch.float64, generator=generator)
-        if name.endswith("running_var"):
-            noise = 0.5 + noise.abs()
-        elif value.ndim <= 1:
-            noise = 0.2 * noise + (1.0 if name.endswith("weight") else 0.0)
-        else:
-            noise = noise / math.sqrt(value[0].numel())
-        value.copy_(noise)
-    return model
 
 
 def _changes(net: nn.Module, binding: Binding, labels: Mapping[str, Tensor], pixels: Tensor, logits: Tensor) -> bool:

@@ -72,7 +72,7 @@ def run() -> None:
     try:
         app()
     except ZipItError as error:
-        from hf_zipit.hub.faults import redact
+        from hf_zipit.sources.faults import redact
 
         if os.environ.get("HF_DEBUG"):
             typer.echo(redact(traceback.format_exc()), err=True)

@@ -1,6 +1,7 @@
 """Offline for every test, and quiet; tests of the Hub get one on this machine."""
 
 import os
+import sys
 
 os.environ.update(
     {
@@ -18,7 +19,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.hub import OWNER, Hub
+from hf_zipit import cli
+from tests.helpers.hub import OWNER, Hub
 
 torch.set_num_threads(1)
 ROOT = Path(__file__).parent.parent
@@ -73,3 +75,17 @@ def hub(hub_server: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub
     monkeypatch.setenv("HF_TOKEN", OWNER)
     monkeypatch.setattr(_http.time, "sleep", lambda _: None)
     return hub_server
+
+
+@pytest.fixture
+def run(capsys, monkeypatch):
+    """Run the entry point; returns (exit code, stdout, stderr)."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["hf-zipit", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            cli.run()
+        printed = capsys.readouterr()
+        return end.value.code or 0, printed.out, printed.err
+
+    return call

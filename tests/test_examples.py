@@ -16,9 +16,9 @@ from scipy.io import savemat
 from timm.models import save_for_hf
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer, ViTImageProcessor
 
-import hf_zipit.cifar_resnet  # noqa: F401  (registers cifar_resnet20)
-from hf_zipit.sources import load
-from tests.models import hf_vit
+import hf_zipit.models.cifar_resnet  # noqa: F401  (registers cifar_resnet20)
+from hf_zipit.sources.load import load
+from tests.helpers.models import hf_vit
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 DATA = Path(__file__).parent.parent.parent / "shared" / "data"

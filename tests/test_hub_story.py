@@ -9,8 +9,8 @@ import pytest
 import torch
 from huggingface_hub import HfApi
 
-from hf_zipit import saving
-from tests.hub import OWNER
+from hf_zipit.saving import load as loading
+from tests.helpers.hub import OWNER
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload raw bytes:DeprecationWarning")
 PIXELS = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(6))
@@ -64,7 +64,7 @@ from transformers import AutoModelForImageClassification, pipeline
 torch.set_num_threads(1)
 repo, revision = sys.argv[1:3]
 model = AutoModelForImageClassification.from_pretrained(repo, revision=revision).eval()
-assert type(model).__module__ == "hf_zipit.modeling_zipit"
+assert type(model).__module__ == "hf_zipit.models.modeling_zipit"
 with torch.no_grad():
     torch.save({"logits": model(pixel_values=torch.load("pixels.pt")).logits}, "offline.pt")
 classify = pipeline("image-classification", model=repo)
@@ -113,7 +113,7 @@ def test_two_parents_become_one_model_that_everybody_can_use(hub, process, digit
     assert OWNER.encode() not in b"".join(files.values())
 
     with torch.no_grad():
-        expected = saving.load(tmp_path / "merged")(PIXELS)
+        expected = loading.load(tmp_path / "merged")(PIXELS)
     repo.commit({"README.md": b"something newer"}, "a later mistake")
     done = process("-c", STRANGER, "user/merged", revision)
     assert done.returncode == 0, done.stderr
@@ -159,7 +159,7 @@ def test_a_failed_upload_is_one_message_and_push_goes_on(hub, command, digits, t
     assert code == 1
     assert err.startswith("Error: user/merged: the connection to")
     assert "upload it, or what is missing of it, with: hf-zipit push merged user/merged" in err
-    assert saving.load(tmp_path / "merged").config.tasks == ["digits-0-4", "digits-5-9"]
+    assert loading.load(tmp_path / "merged").config.tasks == ["digits-0-4", "digits-5-9"]
     hub.faults.clear()
     code, address, _ = command("push", "merged", "user/merged", "--create-pr", "--message", "Two in one")
     assert (code, address) == (0, f"{hub.endpoint}/user/merged/discussions/1")

@@ -10,14 +10,15 @@ import typer
 import yaml
 
 import hf_zipit
-from hf_zipit import cli, saving
-from hf_zipit.access import Access
+from hf_zipit import cli
 from hf_zipit.errors import DataError, OptionError, SourceError
-from hf_zipit.from_recipe import merge_recipe
-from hf_zipit.planning import plan_merge
+from hf_zipit.merging.dry_run import plan_merge
+from hf_zipit.merging.from_recipe import merge_recipe
 from hf_zipit.recipe import OF_THE_RUN, Recipe, make_recipe, read_recipe
-from tests.hub import OWNER
-from tests.models import images, tiny
+from hf_zipit.saving import save as saving
+from hf_zipit.sources.access import Access
+from tests.helpers.hub import OWNER
+from tests.helpers.models import images, tiny
 
 
 def sha256(folder):

@@ -1,1 +1,6 @@
-"""One module per command of the command line. They import what they need when they run: `--help` stays fast."""
+"""The commands of `hf-zipit`, one module each.
+
+In: flags, as the terminal gives them.
+Out: text or JSON on stdout, files, an exit code.
+Not here: no merging and no maths; libraries are imported when a command runs, so that `--help` stays fast.
+"""

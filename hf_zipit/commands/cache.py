@@ -14,9 +14,8 @@ def cache(
     as_json: Json = False,
 ) -> None:
     """The statistics that are kept on disk, and where; `--clear` removes them."""
-    from hf_zipit import cache as kept
-    from hf_zipit.report import table
-    from hf_zipit.units import si
+    from hf_zipit.statistics import cache as kept
+    from hf_zipit.text import si, table
 
     folder = kept.cache_folder()
     if clear:

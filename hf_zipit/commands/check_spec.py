@@ -1,9 +1,9 @@
 """`hf-zipit check-spec`."""
 
-from hf_zipit.access import Access
 from hf_zipit.commands.hub_flags import takes_access
 from hf_zipit.commands.options import Json, Model, SpecFile
 from hf_zipit.commands.terminal import show, show_json
+from hf_zipit.sources.access import Access
 
 
 @takes_access
@@ -11,8 +11,9 @@ def check_spec(model: Model, access: Access, spec: SpecFile = None, as_json: Jso
     """Check that a spec describes a model: coverage, function, probes, steps, and that a trace groups units alike."""
     from dataclasses import asdict
 
-    from hf_zipit.sources import find_spec, load_or_build
-    from hf_zipit.tracing.check import review as run
+    from hf_zipit.find_spec import find_spec
+    from hf_zipit.find_spec import review as run
+    from hf_zipit.sources.load import load_or_build
 
     source = load_or_build(model, access)
     binding = find_spec(source, spec, checked=False)

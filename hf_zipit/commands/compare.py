@@ -6,13 +6,13 @@ from typing import Annotated, Any
 
 import typer
 
-from hf_zipit.access import Access
 from hf_zipit.commands.hub_flags import takes_access
 from hf_zipit.commands.options import Data, Json
 from hf_zipit.commands.recipe_flags import takes_recipe
 from hf_zipit.commands.terminal import show, show_json
 from hf_zipit.errors import OptionError
 from hf_zipit.recipe import make_recipe
+from hf_zipit.sources.access import Access
 
 Models = Annotated[
     list[str], typer.Argument(help="Two or more models: Hub ids, user/name or user/name@revision, or folders.")
@@ -54,13 +54,13 @@ def compare(
 
     The result is a table, CSV, JSON and a picture.
     """
-    from hf_zipit.balance import AUTO
-    from hf_zipit.compare import Comparison
-    from hf_zipit.comparison import comparison_table, write_report
+    from hf_zipit.comparison.grid import trials
+    from hf_zipit.comparison.report import comparison_table, write_report
+    from hf_zipit.comparison.run import Comparison
     from hf_zipit.matching.methods import Options
-    from hf_zipit.merger import Merger
-    from hf_zipit.sources import load
-    from hf_zipit.trials import trials
+    from hf_zipit.merging.balance import AUTO
+    from hf_zipit.merging.merger import Merger
+    from hf_zipit.sources.load import load
 
     settings = make_recipe(**given).arguments()
     opened = [load(model, access=access) for model in models]

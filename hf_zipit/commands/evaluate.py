@@ -5,11 +5,11 @@ from typing import Annotated, Any
 
 import typer
 
-from hf_zipit.access import Access
 from hf_zipit.commands.hub_flags import takes_access
 from hf_zipit.commands.options import BatchSize, Data, Device, Json, NumImages
 from hf_zipit.commands.terminal import show, show_json
 from hf_zipit.errors import OptionError
+from hf_zipit.sources.access import Access
 
 
 @takes_access
@@ -41,13 +41,13 @@ def evaluate(
 
     Of models whose tasks have outputs of different kinds, each task's own metrics.
     """
-    from hf_zipit.evaluation import evaluate as by_accuracy
-    from hf_zipit.modeling_zipit_model import ZipItModel
-    from hf_zipit.protocols import read_class_embeddings
-    from hf_zipit.report import result_table, task_table
-    from hf_zipit.results import add_results, card_of
-    from hf_zipit.saving import load, load_parents
-    from hf_zipit.task_evaluation import evaluate_tasks
+    from hf_zipit.evaluation.card_results import add_results, card_of
+    from hf_zipit.evaluation.classification import evaluate as by_accuracy
+    from hf_zipit.evaluation.dense import evaluate_tasks
+    from hf_zipit.evaluation.protocols import read_class_embeddings
+    from hf_zipit.evaluation.report import result_table, task_table
+    from hf_zipit.models.modeling_zipit_model import ZipItModel
+    from hf_zipit.saving.load import load, load_parents
 
     if average_heads and class_embeddings is None:
         raise OptionError("--average-heads needs --class-embeddings: logits of different classes cannot be averaged")

@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from hf_zipit.access import Access
 from hf_zipit.commands.terminal import without_bars
+from hf_zipit.sources.access import Access
 
 _TOKEN = Annotated[
     str | None, typer.Option("--token", help="Access token of the Hub; default: HF_TOKEN or `hf auth login`.")

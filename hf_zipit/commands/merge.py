@@ -5,13 +5,13 @@ from typing import Annotated, Any
 
 import typer
 
-from hf_zipit.access import Access
 from hf_zipit.commands.hub_flags import CreatePr, Message, Private, PushTo, Revision, takes_access
 from hf_zipit.commands.options import Format, Json, License, Overwrite
 from hf_zipit.commands.recipe_flags import takes_recipe
 from hf_zipit.commands.terminal import show, show_json
 from hf_zipit.errors import OptionError
 from hf_zipit.recipe import SUFFIXES, Recipe, make_recipe, read_recipe
+from hf_zipit.sources.access import Access
 
 
 @takes_access
@@ -56,13 +56,13 @@ def merge(
     out = out or Path(str(push_to).rpartition("/")[2])
     if eval_data and library != "zipit":
         raise OptionError("--eval-data needs --format zipit: evaluate that, then write others with `hf-zipit export`")
-    from hf_zipit import saving
-    from hf_zipit.backbones import are_mixed
-    from hf_zipit.batching import make_accelerator
-    from hf_zipit.from_recipe import merge_recipe
-    from hf_zipit.hub import push as hub
-    from hf_zipit.merging import checked_options
-    from hf_zipit.planning import check_result
+    from hf_zipit.backbones.share import are_mixed
+    from hf_zipit.data.batches import make_accelerator
+    from hf_zipit.merging.dry_run import check_result
+    from hf_zipit.merging.from_recipe import merge_recipe
+    from hf_zipit.merging.merge import checked_options
+    from hf_zipit.saving import push as hub
+    from hf_zipit.saving import save as saving
 
     checked_options({"sources": recipe.sources, **recipe.arguments()})
     saving.check_output(out, overwrite)
@@ -96,16 +96,16 @@ def _recipe(models: list[str], given: dict[str, Any]) -> Recipe:
 
 
 def _plan(recipe: Recipe, access: Access, library: str, license: str | None, as_json: bool) -> None:
-    from hf_zipit.planning import plan_merge, plan_text
+    from hf_zipit.merging.dry_run import plan_merge, plan_text
 
     plan = plan_merge(recipe, access, library, license)
     show_json(plan.to_dict()) if as_json else show(plan_text(plan))
 
 
 def _evaluate(merged: Any, out: Path, data: list[str], recipe: Recipe, access: Access) -> None:
-    from hf_zipit.evaluation import evaluate
-    from hf_zipit.results import add_results
-    from hf_zipit.saving import load_parents
+    from hf_zipit.evaluation.card_results import add_results
+    from hf_zipit.evaluation.classification import evaluate
+    from hf_zipit.saving.load import load_parents
 
     rows = evaluate(merged, data, parents=load_parents(merged.config, out, access=access), device=recipe.device)
     add_results(out, merged.config, rows, data)

@@ -21,6 +21,6 @@ def push(
     message: Message = None,
 ) -> None:
     """Upload a merged model to the Hub, or what is missing of it after a failed upload."""
-    from hf_zipit.hub.push import push as run
+    from hf_zipit.saving.push import push as run
 
     show(run(folder, repo, private=private, revision=revision, create_pr=create_pr, commit_message=message))

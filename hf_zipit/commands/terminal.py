@@ -25,7 +25,7 @@ class _OnStderr(logging.Handler):
     """One line per message, as `Warning: ...`, on what stderr is at that time."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        from hf_zipit.hub.faults import redact
+        from hf_zipit.sources.faults import redact
 
         typer.echo(redact(f"{record.levelname.capitalize()}: {record.getMessage()}"), err=True)
 

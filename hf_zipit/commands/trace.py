@@ -6,11 +6,11 @@ from typing import Annotated
 
 import typer
 
-from hf_zipit.access import Access
 from hf_zipit.commands.hub_flags import takes_access
 from hf_zipit.commands.options import Json, Model
 from hf_zipit.commands.terminal import show, show_json
 from hf_zipit.errors import OptionError
+from hf_zipit.sources.access import Access
 
 _log = logging.getLogger("hf_zipit")
 
@@ -23,7 +23,8 @@ def trace(
     as_json: Json = False,
 ) -> None:
     """Write a spec file for a model of any class, from one forward pass; it is checked before it is written."""
-    from hf_zipit.sources import load_or_build, traced
+    from hf_zipit.find_spec import traced
+    from hf_zipit.sources.load import load_or_build
 
     if out is not None and out.exists():
         raise OptionError(f"{out} exists already: choose another file")

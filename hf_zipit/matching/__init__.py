@@ -1,1 +1,6 @@
-"""Matching: statistics and weights of units -> which merged unit each of them becomes."""
+"""Which units of several models become one.
+
+In: similarities of units, from statistics or weights.
+Out: a `Match` for every feature space.
+Not here: no model runs, and no weight is changed.
+"""

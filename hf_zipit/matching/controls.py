@@ -2,7 +2,7 @@
 
 import torch
 
-from hf_zipit.matching.match import Match
+from hf_zipit.transform.match import Match
 
 
 def parent_match(size: int, groups: int, models: int, parent: int) -> Match:

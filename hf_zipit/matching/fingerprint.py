@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from hf_zipit.spaces import Binding, FeatureSpace
+from hf_zipit.specs.spaces import Binding, FeatureSpace
 
 VECTORS, WEIGHTS = 6, 3  # a space is fingerprinted by this many of its smallest tensors of either kind
 

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from hf_zipit.matching.match import Match, UnitMatch, permute_match
+from hf_zipit.matching.permute import permute_match
+from hf_zipit.transform.match import Match, UnitMatch
 
 Blocks = NDArray[np.float64]  # (model, group, unit, model, group, unit)
 

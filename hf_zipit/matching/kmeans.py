@@ -6,8 +6,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from hf_zipit.matching.match import Match, average_match, zip_match
 from hf_zipit.matching.quality import agreement
+from hf_zipit.matching.zip import zip_match
+from hf_zipit.transform.match import Match, average_match
 
 STEPS = 100
 

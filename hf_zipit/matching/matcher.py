@@ -13,16 +13,17 @@ from torch import Tensor
 from hf_zipit.matching.fingerprint import fingerprints, likeness
 from hf_zipit.matching.greedy import Budget
 from hf_zipit.matching.groups import match_groups
-from hf_zipit.matching.match import Match, UnitMatch, permute_match
 from hf_zipit.matching.methods import METHODS, Options
+from hf_zipit.matching.permute import permute_match
 from hf_zipit.matching.quality import agreement, optimality_gap
 from hf_zipit.matching.similarity import correlation, reference_correlation
 from hf_zipit.matching.sweeps import Family, Matches, fixpoint, reference_sweeps
 from hf_zipit.matching.weights import WeightSimilarity, readers
 from hf_zipit.matching.widen import widened
 from hf_zipit.progress import progress
-from hf_zipit.spaces import Binding, FeatureSpace
-from hf_zipit.statistics import SpaceStatistics
+from hf_zipit.specs.spaces import Binding, FeatureSpace
+from hf_zipit.statistics.collect import SpaceStatistics
+from hf_zipit.transform.match import Match, UnitMatch
 
 logger = logging.getLogger(__name__)
 

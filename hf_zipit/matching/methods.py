@@ -9,10 +9,12 @@ from hf_zipit.errors import OptionError
 from hf_zipit.matching.controls import parent_match, random_match
 from hf_zipit.matching.greedy import Budget
 from hf_zipit.matching.kmeans import kmeans_match
-from hf_zipit.matching.match import Match, UnitMatch, average_match, permute_match, zip_match
 from hf_zipit.matching.optimal import optimal_match
+from hf_zipit.matching.permute import permute_match
 from hf_zipit.matching.select import select_match
 from hf_zipit.matching.widen import check_ratio
+from hf_zipit.matching.zip import zip_match
+from hf_zipit.transform.match import Match, UnitMatch, average_match
 
 
 @dataclass(frozen=True)

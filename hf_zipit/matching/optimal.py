@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hf_zipit.errors import OptionError
-from hf_zipit.matching.match import Match
 from hf_zipit.matching.quality import agreement, bound
+from hf_zipit.transform.match import Match
 
 LIMIT = 1024  # units of two models together
 _SCALE = 1e9  # rustworkx wants integer weights

@@ -5,7 +5,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from hf_zipit.matching.match import Match
+from hf_zipit.transform.match import Match
 
 
 def agreement(similarity: Tensor, match: Match) -> float:

@@ -6,8 +6,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from hf_zipit.matching.match import Match, check_sizes
 from hf_zipit.matching.quality import agreement
+from hf_zipit.transform.match import Match, check_sizes
 
 JITTER = 1e-6  # added to every unit's variance of 1
 FLOOR = 1e-5  # a unit with less variance of its own is told by those selected before

@@ -6,7 +6,7 @@ A new similarity is one function `(moments) -> (n, n)` tensor.
 import torch
 from torch import Tensor
 
-from hf_zipit.moments import AnyMoments
+from hf_zipit.statistics.moments import AnyMoments
 
 TIE = 1e-3  # how far the likeness of weights may move a correlation: enough to decide between equals
 

@@ -4,8 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
-from hf_zipit.matching.match import Match
-from hf_zipit.spaces import FeatureSpace
+from hf_zipit.specs.spaces import FeatureSpace
+from hf_zipit.transform.match import Match
 
 Family = tuple[FeatureSpace, ...]  # spaces that are matched together
 Matches = Mapping[str, Match]

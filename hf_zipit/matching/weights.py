@@ -9,9 +9,9 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
-from hf_zipit.matching.match import Match, average_match
-from hf_zipit.spaces import Binding, FeatureSpace, Row
-from hf_zipit.transform import along
+from hf_zipit.specs.spaces import Binding, FeatureSpace, Row
+from hf_zipit.transform.match import Match, average_match
+from hf_zipit.transform.transform import along
 
 CHUNK = 4096  # features of a unit that are gathered before they are multiplied
 SAFE = 1e-5  # what the authors' code adds to the size of a cluster

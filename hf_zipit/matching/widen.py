@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from hf_zipit.errors import OptionError
-from hf_zipit.matching.match import Match, UnitMatch
+from hf_zipit.transform.match import Match, UnitMatch
 
 
 def widened(method: UnitMatch, keep: int) -> UnitMatch:

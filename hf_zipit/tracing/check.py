@@ -3,22 +3,15 @@
 import copy
 from collections import Counter, defaultdict
 from collections.abc import Iterable
-from contextlib import suppress
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from hf_zipit import spec as specs
-from hf_zipit.binding import bind
-from hf_zipit.checks import SpecReport, check_spec
-from hf_zipit.errors import SpecError, TraceError
-from hf_zipit.spaces import Binding
-from hf_zipit.tracing.cuts import chain_of, check_cuts
+from hf_zipit.errors import SpecError
+from hf_zipit.specs.spaces import Binding
 from hf_zipit.tracing.groups import Axis
 from hf_zipit.tracing.solve import EXPECTED, FIXED, Local, Trace
-from hf_zipit.tracing.tracer import outputs, random_copy, trace
-from hf_zipit.tracing.writer import write_spec
+from hf_zipit.tracing.tracer import outputs, random_copy
 
 
 @torch.no_grad()
@@ -81,64 +74,6 @@ def _permuted_inside(weight: Tensor, local: Local, index: Tensor) -> Tensor:
     inner = weight.shape[1]
     places = (index % inner).view(local.groups, inner).repeat_interleave(len(weight) // local.groups, 0)
     return weight.gather(1, places.view(*places.shape, *[1] * (weight.ndim - 2)).expand_as(weight))
-
-
-def describe(model: nn.Module, pixels: Tensor, family: str, traced: Trace | None = None) -> str:
-    """Trace a model (unless its trace is given), write its spec, and check it as a shipped one is checked.
-
-    The spec has a chain if there is one whose cuts hold what the wiring says.
-
-    Raises:
-        TraceError: the model cannot be traced.
-        SpecError: the spec that was written fails a check, so the trace is not to be trusted.
-
-    >>> bind(parse(describe(model, pixels, "mine")), model).cuts[:2]  # doctest: +SKIP
-    ('conv1', 'bn1')
-    """
-    channels, height, width = pixels.shape[1:]
-    found = traced or trace(model, pixels)
-    plain = write_spec(found, model, family)
-    if steps := chain_of(model, pixels):
-        chained = write_spec(found, model, family, steps)
-        for text in (chained, chained.replace("\nchain: ", "\nchannels: last\nchain: ", 1)):
-            with suppress(SpecError):
-                check_spec(model, bind(specs.parse(text, family), model), (channels, height, width))
-                return text
-    check_spec(model, bind(specs.parse(plain, family), model), (channels, height, width))
-    return plain
-
-
-@dataclass(frozen=True)
-class Review:
-    """What a spec was found to say, and how it compares with a trace of the model.
-
-    `unseen` names what kept the trace from speaking about a place that the spec leaves free; `not_traced` is why there
-    is no trace at all, "" where there is one.
-    """
-
-    report: SpecReport
-    unseen: tuple[str, ...]
-    not_traced: str
-
-
-def review(model: nn.Module, binding: Binding, input_size: tuple[int, int, int]) -> Review:
-    """Every check of a spec: that it describes the model, ties neither too much nor too little, and cuts legally.
-
-    Raises:
-        SpecError: a check fails.
-
-    >>> review(model, binding, (3, 224, 224)).not_traced  # doctest: +SKIP
-    ''
-    """
-    report = check_spec(model, binding, input_size)
-    pixels = torch.randn(1, *input_size, generator=torch.Generator().manual_seed(0))
-    net = copy.deepcopy(model).float().eval()
-    try:
-        traced = trace(net, pixels)
-        check_cuts(net, binding, pixels)
-    except TraceError as error:
-        return Review(report, (), str(error))
-    return Review(report, same_grouping(traced, binding), "")
 
 
 def same_grouping(traced: Trace, binding: Binding) -> tuple[str, ...]:

@@ -12,8 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
 from hf_zipit.errors import SpecError, TraceError
-from hf_zipit.resume import tensor_of
-from hf_zipit.spaces import Binding
+from hf_zipit.models.resume import tensor_of
+from hf_zipit.specs.spaces import Binding
 from hf_zipit.tracing.tracer import first_line, outputs
 
 Version = tuple[int, int]  # a tensor, and how often it was written

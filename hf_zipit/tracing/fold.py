@@ -8,7 +8,7 @@ from itertools import combinations
 
 from torch import nn
 
-from hf_zipit import spec as specs
+from hf_zipit.specs import parser as specs
 from hf_zipit.tracing.entries import Entry
 
 

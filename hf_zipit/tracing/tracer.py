@@ -15,13 +15,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from hf_zipit.checks import randomise
 from hf_zipit.errors import TraceError
 from hf_zipit.tracing.facts import Facts, Label, varying
 from hf_zipit.tracing.groups import Axis
 from hf_zipit.tracing.moves import NoRule, Op, Outputs
 from hf_zipit.tracing.rules import SILENT, rule_for
 from hf_zipit.tracing.solve import Local, Noted, Point, Trace, solve
+from hf_zipit.transform.permute import randomise
 
 _STATISTICS = ("running_mean", "running_var")
 

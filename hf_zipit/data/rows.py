@@ -1,0 +1,115 @@
+"""The rows of a data set: a Hub id, a folder, parquet files, or a `datasets.Dataset`."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hf_zipit.errors import DataError, OptionError
+from hf_zipit.sources.faults import redact
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+TRAIN, TEST = ("train", "training"), ("test", "validation", "val", "valid")
+
+
+def rows_of(data: Any, splits: Sequence[str], token: str | None = None) -> tuple[Any, str]:
+    """The rows of a data set on the Hub, on disk or in memory, and its name; raises as `open_images` does."""
+    if isinstance(data, str | Path):
+        return _load(str(data), splits, token), display_name(data)
+    return _one_split(data, splits, "the given dataset"), "the given dataset"
+
+
+def _load(ref: str, splits: Sequence[str], token: str | None) -> Any:
+    """A Hub id or path, with or without `:split`, as one `datasets.Dataset`."""
+    import datasets
+
+    named = hub_data(ref)
+    ref, split = _split_of(ref)
+    path = Path(ref)
+    try:
+        if path.is_file() and path.suffix == ".parquet":
+            loaded: Any = datasets.load_dataset("parquet", data_files=str(path))
+        elif path.is_dir() and not any(p.suffix.lower() in _readable() for p in path.rglob("*")):
+            raise DataError(f"{ref} holds neither images nor parquet files")
+        elif path.is_dir() and not list(path.rglob("*.parquet")):
+            loaded = datasets.load_dataset("imagefolder", data_dir=str(path))
+        elif path.exists() and not path.is_dir():
+            raise DataError(f"{ref}: only parquet files and folders can be read")
+        elif path.is_dir():
+            loaded = datasets.load_dataset(ref)
+        elif named is not None:
+            loaded = datasets.load_dataset(named[0], revision=named[1], token=token)
+        else:
+            raise DataError(f"no data at {ref}: there is no such file or folder, and a Hub id has the form user/name")
+    except DataError:
+        raise
+    except Exception as error:  # the library raises some twenty types here
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise DataError(redact(f"cannot read data from {ref}: {first}", token)) from error
+    if split is None:
+        return _one_split(loaded, splits, ref)
+    if split not in loaded:
+        raise OptionError(f"{ref} has no split '{split}'; it has {', '.join(loaded)}")
+    return loaded[split]
+
+
+def _readable() -> set[str]:
+    """Suffixes of files that hold images."""
+    from PIL import Image
+
+    return {".parquet", *Image.registered_extensions()}
+
+
+def _split_of(ref: str) -> tuple[str, str | None]:
+    if Path(ref).exists() or ":" not in ref:
+        return ref, None
+    ref, _, split = ref.rpartition(":")
+    return ref, split
+
+
+def hub_data(ref: str) -> tuple[str, str | None] | None:
+    """Name and revision of a data set on the Hub, named as `user/name`, `user/name@revision`, `...:split`.
+
+    `None` for what is a path.
+
+    >>> hub_data("user/pets@main:test"), hub_data("./pets")
+    (('user/pets', 'main'), None)
+    """
+    ref, _ = _split_of(ref)
+    name, _, revision = ref.partition("@")
+    if Path(ref).exists() or ref.startswith((".", "~")) or name.count("/") != 1 or name.startswith("/"):
+        return None
+    return name, revision or None
+
+
+def pinned(ref: str, rows: Any) -> str:
+    """The name of a data set with the commit of the Hub that its rows were read from; a path as it is.
+
+    The library keeps what it prepares under the commit's name.
+    """
+    named = hub_data(ref)
+    commits = {Path(file["filename"]).parent.name for file in getattr(rows, "cache_files", None) or []}
+    commit = next((found for found in commits if _COMMIT.fullmatch(found)), None)
+    if named is None or commit is None:
+        return ref
+    split = _split_of(ref)[1]
+    return f"{named[0]}@{commit}" + (f":{split}" if split else "")
+
+
+def display_name(ref: str | Path) -> str:
+    """What a data set is called in reports: no path of this machine, and no commit."""
+    path, split = _split_of(str(ref))
+    return (Path(path).name if Path(path).exists() else path.partition("@")[0]) + (f":{split}" if split else "")
+
+
+def _one_split(loaded: Any, splits: Sequence[str], name: str) -> Any:
+    if not isinstance(loaded, dict):
+        if not hasattr(loaded, "select"):
+            raise DataError(f"{name} is streamed: load it with streaming=False")
+        return loaded
+    for split in splits:
+        if split in loaded:
+            return loaded[split]
+    if len(loaded) == 1:
+        return next(iter(loaded.values()))
+    raise OptionError(f"{name} has the splits {', '.join(loaded)}: name one, as in {name}:{next(iter(loaded))}")

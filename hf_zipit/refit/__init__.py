@@ -1,1 +1,0 @@
-"""Least-squares refit of merged layers: closed form, no labels, no gradients."""

@@ -1,0 +1,210 @@
+"""Spec files: one YAML file per family says how feature spaces are wired. This module sees YAML only.
+
+The grammar is described in `model_specs/README.md`. A spec is data: it is read with a safe loader, unknown keys and
+duplicate lines are refused with file and line, and nothing in it is ever executed.
+"""
+
+import re
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from hf_zipit.errors import SpecError
+from hf_zipit.specs.grammar import Block, Expression, Line, ProbeLine, Same, Spec, Step
+
+_NAME = re.compile(r"\.|[A-Za-z_][\w.]*")
+_SAME = re.compile(r"(?P<left>[\w.]+) = (?P<right>[\w.]+)(?: unless (?P<unless>[\w.]+))?")
+_STEP = re.compile(r"(?P<name>(call:|op:)?[\w.{}]+)(\((?P<inside>[^()]*)\))?")
+_ARGUMENT = re.compile(r"\w+=(none|\$image|\$grid|\$config\.\w+)")
+_PROBE = re.compile(r"(?P<module>[\w.]+)\.(?P<side>in|out)")
+_TOP = {"family", "match", "chain", "channels", "stream", "sizes", "wire", "blocks", "probe", "check"}
+_BLOCK = {"each", "when", "sizes", "wire", "same", "probe"}
+
+
+def folder() -> Path:
+    """Where the shipped spec files are: inside the wheel, or beside the package in a checkout."""
+    inside = Path(str(resources.files("hf_zipit"))) / "model_specs"
+    return inside if inside.is_dir() else inside.parent.parent / "model_specs"
+
+
+def list_specs() -> list[Spec]:
+    """Every spec file that ships with the package, by file name.
+
+    >>> [s.family for s in list_specs()][:1]
+    ['timm-resnet']
+    """
+    return [read(path) for path in sorted(folder().glob("*.yaml"))]
+
+
+def read(path: str | Path) -> Spec:
+    """Read one spec file.
+
+    Raises:
+        SpecError: the file is missing, is not YAML, or does not follow the grammar.
+    """
+    path = Path(path)
+    try:
+        return parse(path.read_text(encoding="utf-8"), path.name)
+    except (OSError, UnicodeDecodeError) as error:
+        raise SpecError(f"cannot read the spec file {path}: {error}") from None
+
+
+def parse(text: str, file: str = "<spec>") -> Spec:
+    """Parse the text of a spec file; `file` is only used in messages."""
+    return _Parser(file, text).spec()
+
+
+class _Parser:
+    def __init__(self, file: str, text: str) -> None:
+        self.file, self.text = file, text
+        self.lines: dict[tuple[str, ...], int] = {}  # where each key stands
+
+    def error(self, where: tuple[str, ...], message: str) -> SpecError:
+        return SpecError(f"{self.file}:{self.lines.get(where, 1)}: {message}")
+
+    def spec(self) -> Spec:
+        try:
+            node = yaml.compose(self.text, yaml.SafeLoader)
+        except yaml.YAMLError as error:
+            raise SpecError(f"{self.file}: not valid YAML: {error}") from None
+        top = self.plain(node, ())
+        if not isinstance(top, dict):
+            raise SpecError(f"{self.file}: a spec file is a mapping with the keys {', '.join(sorted(_TOP))}")
+        self.known(top, _TOP, (), {"family", "match", "wire", "check"})
+        check = top["check"]
+        if not isinstance(check, dict) or not check or not all(str(v).isdigit() for v in check.values()):
+            raise self.error(("check",), "check: names model architectures and their number of spaces")
+        return Spec(
+            family=str(top["family"]),
+            match=tuple(self.listed(top["match"])),
+            chain=tuple(self.steps(entry) for entry in self.listed(top.get("chain", []))),
+            channels_last=self.channels_last(top),
+            stream=str(top.get("stream", "image")),
+            sizes=self.sizes(top),
+            wire=self.wire(top["wire"], ("wire",)),
+            blocks=tuple(self.block(b, ("blocks", str(i))) for i, b in enumerate(top.get("blocks", []))),
+            probe=self.probes(top.get("probe", {}), ("probe",)),
+            check={k: int(v) for k, v in check.items()},
+            text=self.text,
+            file=self.file,
+        )
+
+    def plain(self, node: Any, where: tuple[str, ...]) -> Any:
+        """YAML node -> dicts, lists and strings, remembering the line of each key."""
+        if isinstance(node, yaml.MappingNode):
+            out: dict[str, Any] = {}
+            for key, value in node.value:
+                here = (*where, str(key.value))
+                if key.value in out:
+                    self.lines[here] = key.start_mark.line + 1
+                    raise self.error(here, f"duplicate line '{key.value}'")
+                self.lines[here] = key.start_mark.line + 1
+                out[str(key.value)] = self.plain(value, here)
+            return out
+        if isinstance(node, yaml.SequenceNode):
+            return [self.plain(value, (*where, str(i))) for i, value in enumerate(node.value)]
+        return None if node is None else str(node.value)
+
+    def known(self, mapping: dict[str, Any], keys: set[str], where: tuple[str, ...], needed: set[str]) -> None:
+        for key in mapping:
+            if key not in keys:
+                raise self.error((*where, key), f"unknown key '{key}'; known: {', '.join(sorted(keys))}")
+        if needed - set(mapping):
+            raise self.error(where, f"missing key '{sorted(needed - set(mapping))[0]}'")
+
+    def listed(self, value: Any) -> list[str]:
+        return [str(v) for v in value] if isinstance(value, list) else [str(value)]
+
+    def block(self, block: Any, where: tuple[str, ...]) -> Block:
+        if not isinstance(block, dict):
+            raise self.error(where[:1], "each entry of blocks: is a mapping that starts with 'each:'")
+        self.known(block, _BLOCK, where, {"each", "wire"})
+        same = []
+        for text in self.listed(block.get("same", [])):
+            found = _SAME.fullmatch(text)
+            if not found:
+                raise self.error((*where, "same"), f"'{text}' is not of the form 'a = b' or 'a = b unless module'")
+            same.append(Same(**found.groupdict()))
+        return Block(
+            each=tuple(self.listed(block["each"])),
+            when=block.get("when"),
+            sizes=self.sizes(block),
+            wire=self.wire(block["wire"], (*where, "wire")),
+            same=tuple(same),
+            probe=self.probes(block.get("probe", {}), (*where, "probe")),
+        )
+
+    def channels_last(self, top: dict[str, Any]) -> bool:
+        value = top.get("channels", "first")
+        if value not in ("first", "last"):
+            raise self.error(("channels",), f"channels: is 'first' or 'last', not '{value}'")
+        return bool(value == "last")
+
+    def steps(self, text: str) -> tuple[Step, ...]:
+        steps = tuple(self.step(part.strip()) for part in text.split("|"))
+        if len(steps) > 1 and any(":" in step.name for step in steps):
+            raise self.error(("chain",), f"'{text}': only modules have an order of their own that '|' can follow")
+        return steps
+
+    def step(self, text: str) -> Step:
+        found = _STEP.fullmatch(text)
+        if not found:
+            raise self.error(("chain",), f"'{text}' is no step: expected a module, call:method(names) or op:name")
+        inside = [part.strip() for part in (found["inside"] or "").split(",") if part.strip()]
+        owns = tuple(part for part in inside if "=" not in part)
+        arguments = tuple(part for part in inside if "=" in part)
+        bad = [a for a in arguments if not _ARGUMENT.fullmatch(a)] + [o for o in owns if not _NAME.fullmatch(o)]
+        if bad or (owns and ":" not in found["name"]):
+            known = "key=none, key=$image, key=$grid or key=$config.name; call: and op: also take names of modules"
+            raise self.error(("chain",), f"cannot read '{(bad or owns)[0]}' in the step '{text}': expected {known}")
+        return Step(found["name"], owns, arguments)
+
+    def sizes(self, mapping: dict[str, Any]) -> dict[str, tuple[str, ...]]:
+        return {name: tuple(self.listed(sources)) for name, sources in (mapping.get("sizes") or {}).items()}
+
+    def wire(self, lines: Any, where: tuple[str, ...]) -> tuple[Line, ...]:
+        if not isinstance(lines, dict):
+            raise self.error(where, "wire: is a mapping from module to 'reads -> writes'")
+        return tuple(self.line(target, rule, (*where, target)) for target, rule in lines.items())
+
+    def line(self, target: str, rule: Any, where: tuple[str, ...]) -> Line:
+        number = self.lines.get(where, 1)
+        if isinstance(rule, list):
+            return Line(target, axes=tuple(self.expression(str(r), where) for r in rule), number=number)
+        reads, arrow, writes = str(rule).partition("->")
+        return Line(
+            target, self.expression(reads, where), self.expression(writes, where) if arrow else (), number=number
+        )
+
+    def expression(self, text: str, where: tuple[str, ...]) -> Expression:
+        terms = []
+        for part in text.split("+"):
+            part = part.strip()
+            inner = part[1:-1] if part.startswith("(") and part.endswith(")") else part
+            names = tuple(inner.split())
+            if len(names) != (2 if inner is not part else 1) or not all(_NAME.fullmatch(n) for n in names):
+                raise self.error(where, f"cannot read '{part}': expected a name, '.', '(group unit)' or '(. unit)'")
+            terms.append(names)
+        return tuple(terms)
+
+    def probes(self, probes: Any, where: tuple[str, ...]) -> tuple[ProbeLine, ...]:
+        out = []
+        for space, points in (probes or {}).items():
+            for point in self.listed(points):
+                found = _PROBE.fullmatch(point)
+                if not found:
+                    raise self.error((*where, space), f"'{point}' is not of the form 'module.in' or 'module.out'")
+                out.append(ProbeLine(space, found["module"], found["side"], self.lines.get((*where, space), 1)))
+        return tuple(out)
+
+
+def matches(spec: Spec, class_names: list[str]) -> bool:
+    """Whether the spec is for a class with these qualified names (the class and its bases)."""
+    return any(name in spec.match for name in class_names)
+
+
+def pattern(text: str) -> re.Pattern[str]:
+    """`layer{s}.{b}` -> a regular expression with integers for the holes."""
+    return re.compile(re.sub(r"\\\{\w+\\\}", r"\\d+", re.escape(text)))

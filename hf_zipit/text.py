@@ -1,0 +1,34 @@
+"""Results as text tables and as a picture."""
+
+from collections.abc import Sequence
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Aligned columns; the first is text, the others numbers.
+
+    >>> print(table(["a", "n"], [["x", "1"], ["yy", "10"]]))
+    a    n
+    x    1
+    yy  10
+    """
+    lines = [list(header), *(list(row) for row in rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in lines
+    )
+
+
+_PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+
+
+def si(number: float, unit: str = "") -> str:
+    """Four digits, an SI prefix and the unit.
+
+    >>> si(81_600_000, "FLOPs"), si(77390), si(12)
+    ('81.6 MFLOPs', '77.39 k', '12')
+    """
+    size, prefix = next(((size, prefix) for size, prefix in _PREFIXES if number >= size), (1.0, ""))
+    return f"{number / size:.4g} {prefix}{unit}".rstrip()

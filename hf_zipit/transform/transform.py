@@ -1,0 +1,124 @@
+"""The algebra of a merge: state dicts + matches -> merged state dict. Pure gathers and segment sums.
+
+For a layer W that reads space p and writes space s (ZipIt!, eq. 6): `W* = sum_k M_s^k W_k U_p^k`. With one label per
+unit, `U` copies and `M` averages, so W* sums the input columns that share a label and averages the output rows that
+share a label. No n x n matrix is ever built.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from hf_zipit.specs.spaces import Binding, Row
+from hf_zipit.transform.match import Match
+
+State = Mapping[str, Tensor]
+
+
+def merge_states(
+    states: Sequence[State], binding: Binding, matches: Mapping[str, Match], names: Iterable[str]
+) -> dict[str, Tensor]:
+    """Merge the named tensors of N state dicts into new tensors; the inputs are not touched.
+
+    Every space that a named tensor touches needs a match. Integer tensors are taken from the first model. Arithmetic
+    is float64, the result has the dtype of the first model's tensor.
+    """
+    rows = binding.rows(names)
+    return {name: _merged([state[name] for state in states], rows[name], matches) for name in rows}
+
+
+def unmerge_reads(
+    state: State, binding: Binding, matches: Mapping[str, Match], names: Iterable[str], model: int
+) -> dict[str, Tensor]:
+    """Let the named tensors of one model read merged units: `W U_k`; what they write is left alone."""
+    out = {}
+    for name, rows in binding.rows(names).items():
+        tensor = state[name]
+        for row in rows:
+            if row.role == "read" and row.space in matches:
+                tensor = along(tensor.double(), row.axis, [row], matches, model)
+        out[name] = tensor.to(state[name].dtype).clone()
+    return out
+
+
+def _merged(tensors: Sequence[Tensor], rows: Sequence[Row], matches: Mapping[str, Match]) -> Tensor:
+    first = tensors[0]
+    if not first.is_floating_point():
+        return first.clone()
+    reads = {row.axis: [r for r in rows if r.axis == row.axis] for row in rows if row.role == "read"}
+    writes = [row for row in rows if row.role != "read"]
+    total: Tensor | None = None
+    count: Tensor | None = None
+    for model, tensor in enumerate(tensors):
+        value = tensor.double()
+        for axis, mine in reads.items():
+            value = along(value, axis, mine, matches, model)
+        axis = writes[0].axis if writes else 0
+        ones = torch.ones(value.shape[axis] if value.ndim else 1, dtype=value.dtype, device=value.device)
+        value = along(value, axis, writes, matches, model)
+        ones = along(ones, 0, writes, matches, model)
+        total = value if total is None else total + value
+        count = ones if count is None else count + ones
+    assert total is not None
+    assert count is not None
+    shape = [-1 if i == axis else 1 for i in range(total.ndim)]
+    return (total / count.view(shape)).to(first.dtype) if total.ndim else (total / len(tensors)).to(first.dtype)
+
+
+def along(value: Tensor, axis: int, rows: Sequence[Row], matches: Mapping[str, Match], model: int) -> Tensor:
+    """Sum the entries along one axis that share a merged unit; fixed parts of the axis keep their place.
+
+    Args:
+        value: a parameter of one model.
+        axis: the axis to bring to merged units.
+        rows: all of the table's rows for this axis.
+        matches: a match for the space of every row.
+        model: which model the parameter is from.
+    """
+    if not rows:
+        return value
+    if rows[0].local:
+        return _local(value, rows[0], matches[rows[0].space], model)
+    index, width = positions(rows, matches, model, value.shape[axis])
+    index = index.to(value.device)
+    if len(index) == width and torch.equal(index.sort()[0], torch.arange(width, device=index.device)):
+        return value.index_select(axis, index.argsort())
+    kept = (index >= 0).nonzero().flatten()
+    shape = [width if i == axis else n for i, n in enumerate(value.shape)]
+    return value.new_zeros(shape).index_add_(axis, index[kept], value.index_select(axis, kept))
+
+
+def positions(rows: Sequence[Row], matches: Mapping[str, Match], model: int, length: int) -> tuple[Tensor, int]:
+    """Where each index of an axis goes in the merge, `(length,)`, and the axis' merged length.
+
+    `rows` are the table's rows for this axis; what they do not cover keeps its place. Dropped units are negative.
+    """
+    pieces, width, done = [], 0, 0
+    for row in sorted(rows, key=lambda r: r.offset):
+        pieces.append(torch.arange(width, width + row.offset - done))
+        width += row.offset - done
+        match = matches[row.space]
+        labels = match.of(model)  # (size,)
+        index = (torch.arange(row.before)[:, None] * match.width + labels) * row.after
+        index = (index[..., None] + torch.arange(row.after)).masked_fill((labels < 0)[None, :, None], -1 - width)
+        pieces.append(width + index.flatten())
+        width += row.before * match.width * row.after
+        done = row.offset + row.length
+    rest = length - done
+    return torch.cat([*pieces, torch.arange(width, width + rest)]), width + rest
+
+
+def _local(value: Tensor, row: Row, match: Match, model: int) -> Tensor:
+    """Input axis of a grouped convolution: the index counts inside the group of the output row.
+
+    Matches of grouped spaces move whole groups, so a column keeps the group of its row: only its place inside the
+    group changes.
+    """
+    labels = match.of(model)
+    inner, groups = row.length, len(labels) // row.length
+    place = (labels % (match.width // groups)).view(groups, inner).to(value.device)
+    index = place.repeat_interleave(value.shape[0] // groups, 0)  # (out, in / groups)
+    index = index.view(*index.shape, *[1] * (value.ndim - 2)).expand_as(value)
+    shape = (value.shape[0], match.width // groups, *value.shape[2:])
+    return value.new_zeros(shape).scatter_add_(1, index, value)

@@ -1,0 +1,439 @@
+"""The refit: its parts beside slow, obvious oracles, and what a refit may and may not do to a merge."""
+
+import copy
+import functools
+
+import pytest
+import timm
+import torch
+from torch import nn
+from torch.nn import functional
+
+import hf_zipit
+from hf_zipit.calibration.refit import affine as fold
+from hf_zipit.calibration.refit import observe, replay
+from hf_zipit.calibration.refit import refit as sweep
+from hf_zipit.calibration.refit.dual import Samples
+from hf_zipit.calibration.refit.layers import Layer, Part, find_layers
+from hf_zipit.calibration.refit.normal_equations import NormalEquations
+from hf_zipit.calibration.refit.observe import Observer, columns
+from hf_zipit.calibration.refit.targets import Target
+from hf_zipit.find_spec import find_spec
+from hf_zipit.running import logits_of
+from hf_zipit.saving import load as loading
+from hf_zipit.saving import save as saving
+from hf_zipit.sources.load import load
+from hf_zipit.transform.permute import permuted, random_labels, randomise
+from tests.helpers.models import TINY, hf_vit, images, shuffled, timm_vit, tiny, vgg
+
+
+def random(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+CONVOLUTIONS = {
+    "3 x 3": ((6, 4, 3, 3), {"padding": 1}),
+    "1 x 1, stride": ((6, 4, 1, 1), {"stride": 2}),
+    "stride and padding": ((6, 4, 3, 3), {"stride": 2, "padding": 1}),
+    "oblong": ((6, 4, 5, 3), {"stride": (1, 2), "padding": (2, 0)}),
+    "dilation": ((6, 4, 3, 3), {"dilation": 2, "padding": 2}),
+    "same": ((6, 4, 5, 3), {"padding": "same"}),
+    "groups": ((6, 2, 3, 3), {"groups": 2}),
+    "depthwise": ((8, 1, 3, 3), {"groups": 4, "padding": 1}),
+}
+
+
+@pytest.mark.parametrize("positions", [10**6, 20])
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_the_columns_are_what_a_convolution_reads(name, positions, monkeypatch):
+    monkeypatch.setattr(observe, "POSITIONS", positions)
+    shape, options = CONVOLUTIONS[name]
+    x, weight = random(3, 4, 11, 9), random(*shape, seed=1)
+    groups = options.get("groups", 1)
+    rows = columns(x, weight, **options)
+    out = torch.einsum("bpgd,gmd->bpgm", rows, weight.reshape(groups, -1, rows.shape[-1])).flatten(2)
+    expected = functional.conv2d(x, weight, **options)
+    torch.testing.assert_close(out, observe.lattice(expected.movedim(1, -1)))
+    assert out.shape[1] <= positions
+
+
+def design(x, e, ridge, prior, intercept):
+    """The same regression as an explicit least-squares problem, a group at a time."""
+    weights, shifts = [], []
+    for group in range(x.shape[1]):
+        rows, target, start = x[:, group], e[:, group], prior[group]
+        centred = rows - rows.mean(0) if intercept else rows
+        unit = centred.square().sum(0).mean()
+        extra = (ridge * unit).sqrt() * torch.eye(rows.shape[1], dtype=rows.dtype)
+        extra = torch.cat([extra, torch.zeros(len(extra), 1)], 1)
+        ones = torch.full((len(rows), 1), float(intercept), dtype=rows.dtype)
+        matrix = torch.cat([torch.cat([rows, ones], 1), extra])
+        wanted = torch.cat([target, extra[:, :-1] @ start.T])
+        found = torch.linalg.pinv(matrix) @ wanted
+        weights.append(found[:-1].T)
+        shifts.append(found[-1])
+    return torch.stack(weights), torch.stack(shifts)
+
+
+@pytest.mark.parametrize("intercept", [True, False])
+@pytest.mark.parametrize("ridge", [1.0, 1e-3])
+@pytest.mark.parametrize(("samples", "groups"), [(200, 1), (200, 3), (5, 1)])
+@pytest.mark.parametrize("kind", [NormalEquations, Samples])
+def test_the_streamed_ridge_is_the_explicit_one(kind, samples, groups, ridge, intercept):
+    x, e = random(samples, groups, 9) + 2, random(samples, groups, 4, seed=1) - 1
+    x, e = x.float().double(), e.float().double()  # samples are kept in float32
+    prior = random(groups, 4, 9, seed=2)
+    equations = kind.empty(groups, 9, 4)
+    for part in (slice(0, 2), slice(2, 3), slice(3, 3), slice(3, samples)):
+        equations.update(x[part], e[part])
+    weight, shift = equations.solve(ridge, prior, intercept)
+    expected = design(x, e, ridge, prior, intercept)
+    torch.testing.assert_close(weight, expected[0], rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(shift, expected[1], rtol=1e-6, atol=1e-8)
+    rest = e - torch.einsum("tgd,gmd->tgm", x, weight) - shift
+    torch.testing.assert_close(equations.error(weight, shift), rest.square().mean(0))
+    torch.testing.assert_close(equations.error(), e.square().mean(0))
+    for got, without in zip(equations.of(slice(1, 3)).solve(ridge), equations.solve(ridge), strict=True):
+        torch.testing.assert_close(got, without[:, 1:3])
+    out = torch.einsum("tgd,gmd->gtm", x[..., 2:5], prior[..., 2:5])
+    torch.testing.assert_close(equations.moments(prior[..., 2:5], 2), (out.mean(1), out.var(1, correction=0)))
+
+
+@pytest.mark.parametrize("kind", [NormalEquations, Samples])
+def test_equations_of_parts_add_up(kind):
+    x, e = random(50, 2, 5) + 3, random(50, 2, 3, seed=1)
+    parts = [kind.empty(2, 5, 3) for _ in range(4)]
+    for equations, part in zip(parts, (slice(0, 1), slice(1, 1), slice(1, 30), slice(30, 50)), strict=True):
+        equations.update(x[part], e[part])
+    whole = kind.empty(2, 5, 3)
+    whole.update(x, e)
+    for name, value in vars(parts[0] + parts[1] + parts[2] + parts[3]).items():
+        torch.testing.assert_close(value, getattr(whole, name))
+
+
+def test_the_target_is_the_mean_over_the_merged_units():
+    sites = [random(4, 2, 3), random(4, 2, 3, seed=1)]
+    index = [torch.tensor([0, 1, 1]), torch.tensor([1, 2, -1])]
+    task = torch.tensor([0, 1, 1, 0])
+    a, b = sites
+    average = torch.stack([a[..., 0], (a[..., 1] + a[..., 2] + b[..., 0]) / 3, b[..., 1]], -1)
+    torch.testing.assert_close(Target(index, 3, False)(sites, task), average)
+    mine = average.clone()
+    mine[task == 0, :, 1] = (a[..., 1] + a[..., 2])[task == 0] / 2
+    mine[task == 1, :, 1] = b[task == 1][..., 0]
+    torch.testing.assert_close(Target(index, 3, True)(sites, task), mine)
+
+
+def layers_of(net, size=32):
+    return [group.layers for group in find_layers(net, [net], torch.zeros(1, 3, size, size))]
+
+
+def test_layers_take_their_norm_and_meet_the_residual_stream_together():
+    found = layers_of(tiny("cifar_resnet20"))  # one block per stage, the first without a projection
+    assert found[:4] == [
+        (Layer((Part("conv1", "bn1"),)),),
+        (Layer((Part("layer1.0.conv1", "layer1.0.bn1"),)),),
+        (Layer((Part("layer1.0.conv2", "layer1.0.bn2"),), added=True),),
+        (Layer((Part("layer2.0.conv1", "layer2.0.bn1"),)),),
+    ]
+    last = Part("layer2.0.conv2", "layer2.0.bn2"), Part("layer2.0.downsample.0", "layer2.0.downsample.1")
+    assert found[4] == (Layer(last, added=True),)
+    assert found[-1] == (Layer((Part("fc"),)),)
+    assert len(found) == 2 + 3 * 2
+
+
+def test_layers_of_transformers_are_queries_keys_and_values_together():
+    found = layers_of(hf_vit())
+    names = [[layer.parts[0].module.rpartition("layer.0.")[2] for layer in group] for group in found[1:5]]
+    assert [len(group) for group in found[1:5]] == [3, 1, 1, 1]
+    assert [group[0].added for group in found[1:5]] == [False, True, False, True], names
+    scaled = layers_of(timm_vit(name="vit_small_patch14_reg4_dinov2"))
+    assert scaled[2] == (Layer((Part("blocks.0.attn.proj", scale="blocks.0.ls1.gamma"),), added=True),)
+
+
+class Odd(nn.Module):
+    """A layer whose output is used twice, one that runs twice, one under a parametrisation, and a dropout."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.twice, self.free, self.last = (nn.Linear(4, 4) for _ in range(5))
+        nn.utils.parametrizations.weight_norm(self.free)
+        self.drop = nn.Dropout(0.5)
+
+    def forward(self, x):
+        a = self.a(x)
+        x = a + self.b(a)
+        x = x + self.drop(self.last(self.free(x)))
+        return self.twice(self.twice(x))
+
+
+def test_layers_that_cannot_be_refit_on_their_own_are_seen():
+    net = Odd().eval()
+    found = [group.layers for group in find_layers(net, [net], torch.ones(2, 4))]
+    assert found == [(Layer((Part("a"),)),), (Layer((Part("b"),), True),), (Layer((Part("last"),), True),)]
+
+
+def merged_pair(make, **options):
+    sources = [make(seed) for seed in (0, 1)]
+    options = {"calibrate": "refit", "tasks": ["a", "b"], **options}
+    return sources, hf_zipit.merge(sources, images(), **options)
+
+
+PIXELS = images(4, seed=9)[0]
+
+
+def task_logits(model):
+    with torch.no_grad():
+        return model(PIXELS).task_logits
+
+
+def preactivated(seed=0):
+    """A residual network whose norms read the stream, and not the output of a layer."""
+    model = timm.create_model("resnetv2_50t", layers=(1, 1), channels=(16, 24), num_classes=5)
+    return randomise(model.eval(), seed)
+
+
+@pytest.mark.parametrize("cut", [None, pytest.param("half", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["resnet18", "resnext50_32x4d", "resnet50_gn", "pre-activation"])
+def test_a_refit_of_permuted_copies_changes_nothing(name, cut):
+    model = tiny(name) if name in TINY else preactivated()
+    binding = find_spec(load(model))
+    copies = [model, permuted(model, binding, random_labels(binding, 1))]
+    cut = binding.cuts[len(binding.cuts) // 2] if cut else None
+    merged = hf_zipit.merge(copies, images(), cut=cut, calibrate="refit", tasks=["a", "b"])
+    with torch.no_grad():
+        expected = model(PIXELS)
+    for out in task_logits(merged).values():
+        torch.testing.assert_close(out, expected, rtol=0, atol=1e-3)
+
+
+def small_vgg(seed, norm=False):
+    """Without timm's 4096 units, which take a minute to refit."""
+    model = vgg(seed, norm)
+    model.pre_logits = timm.models.vgg.ConvMlp(10, 24, 7)
+    model.head = timm.layers.ClassifierHead(24, 5)
+    return randomise(model, seed)
+
+
+SMALL = functools.partial(tiny, "cifar_resnet20")
+
+
+FAMILIES = {
+    "resnet": SMALL,
+    "pre-activation": preactivated,
+    "squeeze and excite": lambda seed: tiny("seresnet50", seed),
+    "vgg": small_vgg,
+    "vgg, batch norm": lambda seed: small_vgg(seed, norm=True),
+    "hf vit": hf_vit,
+    "timm vit": timm_vit,
+}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_layer_comes_closer_and_puts_out_what_was_predicted(name, monkeypatch):
+    """What is written is the fit, no layer's error on the held-out images grows, and the heads come closer."""
+    fit, changed, alone = sweep.choose, [], []
+
+    def choose(folded, equations, test):
+        before, predicted = folded.weight, []
+        monkeypatch.setattr(folded, "write", lambda *args: predicted.append(args) or type(folded).write(folded, *args))
+        fit(folded, equations, test)
+        after = fold.fold(folded.net, folded.layer)
+        alone.extend([folded] * isinstance(folded, fold.FoldedNorm))
+        change = predicted[0][0] if predicted else torch.zeros_like(before)
+        torch.testing.assert_close(after.weight, before + change, rtol=1e-4, atol=1e-5)
+        if predicted:
+            assert test.error(*predicted[0][:2]).sum() < test.error().sum()
+        changed.append(bool(predicted))
+
+    monkeypatch.setattr(sweep, "choose", choose)
+    sources, merged = merged_pair(FAMILIES[name])
+    assert sum(changed) > len(changed) / 2
+    assert len(alone) == (3 if name == "pre-activation" else 0)
+    plain = hf_zipit.merge(sources, images(), calibrate="batchnorm", tasks=["a", "b"])
+    held = torch.cat(images())[::10]
+    with torch.no_grad():
+        for task, parent in zip("ab", sources, strict=True):
+            wanted = logits_of(parent(held))
+            error, before = ((m(held).task_logits[task] - wanted).square().mean() for m in (merged, plain))
+            assert error < before
+
+
+@pytest.mark.parametrize("name", ["resnet", "pre-activation", "timm vit"])
+def test_a_written_layer_puts_out_the_old_output_plus_the_fit(name):
+    net = FAMILIES[name](0).eval()
+    pixels = torch.cat(images(32))
+    for group in find_layers(net, [net], pixels[:1])[1:5]:
+        layer = group.layers[0]
+        seen = Observer(net, [layer])
+        with torch.no_grad(), seen:
+            net(pixels)
+        x, site, folded = seen.inputs[layer], seen.sites[layer], fold.fold(net, layer)
+        groups, units, inputs = folded.weight.shape
+        equations = NormalEquations.empty(groups, inputs, units)
+        equations.update(x.flatten(0, 1), site.flatten(0, 1).unflatten(1, (groups, units)))
+        change, shift = random(*folded.weight.shape) / 10, random(groups, units, seed=1) * folded.intercept
+        expected = site + (torch.einsum("bpgd,gmd->bpgm", x.double(), change) + shift).flatten(2).float()
+        folded.write(change, shift, equations)
+        again = Observer(net, [layer], inputs=False)
+        with torch.no_grad(), again:
+            net(pixels)
+        torch.testing.assert_close(again.sites[layer], expected, rtol=1e-3, atol=1e-3)
+
+
+def test_a_refit_norm_holds_the_statistics_of_what_it_reads():
+    _, merged = merged_pair(preactivated)
+    stem, norm = merged.trunk.stem, merged.trunk.stages[1].blocks[0].norm1
+    with torch.no_grad():
+        x = merged.trunk.stages[0](stem(torch.cat(images())))
+    x = x.movedim(1, -1).flatten(0, -2)
+    torch.testing.assert_close(norm.running_mean, x.mean(0), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(norm.running_var, x.var(0, correction=0), rtol=1e-3, atol=1e-3)
+
+
+def test_estimating_the_norms_of_a_refit_again_changes_little():
+    _, merged = merged_pair(FAMILIES["resnet"])
+    bn = merged.trunk.layer3[0].bn1
+    with torch.no_grad():
+        seen = Observer(merged.trunk, [Layer((Part("layer3.0.conv1"),))], inputs=False)
+        with seen:
+            merged(torch.cat(images()))
+    site = next(iter(seen.sites.values())).flatten(0, 1)
+    torch.testing.assert_close(bn.running_mean, site.mean(0), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(bn.running_var, site.var(0, correction=0), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("cut", [pytest.param(None, marks=pytest.mark.slow), "layer2"])
+def test_batches_and_the_memory_for_activations_make_no_difference(cut, monkeypatch):
+    def state(batch_size, memory):
+        monkeypatch.setattr(replay, "MEMORY", memory)
+        _, merged = merged_pair(FAMILIES["resnet"], cut=cut, batch_size=batch_size)
+        return merged.state_dict()
+
+    one, other = state(64, 2**30), state(5, 0)
+    for name, value in one.items():
+        torch.testing.assert_close(other[name], value, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("data", ["one", "two", "few", "constant"])
+@pytest.mark.parametrize("name", ["resnet", "timm vit"])
+def test_data_that_say_little_do_no_harm(name, data):
+    pixels = {"one": images(1), "two": images(2), "few": images(4), "constant": [torch.ones(20, 3, 32, 32)]}[data]
+    sources = [FAMILIES[name](seed) for seed in (0, 1)]
+    merged = hf_zipit.merge(sources, pixels, method="average", calibrate="refit", tasks=["a", "b"])
+    plain = hf_zipit.merge(sources, pixels, method="average", calibrate="none", tasks=["a", "b"])
+    scale = torch.stack(list(task_logits(plain).values())).abs().max()
+    for out in task_logits(merged).values():
+        assert out.isfinite().all()
+        assert out.abs().max() < 20 * scale
+    if data == "one":  # nothing is left to fit once an image is held out
+        assert all(torch.equal(v, plain.state_dict()[k]) for k, v in merged.state_dict().items())
+
+
+@pytest.mark.parametrize("cut", [None, "layer2"])
+def test_a_refit_merge_is_saved_and_loaded(cut, tmp_path):
+    _, merged = merged_pair(SMALL, cut=cut)
+    loaded = loading.load(saving.save(merged, tmp_path / "merged"))
+    for task, out in task_logits(loaded).items():
+        assert torch.equal(out, task_logits(merged)[task])
+    assert loaded.config.zipit["recipe"]["calibrate"] == "refit"
+
+
+def test_a_refit_merge_merges_again():
+    """Trunk and one head are a plain model, whose norms hold the statistics of what they read."""
+    _, merged = merged_pair(SMALL)
+    plain = SMALL(0)
+    plain.load_state_dict({**merged.trunk.state_dict(), **merged.heads[0].state_dict()})
+    with torch.no_grad():
+        expected = plain(PIXELS)
+    torch.testing.assert_close(expected, task_logits(merged)["a"])
+    again = hf_zipit.merge([plain, shuffled(plain)], images(), calibrate="batchnorm", tasks=["a", "b"])
+    for out in task_logits(again).values():
+        torch.testing.assert_close(out, expected, rtol=0.05, atol=0.3)
+
+
+def refit_kinds(monkeypatch):
+    """A refit of VGGs, and how each layer was fitted: kind, inputs, samples."""
+    kinds, fit = [], sweep.choose
+
+    def choose(folded, equations, test):
+        kinds.append((type(equations), folded.weight.shape[2], equations.count))
+        fit(folded, equations, test)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sweep, "choose", choose)
+        return merged_pair(small_vgg)[1].state_dict(), kinds
+
+
+def test_layers_of_more_inputs_than_samples_are_refit_on_these_with_the_same_result(monkeypatch):
+    found, kinds = refit_kinds(monkeypatch)
+    assert [(inputs, count) for kind, inputs, count in kinds if kind is Samples] == [(490, 4 * 57)]
+    monkeypatch.setattr(sweep, "_kind", lambda *_: (NormalEquations, 1))
+    for name, value in refit_kinds(monkeypatch)[0].items():
+        torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(("name", "value"), [("INPUTS", 100), ("NUMBERS", 100 * (490 + 24))])
+def test_layers_of_too_many_inputs_are_refit_on_some_of_the_samples(name, value, monkeypatch):
+    """On three of seven tens of images, held-out ones among them: 24 images, 3 of them held out, 4 positions each."""
+    monkeypatch.setattr(sweep, name, value)
+    found, kinds = refit_kinds(monkeypatch)
+    assert {inputs: count for kind, inputs, count in kinds if kind is Samples} == {490: 4 * 21}
+    assert all(value.isfinite().all() for value in found.values())
+
+
+def test_targets_of_a_task_are_those_of_its_parent():
+    sources, data = [SMALL(seed) for seed in (0, 1)], [images(20, seed=seed) for seed in (3, 4)]
+    average, alone = (
+        hf_zipit.merge(sources, data, calibrate=name, tasks=["a", "b"]) for name in ("refit", "refit-per-task")
+    )
+    assert not torch.equal(average.trunk.layer2[0].conv1.weight, alone.trunk.layer2[0].conv1.weight)
+    assert all(out.isfinite().all() for out in task_logits(alone).values())
+
+
+def test_heads_alone_are_refit_on_the_images_of_their_task():
+    sources = [FAMILIES["resnet"](seed) for seed in (0, 1)]
+    data = [images(40, seed=seed) for seed in (3, 4)]
+    options = {"tasks": ["a", "b"], "cut": None}
+    heads = hf_zipit.merge(sources, data, calibrate="refit-heads", **options)
+    plain = hf_zipit.merge(sources, data, calibrate="batchnorm", **options)
+    trunk = plain.trunk.state_dict()
+    assert all(torch.equal(value, trunk[name]) for name, value in heads.trunk.state_dict().items())
+    with torch.no_grad():
+        for part, (task, parent) in zip(data, zip("ab", sources, strict=True), strict=True):
+            pixels = torch.cat(part)
+            errors = [(m(pixels).task_logits[task] - parent(pixels)).square().mean() for m in (heads, plain)]
+            assert errors[0] < errors[1]
+
+
+def renewed(model, data):
+    """A copy whose batch norms have the statistics of some images."""
+    model = copy.deepcopy(model).train()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.reset_running_stats()
+            module.momentum = None
+    with torch.no_grad():
+        for pixels in data:
+            model(pixels)
+    return model.eval()
+
+
+def test_a_joint_refit_aims_its_heads_between_the_parents_and_their_renewed_selves():
+    sources, data = [SMALL(seed) for seed in (0, 1)], images(40, seed=3)
+    options = {"tasks": ["a", "b"], "batch_size": len(data[0])}
+    alone, joint = (hf_zipit.merge(sources, data, calibrate=name, **options) for name in ("refit", "refit-joint"))
+    trunk = alone.trunk.state_dict()
+    assert all(torch.equal(value, trunk[name]) for name, value in joint.trunk.state_dict().items())
+    with torch.no_grad():
+        pixels = torch.cat(data)
+        for task, parent in zip("ab", sources, strict=True):
+            middle = (parent(pixels) + renewed(parent, data)(pixels)) / 2
+            errors = [(model(pixels).task_logits[task] - middle).square().mean() for model in (joint, alone)]
+            assert errors[0] < errors[1]
+
+
+def test_a_joint_refit_without_batch_norms_is_the_refit():
+    sources, data = [hf_vit(seed) for seed in (0, 1)], images(20, seed=3)
+    alone, joint = (hf_zipit.merge(sources, data, calibrate=c, tasks=["a", "b"]) for c in ("refit", "refit-joint"))
+    assert all(torch.equal(value, alone.state_dict()[name]) for name, value in joint.state_dict().items())

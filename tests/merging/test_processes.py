@@ -1,0 +1,74 @@
+"""The command line under a real launcher with two CPU processes."""
+
+import os
+import subprocess
+import sys
+
+import torch
+from safetensors.torch import load_file, save_file
+
+import hf_zipit
+from tests.helpers.models import images, tiny
+
+
+def merge(launcher, digits, digits_data, out, *more, cache):
+    options = [*more, "--method", "mudsc-zip"]
+    options += ["--data", digits_data, "--data", f"{digits_data}:test", "--num-images", 75, "--batch-size", 16]
+    command = [sys.executable, "-m", *launcher, "merge", *digits, *options, "--cut", "layer2", "-o", out]
+    env = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "HF_ZIPIT_CACHE": str(cache)}
+    done = subprocess.run([str(c) for c in command], env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout, load_file(out / "model.safetensors")
+
+
+TWO = ["torch.distributed.run", "--nproc_per_node", "2", "-m", "hf_zipit"]
+
+
+def test_two_processes_merge_as_one(digits, digits_data, tmp_path):
+    """Statistics, matching, and batch norms over an odd number of uneven batches; then again from the cache."""
+    cache = tmp_path / "cache"
+    printed, two = merge(TWO, digits, digits_data, tmp_path / "two", cache=cache)
+    _, one = merge(["hf_zipit"], digits, digits_data, tmp_path / "one", "--no-cache", cache=cache)
+    assert printed.strip() == str(tmp_path / "two")
+    assert list(two) == list(one)
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, rtol=1e-5, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
+    assert two["trunk.bn1.num_batches_tracked"] == 10
+
+    kept = {path: path.stat().st_mtime_ns for path in cache.rglob("*.safetensors")}
+    assert len(kept) == 6
+    _, again = merge(TWO, digits, digits_data, tmp_path / "again", cache=cache)
+    assert all(torch.equal(again[name], value) for name, value in two.items())
+    assert {path: path.stat().st_mtime_ns for path in cache.rglob("*.safetensors")} == kept
+
+
+def calibrated(calibrate, batch_size):
+    """Seven batches of 4 of 26 images, or one, for both tasks; the classifiers read more units than that."""
+    sources = [tiny("cifar_resnet20", seed) for seed in (0, 1)]
+    options = {"calibrate": calibrate, "batch_size": batch_size, "tasks": ["a", "b"]}
+    merged = hf_zipit.merge(sources, images(26), **options)
+    return {f"{calibrate}.{name}": value.contiguous() for name, value in merged.state_dict().items()}
+
+
+def test_two_processes_calibrate_as_one(tmp_path):
+    """Normal equations, samples and the ridge chosen for every layer, over batches that two processes share unevenly.
+
+    A repair corrects batch by batch, so that it depends on their size, but not on the processes that share them.
+    """
+    out = tmp_path / "two.safetensors"
+    command = [sys.executable, "-m", *TWO[:-1], "tests.merging.test_processes", out]
+    env = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([str(c) for c in command], env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    two, one = load_file(out), calibrated("refit", 32) | calibrated("repair", 4)
+    assert set(two) == set(one)
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, rtol=1e-3, atol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+
+
+if __name__ == "__main__":  # one of the processes of the test above
+    state = calibrated("refit", 4) | calibrated("repair", 4)
+    assert torch.distributed.get_world_size() == 2
+    if torch.distributed.get_rank() == 0:
+        save_file(state, sys.argv[1])
+    torch.distributed.destroy_process_group()

@@ -1,0 +1,146 @@
+"""Vision transformers of both libraries: heads as groups, one-to-one streams, cuts, folders."""
+
+import copy
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import ViTImageProcessor
+
+import hf_zipit
+from hf_zipit.checks import check_spec
+from hf_zipit.errors import SourceError
+from hf_zipit.evaluation.classification import evaluate
+from hf_zipit.find_spec import find_spec
+from hf_zipit.running import logits_of
+from hf_zipit.saving import load as loading
+from hf_zipit.saving import save as saving
+from hf_zipit.sources.load import load
+from hf_zipit.specs.cuts import cut_names
+from hf_zipit.transform.permute import permuted, random_labels
+from tests.helpers.models import hf_vit, images, timm_vit
+
+PIXELS = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(2))
+
+
+MODELS = {
+    "hf": hf_vit,
+    "timm": timm_vit,
+    "registers": lambda seed=0: timm_vit(seed, "vit_small_patch14_reg4_dinov2"),
+    "mean pooling": lambda seed=0: timm_vit(seed, class_token=False, global_pool="avg"),
+}
+
+
+def shuffled(model, seed=1):
+    binding = find_spec(load(model))
+    return permuted(model, binding, random_labels(binding, seed))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_spec_describes_the_model(name):
+    model = MODELS[name]()
+    report = check_spec(model, find_spec(load(model)), (3, 32, 32))
+    assert (report.spaces, report.grouped) == (10, 6)
+
+
+@pytest.mark.parametrize("method", ["permute", "zip"])
+@pytest.mark.parametrize("name", MODELS)
+def test_a_copy_with_permuted_heads_and_units_gives_the_model_back(name, method):
+    model = MODELS[name]()
+    merged = hf_zipit.merge([model, shuffled(model)], images(), method=method, tasks=["a", "b"])
+    with torch.no_grad():
+        expected = logits_of(model(PIXELS))
+        for out in merged(PIXELS).task_logits.values():
+            torch.testing.assert_close(out, expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["hf", "timm"])
+def test_every_cut_gives_the_model_back_and_costs_trunk_and_heads(name):
+    model = MODELS[name]()
+    binding = find_spec(load(model))
+    other = shuffled(model)
+
+    def flops(net, **kwargs):
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            net(PIXELS[:1], **kwargs)
+        return counter.get_total_flops()
+
+    whole = flops(model)
+    for cut in cut_names(binding):
+        merged = hf_zipit.merge([model, other], images(), method="permute", cut=cut, tasks=["a", "b"])
+        with torch.no_grad():
+            expected = logits_of(model(PIXELS))
+            for out in merged(PIXELS).task_logits.values():
+                torch.testing.assert_close(out, expected, rtol=0, atol=1e-4)
+        assert flops(merged, tasks="b") == whole, cut
+        assert whole <= flops(merged) < 2 * whole
+
+
+def test_streams_and_queries_are_matched_one_to_one_and_the_rest_is_zipped():
+    merged = hf_zipit.merge([hf_vit(0), hf_vit(1)], images(), tasks=["a", "b"], alpha=0.1, beta=1.0)
+    spaces = {space["name"]: space for space in merged.config.zipit["spaces"]}
+    for name, space in spaces.items():
+        if name == "x" or name.endswith("qk"):
+            assert space["shared"] == space["width"], name
+    assert any(space["within"] for name, space in spaces.items() if name.endswith("mlp"))
+
+
+def test_the_sources_are_left_untouched():
+    models = [hf_vit(0), hf_vit(1)]
+    before = [copy.deepcopy(m.state_dict()) for m in models]
+    hf_zipit.merge(models, images(16), tasks=["a", "b"])
+    for model, state in zip(models, before, strict=True):
+        assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["hf", "timm"])
+def test_a_two_headed_model_can_be_exported(name):
+    merged = hf_zipit.merge([MODELS[name](0), MODELS[name](1)], images(16), tasks=["a", "b"], cut=None)
+
+    class Joint(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.merged = merged
+
+        def forward(self, pixels):
+            return self.merged(pixels).logits
+
+    exported = torch.export.export(Joint(), (PIXELS,)).module()
+    with torch.no_grad():
+        torch.testing.assert_close(exported(PIXELS), merged(PIXELS).logits, rtol=0, atol=1e-6)
+
+
+def test_folders_of_transformers_merge_save_and_evaluate(tmp_path, digits_data):
+    processor = ViTImageProcessor(size={"height": 32, "width": 32})
+    for seed, name in enumerate(("low", "high")):
+        labels = {i: str(i + 5 * seed) for i in range(5)}
+        hf_vit(seed, id2label=labels, label2id={v: k for k, v in labels.items()}).save_pretrained(tmp_path / name)
+        processor.save_pretrained(tmp_path / name)
+    folders = [tmp_path / "low", tmp_path / "high"]
+    merged = hf_zipit.merge(folders, digits_data, num_images=32, cut="vit.layers.1")
+    loaded = loading.load(saving.save(merged, tmp_path / "out"))
+    with torch.no_grad():
+        assert torch.equal(loaded(PIXELS).logits, merged(PIXELS).logits)
+    assert (tmp_path / "out" / "preprocessor_config.json").exists()
+    rows = evaluate(loaded, digits_data, parents=[load(f) for f in folders], num_images=64)
+    assert [row.model for row in rows] == ["merged", "parent:low", "parent:high", "ensemble"]
+    assert rows[1].flops < rows[0].flops < rows[3].flops
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_attention_heads": 3}, "their configuration differs in num_attention_heads: 4 and 3"),
+        ({"num_hidden_layers": 2}, "their configuration differs in num_hidden_layers: 3 and 2"),
+        ({"hidden_size": 32}, "their configuration differs in hidden_size: 24 and 32"),
+        ({"image_size": 64}, "their configuration differs in image_size: 32 and 64"),
+    ],
+)
+def test_other_configurations_are_refused_naming_the_field(changes, message):
+    with pytest.raises(SourceError, match=message):
+        hf_zipit.merge([hf_vit(), hf_vit(**changes)], images(16), tasks=["a", "b"])
+
+
+def test_another_number_of_heads_is_refused_for_timm():
+    with pytest.raises(SourceError, match=r"the feature space blocks\.0\.qk is .*groups=4.* and .*groups=3"):
+        hf_zipit.merge([timm_vit(), timm_vit(num_heads=3)], images(16), tasks=["a", "b"])

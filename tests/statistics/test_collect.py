@@ -1,0 +1,115 @@
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from hf_zipit.data.batches import Passes, make_accelerator
+from hf_zipit.data.images import open_all
+from hf_zipit.errors import DataError
+from hf_zipit.statistics.collect import collect
+from hf_zipit.statistics.probes import POSITIONS, samples
+from tests.helpers.models import images, resnet_spec_binding, tiny
+
+SCRIPT = """
+import json, sys, torch
+from tests.statistics.test_collect import gathered
+from hf_zipit.data.batches import make_accelerator
+torch.set_num_threads(1)
+stats = gathered()
+if make_accelerator().is_main_process:
+    out = {n: [[m.count, m.mean.tolist(), m.covariance.tolist()] for m in s.tasks] for n, s in stats.items()}
+    json.dump(out, open(sys.argv[1], "w"))
+"""
+
+
+def gathered(compat=False, models=None):
+    """Two models, two tasks of different length, and a last batch that is not full."""
+    models = models or [tiny("resnet18", seed) for seed in (0, 1)]
+    binding = resnet_spec_binding(models[0])
+    accelerator = make_accelerator()
+    parts = open_all([images(29, seed=0), images(16, seed=1)], 2, None)
+    return collect(
+        models,
+        binding,
+        Passes(parts, 8)("Reading"),
+        spaces=binding.spaces,
+        tasks=2,
+        names=["a", "b"],
+        accelerator=accelerator,
+        device=torch.device("cpu"),
+        compat=compat,
+    )
+
+
+def activations(model, module, pixels):
+    seen = []
+    handle = model.get_submodule(module).register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    with torch.no_grad():
+        model(pixels)
+    handle.remove()
+    return seen[0]
+
+
+def test_statistics_equal_numpy_per_task():
+    models = [tiny("resnet18", seed) for seed in (0, 1)]
+    stats = gathered(models=models)
+    pixels = torch.cat(images(29, seed=0))
+    for space, module in (("layer1.0.mid1", "layer1.0.conv2"), ("layer2.0.out", "layer3.0.downsample")):
+        features = torch.cat([activations(m, module, pixels).flatten(2) for m in models], 1).transpose(1, 2)
+        features = features.flatten(0, 1).double()
+        moments = stats[space].tasks[0]
+        assert moments.count == len(features)
+        np.testing.assert_allclose(moments.covariance, np.cov(features.T, bias=True), rtol=1e-4, atol=1e-5)
+
+
+def test_no_hook_and_no_change_is_left_on_the_models():
+    models = [tiny("resnet18", seed) for seed in (0, 1)]
+    before = [{k: v.clone() for k, v in m.state_dict().items()} for m in models]
+    gathered(models=models)
+    for model, state in zip(models, before, strict=True):
+        assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
+        assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def test_two_processes_give_what_one_gives(tmp_path):
+    """A real accelerate launch with two CPU processes."""
+    out = tmp_path / "stats.json"
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    env = {**os.environ, "ACCELERATE_USE_CPU": "true", "PYTHONPATH": os.getcwd(), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", str(script), str(out)]
+    subprocess.run(command, check=True, env=env, capture_output=True, timeout=300)
+    two, one = json.loads(out.read_text()), gathered()
+    assert list(two) == list(one)
+    for name, entry in one.items():
+        for moments, (count, mean, covariance) in zip(entry.tasks, two[name], strict=True):
+            assert moments.count == count
+            np.testing.assert_allclose(mean, moments.mean, rtol=1e-9, atol=1e-12)
+            np.testing.assert_allclose(covariance, moments.covariance, rtol=1e-9, atol=1e-12)
+
+
+def test_reference_statistics_read_every_position_and_pool_the_tasks():
+    stats = gathered(compat=True)
+    assert all(len(s.tasks) == 1 for s in stats.values())
+    assert {s.tasks[0].count for s in stats.values()} == {45}
+
+
+def test_large_maps_are_read_on_an_even_lattice():
+    value = torch.arange(2 * 3 * 56 * 56.0).view(2, 3, 56, 56)
+    assert samples(value).shape == (2, 56 * 56, 3)
+    few = samples(value, POSITIONS)
+    assert few.shape == (2, 14 * 14, 3)
+    assert torch.equal(few[0, :, 1], value[0, 1, 1::4, 1::4].flatten())
+    assert samples(value[:, :, :16, :16], POSITIONS).shape == (2, 256, 3)
+    assert samples(value[:, :, 0, 0], POSITIONS).shape == (2, 1, 3)
+
+
+def test_activations_that_are_not_finite_are_refused_naming_model_and_space():
+    models = [tiny("resnet18", seed) for seed in (0, 1)]
+    models[1].layer2[0].conv1.weight.data.fill_(float("nan"))
+    with pytest.raises(DataError, match=r"b: 16 of 16 units of space 'layer2\.0\.mid1' are NaN"):
+        gathered(models=models)

@@ -1,0 +1,55 @@
+import numpy as np
+import pytest
+import torch
+
+from hf_zipit.matching.similarity import correlation, reference_correlation
+from hf_zipit.statistics.moments import Moments, ReferenceMoments
+
+
+def filled(samples, parts):
+    moments = Moments.empty(samples.shape[1])
+    for part in samples.split(parts):
+        moments.update(part)
+    return moments
+
+
+@pytest.mark.parametrize("n", [5, 300, 700])
+def test_moments_equal_numpy(n):
+    samples = torch.randn(257, n, dtype=torch.float64).cumsum(1)
+    moments = filled(samples, 50)
+    assert moments.count == 257
+    np.testing.assert_allclose(moments.covariance, np.cov(samples.T, bias=True), rtol=1e-10, atol=1e-10)
+
+
+def test_variance_survives_a_huge_mean():
+    samples = torch.randn(1000, 3, dtype=torch.float64) * 1e-3 + 1e6
+    expected = np.cov((samples - 1e6).T, bias=True)
+    np.testing.assert_allclose(filled(samples, 7).covariance, expected, rtol=1e-6, atol=1e-12)
+
+
+def test_parts_add_up_to_the_whole():
+    samples = torch.randn(100, 4, dtype=torch.float64)
+    whole, parts = filled(samples, 100), filled(samples[:13], 5) + filled(samples[13:], 9)
+    assert parts.count == whole.count
+    torch.testing.assert_close(parts.covariance, whole.covariance, rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close((Moments.empty(4) + whole).covariance, whole.covariance)
+
+
+def test_dead_units_are_like_nothing():
+    samples = torch.randn(50, 4)
+    samples[:, 1] = 0.1  # constant, not representable exactly
+    samples[:, 2] = samples[:, 0] * -3
+    similarity = correlation(filled(samples, 8))
+    assert similarity[1].abs().max() == 0
+    assert similarity[0, 2] == pytest.approx(-1)
+    assert similarity.isfinite().all()
+
+
+def test_reference_moments_follow_their_formula():
+    batches = [torch.randn(4, 9, 3), torch.randn(2, 9, 3)]
+    moments = ReferenceMoments.empty(3)
+    for batch in batches:
+        moments.update(batch)
+    flat = torch.cat([b.flatten(0, 1) for b in batches])
+    np.testing.assert_allclose(moments.covariance, np.cov(flat.T, bias=True), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(reference_correlation(moments), np.corrcoef(flat.T), rtol=1e-4, atol=1e-4)

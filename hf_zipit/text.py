@@ -1,6 +1,16 @@
-"""Results as text tables and as a picture."""
+"""Text for people: aligned tables, numbers with SI prefixes, the first line of an error."""
 
 from collections.abc import Sequence
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or the name of its type if it has no message.
+
+    >>> first_line(ValueError("no such file\\nsee the manual")), first_line(KeyError())
+    ('no such file', 'KeyError')
+    """
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -1,8 +1,8 @@
-# Two commands on a fresh machine with Python 3.11, pip and make: `make demo` and `make test`.
+# On a fresh machine with Python 3.11, pip and make: `make demo` and `make test`; `make test-all` adds the slow tests.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: demo test check format clean
+.PHONY: demo test test-all check docs format clean
 
 demo: $(BIN)/.installed
 	$(BIN)/python examples/digits_demo.py
@@ -10,10 +10,17 @@ demo: $(BIN)/.installed
 test: $(BIN)/.installed
 	$(BIN)/python -m pytest -n 2
 
+test-all: $(BIN)/.installed
+	$(BIN)/python -m pytest -n 2 -m ""
+
 check: $(BIN)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python docs/make.py --check
+
+docs: $(BIN)/.installed
+	$(BIN)/python docs/make.py
 
 format: $(BIN)/.installed
 	$(BIN)/ruff check --fix .

@@ -1,11 +1,11 @@
-"""Matching time against width, as ratios within one run: every way to match one space, one thread, two models.
+"""Time to match one space of two models against its width, for every matching algorithm, on one thread.
 
     python benchmarks/matching_time.py [WIDTH ...]
 
-Each row gives the CPU seconds for `zip` (repaired and compat), `permute`, `kmeans`, `select` and `optimal`, and for
-`zip` the ratio to the width before: an O(n^2) algorithm quadruples when the width doubles. Also timed, at widths up to
-512, is the plain step-by-step procedure of `tests/test_matching.py`. The last two columns say how far `zip` is from
-the optimum: at most, by the bound (its time beside it).
+Each row gives CPU seconds for `zip` (default and compat), `permute`, `kmeans`, `select` and `optimal`. For `zip` it
+also gives the ratio to the row above: the time of an O(n^2) algorithm quadruples when the width doubles. At widths up
+to 512 the step-by-step procedure of `tests/helpers/oracles.py` is timed as a multiple of `compat`. The last two columns
+are an upper bound on how far `zip` is from the optimum, and the seconds that this bound takes.
 """
 
 import sys
@@ -27,7 +27,7 @@ from tests.helpers.oracles import published, similarity
 
 
 def timed(run: object, *arguments: object, repeat: int = 3, **options: object) -> float:
-    """The best of some runs."""
+    """CPU seconds of the fastest of `repeat` runs."""
     times = []
     for _ in range(repeat):
         start = time.process_time()
@@ -37,11 +37,13 @@ def timed(run: object, *arguments: object, repeat: int = 3, **options: object) -
 
 
 def main(widths: list[int]) -> None:
-    """Print the table."""
+    """Print the table for these widths."""
     torch.set_num_threads(1)
-    rows, last = [], None
+    rows = []
+    last = None
     for width in widths:
-        s, sizes = similarity(2, width, 0), [width, width]
+        s = similarity(2, width, 0)
+        sizes = [width, width]
         fast = timed(zip_match, s, sizes, alpha=0.1, beta=0.8)
         compat = timed(zip_match, s, sizes, alpha=0.1, beta=0.8, compat=True)
         slow = f"{timed(published, s, 2, 0.1, 0.8) / compat:.0f}x" if width <= 512 else "-"
@@ -64,8 +66,9 @@ def main(widths: list[int]) -> None:
         "select",
         "optimal",
         "zip's gap",
+        "bound",
     ]
-    print(table([*head, "bound"], rows))
+    print(table(head, rows))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Draw the picture of the README from the report of `hf-zipit compare`: accuracy against cost.
+"""Plot accuracy against cost from the report of `hf-zipit compare`, as shown in the README.
 
 python benchmarks/real_pair.py REPORT/results.json benchmarks/real_pair.png
 """
@@ -14,7 +14,7 @@ COLOURS = {"batchnorm": "tab:grey", "refit": "tab:blue", "refit-joint": "tab:ora
 
 
 def draw(results: list[dict], out: Path) -> None:
-    """Task average and joint accuracy of every merge, with the ensemble as a star."""
+    """Plot task average and joint accuracy of every merge, and the ensemble as a star."""
     unit = next(row["flops"] for row in results if row["method"].startswith("parent:"))
     figure = Figure(figsize=(11, 3.4), layout="constrained")
     for axes, score in zip(figure.subplots(1, 2), ("average", "joint"), strict=True):
@@ -27,7 +27,7 @@ def draw(results: list[dict], out: Path) -> None:
                     axes.plot(*zip(*points, strict=True), marker + "-", color=colour, label=label)
         ensemble = next(row for row in results if row["method"] == "ensemble")
         axes.plot(ensemble["flops"] / unit, 100 * ensemble[score], "k*", ms=12, label="ensemble of the parents")
-        axes.set(xlabel="FLOPs for both tasks, in forwards of one parent", ylabel=f"{score} accuracy, %")
+        axes.set(xlabel="FLOPs for both tasks, relative to one parent", ylabel=f"{score} accuracy, %")
         axes.grid(alpha=0.3)
     figure.legend(*axes.get_legend_handles_labels(), fontsize=7, loc="outside right upper")
     figure.savefig(out, dpi=110)

@@ -1,10 +1,10 @@
-"""Time of whole-model matching by weights: `git-rebasin` and the `mudsc` methods on two models with random weights.
+"""Time to match all spaces of a model by weights: `git-rebasin`, `weight-zip` and the `mudsc` methods.
 
     python benchmarks/sweeps_time.py [ARCHITECTURE] [--threads 2] [--methods git-rebasin mudsc-align mudsc-zip]
 
-Prints a table: wall seconds, CPU seconds, and how many spaces were matched in all. Two pairs: a permuted copy with
-noise on its weights (there is an order to find), and two models with independent random weights (there is none, which
-takes the most sweeps). The activations are those of random images.
+Prints a table: wall seconds, CPU seconds, and the number of times that a space was matched. There are two pairs of
+models with random weights. In the first, one model is a permuted, noisy copy of the other, so there is a permutation to
+find. In the second they are independent, which takes the most sweeps. Activations are those of random images.
 """
 
 import argparse
@@ -20,13 +20,12 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from hf_zipit.assembly.plan import Plan
 from hf_zipit.find_spec import find_spec
-from hf_zipit.matching.methods import METHODS, Options
+from hf_zipit.matching.methods import METHODS
 from hf_zipit.matching.weights import WeightSimilarity
 from hf_zipit.merging.merger import Merger
-from hf_zipit.sources.load import load
-from hf_zipit.specs.cuts import resolve_cut
+from hf_zipit.recipe import Recipe
+from hf_zipit.sources.load import load_source
 from hf_zipit.specs.spaces import FeatureSpace
 from hf_zipit.text import table
 from hf_zipit.transform.permute import permuted, random_labels
@@ -38,13 +37,15 @@ def main() -> None:
     parser.add_argument("architecture", nargs="?", default="vit_small_patch16_224")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--images", type=int, default=16)
-    parser.add_argument("--noise", type=float, default=0.5, help="relative to the deviation of every weight tensor")
+    parser.add_argument(
+        "--noise", type=float, default=0.5, help="relative to the standard deviation of each weight tensor"
+    )
     parser.add_argument("--methods", nargs="+", default=[name for name in METHODS if METHODS[name].weights])
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     first, other = (timm.create_model(options.architecture, num_classes=10).eval() for _ in range(2))
-    binding = find_spec(load(first))
+    binding = find_spec(load_source(first))
     planted = permuted(first, binding, random_labels(binding, 1))
     with torch.no_grad():
         for value in planted.parameters():
@@ -53,24 +54,26 @@ def main() -> None:
     rows = []
     for pair, second in (("planted", planted), ("independent", other)):
         merger = Merger([first, second], [torch.randn(options.images, 3, 224, 224)], tasks=["a", "b"], cache=False)
-        plan = Plan(merger.binding, resolve_cut(merger.binding, None), None)
-        merger.match(plan, Options("permute"))  # observes the models
+        plan = merger.parents.plan(None)
+        merger.match(plan, Recipe(method="permute"))  # collects the statistics once
         for method in options.methods:
             with counted() as visits:
-                wall, cpu = time.perf_counter(), time.process_time()
-                merger.match(plan, Options(method))
-                wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+                wall_start = time.perf_counter()
+                cpu_start = time.process_time()
+                merger.match(plan, Recipe(method=method))
+                wall = time.perf_counter() - wall_start
+                cpu = time.process_time() - cpu_start
             rows.append([pair, method, f"{wall:.1f}", f"{cpu:.1f}", str(len(visits))])
     print(
         f"{options.architecture}, {len(binding.spaces)} spaces, {options.threads} threads, "
         f"load {os.getloadavg()[0]:.1f}"
     )
-    print(table(["pair", "method", "wall s", "CPU s", "spaces matched"], rows))
+    print(table(["pair", "method", "wall s", "CPU s", "matches"], rows))
 
 
 @contextmanager
 def counted() -> Iterator[list[str]]:
-    """The spaces whose weights are compared."""
+    """Record the name of a space each time its weights are compared."""
     visits: list[str] = []
     plain = WeightSimilarity.__call__
 

@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100 in memory, halves of their classes, and the models that are trained on them."""
+"""CIFAR-10 and CIFAR-100 in memory, splits of their classes, and the models trained on them."""
 
 import io
 from pathlib import Path
@@ -30,10 +30,11 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def read(data: str, split: str) -> tuple[Tensor, Tensor, list[str]]:
-    """The images `(images, 3, 32, 32)` of one split as uint8, their labels, and the class names.
+    """Read one split: images `(N, 3, 32, 32)` as uint8, labels `(N,)`, and class names.
 
     Args:
-        data: a Hub id or a folder of parquet files, with an image column and a label column.
+        data: Hub id or folder of parquet files with an image and a label column.
+        split: `train` or `test`.
     """
     import datasets
 
@@ -48,13 +49,13 @@ def read(data: str, split: str) -> tuple[Tensor, Tensor, list[str]]:
 
 
 def halves(classes: int, seed: int) -> tuple[list[int], list[int]]:
-    """The classes, shuffled and cut in two."""
+    """Split the classes at random into two halves."""
     order = torch.randperm(classes, generator=torch.Generator().manual_seed(seed)).tolist()
     return sorted(order[: classes // 2]), sorted(order[classes // 2 :])
 
 
 def only(classes: list[int], images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """The images of some classes, labelled by the class's place among them."""
+    """The images of the given classes, labelled by index into `classes`."""
     place = torch.full((int(labels.max()) + 1,), -1)
     place[classes] = torch.arange(len(classes))
     kept = place[labels] >= 0
@@ -62,7 +63,7 @@ def only(classes: list[int], images: Tensor, labels: Tensor) -> tuple[Tensor, Te
 
 
 def build(name: str, width: float, names: list[str] | int, seed: int) -> Any:
-    """An untrained model with these classes, or this many outputs; the seed decides its weights."""
+    """An untrained model, with class names or a number of outputs; the seed determines its weights."""
     torch.manual_seed(seed)
     names = [str(i) for i in range(names)] if isinstance(names, int) else names
     if name != "vit":
@@ -80,16 +81,16 @@ def build(name: str, width: float, names: list[str] | int, seed: int) -> Any:
         id2label=dict(enumerate(names)),
         label2id={label: i for i, label in enumerate(names)},
     )
-    return ViTForImageClassification._from_config(config, attn_implementation="eager")  # the faster one on a CPU
+    return ViTForImageClassification._from_config(config, attn_implementation="eager")  # faster than sdpa on a CPU
 
 
 def class_vectors(names: list[str], targets: str) -> Tensor | None:
-    """A vector of length one for each class, `(classes, dimension)`; `None` where the targets are labels.
+    """A unit vector for each class, `(classes, dimension)`; `None` for targets that are labels.
 
     Args:
-        names: all classes of the data set.
-        targets: `labels`; `codes` for random orthogonal vectors, the same in every run; or a CLIP model, by folder or
-            Hub id, for its text features of "a photo of a ...".
+        names: All classes of the data set.
+        targets: `labels`; `codes` for random orthogonal vectors, equal in every run; or the folder or Hub id of a CLIP
+            model, for its text features of "a photo of a ...".
     """
     if targets == "labels":
         return None
@@ -103,7 +104,7 @@ def class_vectors(names: list[str], targets: str) -> Tensor | None:
 
 
 class Towards(nn.Module):
-    """A model whose output is compared with class vectors by cosine (ZipIt!, section 5.1)."""
+    """A classifier by cosine similarity between a model's output and class vectors (ZipIt!, section 5.1)."""
 
     def __init__(self, model: Any, vectors: Tensor) -> None:
         super().__init__()
@@ -111,13 +112,13 @@ class Towards(nn.Module):
         self.register_buffer("vectors", vectors)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Cosine to every class vector, times 100 as in CLIP where those are close to each other, else 16."""
+        """Cosine to every class vector, times 100 as in CLIP if the class vectors are close together, else 16."""
         output = nn.functional.normalize(logits_of(self.model(pixels)).float(), dim=-1)
         close = (self.vectors @ self.vectors.T).mean() > 0.5
         return (100 if close else 16) * output @ self.vectors.T
 
     def folded(self, names: list[str]) -> Any:
-        """The model as a classifier: its linear output and the class vectors in one layer, not divided by norms."""
+        """The model as a plain classifier: class vectors folded into its linear layer, without normalisation."""
         vit = isinstance(self.model, ViTForImageClassification)
         old = self.model.classifier if vit else self.model.get_classifier()
         new = nn.Linear(old.in_features, len(names))
@@ -133,7 +134,7 @@ class Towards(nn.Module):
 
 
 def save(model: Any, out: Path, names: list[str]) -> None:
-    """Write the model as a folder in its library's Hub format."""
+    """Save the model to a folder in the Hub format of its library."""
     if isinstance(model, ViTForImageClassification):
         model.save_pretrained(out)
         size = {"height": 32, "width": 32}

@@ -1,16 +1,16 @@
-"""Train two classifiers on disjoint halves of CIFAR's classes, merge them in several ways, and print one table.
+"""Train two classifiers on disjoint halves of CIFAR's classes, merge them by several methods, and print one table.
 
     python examples/cifar_pairs.py CIFAR OUT --model resnet20 --width 2 --cuts layer2 layer1
     python examples/cifar_pairs.py CIFAR OUT --model vit --same-init --cuts vit.layers.1
     python examples/cifar_pairs.py CIFAR OUT --model resnet20 --targets openai/clip-vit-base-patch32
 
-CIFAR is a Hub id (`uoft-cs/cifar10`) or a folder with `train.parquet` and `test.parquet`. `--split` shuffles the
-classes. The models are Hub-format folders in OUT; those that are there already are not trained again, so two
-processes with `--only a` and `--only b` can share the work. The table holds the controls as well and stands in OUT with
-a picture; merges that it has already are not made again.
+CIFAR is a Hub id (`uoft-cs/cifar10`) or a folder with `train.parquet` and `test.parquet`. `--split` is the seed of
+the class split. Models are saved to OUT in Hub format, and existing ones are not trained again, so two processes with
+`--only a` and `--only b` can share the work. The table, with controls, and a plot are written to OUT. Merges that it
+already contains are not repeated.
 
-With `--targets` both models learn to point at the same vectors, one for each class, as the papers' do: the text
-features of a CLIP model, or `codes`, random orthogonal vectors that need no download.
+With `--targets` both models learn to predict fixed vectors, one for each class, as in the papers: the text features of
+a CLIP model, or `codes`, random orthogonal vectors that need no download.
 """
 
 import argparse
@@ -28,7 +28,7 @@ RATES = {"resnet20": 0.2, "vgg11": 0.03, "vgg11_bn": 0.1, "vit": 2e-3}
 
 
 def train(args: argparse.Namespace, half: str, init: int, out: Path) -> None:
-    """Train one parent, report its test accuracy, and write it."""
+    """Train one parent, print its test accuracy, and save it."""
     images, labels, names = read(args.data, "train")
     classes = halves(len(names), args.split)["ab".index(half)]
     mine = [names[i] for i in classes]
@@ -56,7 +56,7 @@ def train(args: argparse.Namespace, half: str, init: int, out: Path) -> None:
 
 
 def parents(args: argparse.Namespace) -> list[Path]:
-    """The folders of both parents; those that are not there yet are trained."""
+    """The folders of both parents; missing parents are trained."""
     found = []
     for number, half in enumerate("ab"):
         init = args.init + (0 if args.same_init else number)
@@ -69,20 +69,22 @@ def parents(args: argparse.Namespace) -> list[Path]:
 
 
 def parse() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data")
     parser.add_argument("out", type=Path)
     parser.add_argument("--model", choices=sorted(RATES), default="resnet20")
     parser.add_argument("--width", type=float, default=1)
     parser.add_argument("--targets", default="labels", help="labels, codes, or a CLIP model")
-    parser.add_argument("--split", type=int, default=0, help="how the classes are shuffled")
-    parser.add_argument("--init", type=int, default=0, help="seed of the first model; the second has the next")
+    parser.add_argument("--split", type=int, default=0, help="seed of the class split")
+    parser.add_argument("--init", type=int, default=0, help="seed of the first model; the second has the next one")
     parser.add_argument("--same-init", action="store_true", help="both models start from the same weights")
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--batch-size", type=int, default=250)
     parser.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=True)
-    parser.add_argument("--only", choices=["a", "b"], nargs="+", default=["a", "b"], help="train these, merge nothing")
+    parser.add_argument(
+        "--only", choices=["a", "b"], nargs="+", default=["a", "b"], help="train this one, merge nothing"
+    )
     merging_arguments(parser, cuts=[])
     return parser.parse_args()
 

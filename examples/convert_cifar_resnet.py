@@ -1,10 +1,10 @@
-"""Convert CIFAR ResNet checkpoints in the common `shortcut` / `linear` naming to Hub-format timm folders.
+"""Convert CIFAR ResNet checkpoints with `shortcut` / `linear` parameter names to Hub-format timm folders.
 
     python examples/convert_cifar_resnet.py CHECKPOINT_FOLDER OUT
 
 CHECKPOINT_FOLDER holds `model.safetensors` (names `conv1`, `bn1`, `layer{s}.{b}.shortcut.{0,1}`, `linear`) and
-`model.json` with the keys `width`, `class_order`, `own_classes` and `input` (size, mean, std). Only the rows of the
-classifier that belong to `own_classes` are kept. OUT loads with timm and with `hf-zipit merge`.
+`model.json` with the keys `width`, `class_order`, `own_classes` and `input` (size, mean, std). Of the classifier, only
+the rows of `own_classes` are kept. OUT can be loaded by timm and merged by `hf-zipit merge`.
 """
 
 import argparse
@@ -19,7 +19,7 @@ import hf_zipit.models.cifar_resnet  # noqa: F401  (registers cifar_resnet20 wit
 
 
 def convert(source: Path, out: Path) -> None:
-    """Write `source` as a timm folder."""
+    """Convert the checkpoint in `source` to a timm folder."""
     about = json.loads((source / "model.json").read_text())
     own = about["own_classes"]
     state = {}
@@ -30,7 +30,7 @@ def convert(source: Path, out: Path) -> None:
     model = timm.create_model("cifar_resnet20", num_classes=len(own), **args)
     missing, unexpected = model.load_state_dict(state, strict=False)
     if unexpected or any(not name.endswith("num_batches_tracked") for name in missing):
-        raise SystemExit(f"{source} is no CIFAR ResNet-20: missing {missing}, unexpected {unexpected}")
+        raise SystemExit(f"{source} is not a CIFAR ResNet-20: missing {missing}, unexpected {unexpected}")
     size = about["input"]["size"]
     config = {
         "num_classes": len(own),

@@ -1,11 +1,11 @@
-"""Fine-tune a model on CUB-200-2011: 200 kinds of birds, 5,994 training and 5,794 test images.
+"""Fine-tune a model on CUB-200-2011: 200 bird species, 5,994 training and 5,794 test images.
 
     python examples/cub200.py CUB -o models/cub
     python examples/cub200.py CUB -o models/cub-vit --base google/vit-base-patch16-224-in21k
 
-CUB holds the unpacked `CUB_200_2011.tgz` (https://www.vision.caltech.edu/datasets/cub_200_2011): `images.txt`,
-`image_class_labels.txt`, `train_test_split.txt`, `classes.txt` and `images/`, in CUB or in its folder `CUB_200_2011`.
-Without CUB the copy on the Hub is used.
+CUB is a folder with the unpacked `CUB_200_2011.tgz` (https://www.vision.caltech.edu/datasets/cub_200_2011):
+`images.txt`, `image_class_labels.txt`, `train_test_split.txt`, `classes.txt` and `images/`, directly or in a subfolder
+`CUB_200_2011`. Without CUB a copy on the Hub is used.
 """
 
 from pathlib import Path
@@ -15,16 +15,16 @@ from fine_tuning import Task, listed, main
 
 
 def original(root: Path, split: str) -> datasets.Dataset:
-    """One split of the original files."""
+    """Read one split of the original files."""
     inside = root / "CUB_200_2011"
     return bird_files(inside if inside.is_dir() else root, split)
 
 
 def bird_files(root: Path, split: str) -> datasets.Dataset:
-    """One split of CUB-200-2011 or NABirds: text files that are joined on the image's id.
+    """Read one split of CUB-200-2011 or NABirds: text files joined on the image id.
 
-    The class ids need not be dense, nor need every class in `classes.txt` have images (NABirds: 555 of 1011): those
-    that have are numbered in the order of their ids.
+    Class ids may have gaps, and classes in `classes.txt` may have no images (in NABirds, 555 of 1011 have some).
+    Classes with images are numbered in the order of their ids.
     """
     paths, classes, train, names = (
         dict(line.split(maxsplit=1) for line in (root / f"{file}.txt").read_text(encoding="utf-8").splitlines())

@@ -1,13 +1,15 @@
-"""Merge models of dense tasks pairwise, with every method: autoencoding, denoising, edges and colourisation.
+"""Merge models for dense tasks pairwise, by every method: autoencoding, denoising, edges and colourisation.
 
     python examples/dense_tasks.py [--images DATA] [--epochs 6] [--cut layer3]
 
-All four tasks need images alone, no labels. Without `--images` (an image folder, parquet files or a Hub id) they are
-scikit-learn's digits, tinted by their digit. Small encoder-decoders are trained from different initialisations; then,
-for each of the six pairs, the encoders are merged, the decoders stay with their tasks, and the batch norms are
-re-estimated. The table gives scaled performance (L0 - L) / (L0 - L1), averaged over a task's partners: 1 is as good as
-the task's own model, 0 no better than the mean target (MuDSC's Taskonomy protocol). With `--cut layer2` each task keeps
-the last stage. The controls are a random match and the trunk of one parent alone. About six minutes on one core.
+All four tasks need only images, no labels. `--images` is an image folder, parquet files or a Hub id; by default the
+images are scikit-learn's digits, with one colour per digit. Small encoder-decoders are trained from different
+initialisations. For each of the six pairs, the encoders are then merged, the decoders remain task-specific, and the
+batch-norm statistics are re-estimated.
+
+The table gives scaled performance (L0 - L) / (L0 - L1), averaged over a task's partners, as in MuDSC's Taskonomy
+protocol: 1 is as good as the task's own model, 0 no better than the mean target. With `--cut layer2` each task keeps
+its last stage. The controls are a random match and the trunk of one parent. Takes about six minutes on one core.
 """
 
 import argparse
@@ -23,17 +25,16 @@ import hf_zipit
 import hf_zipit.models.cifar_resnet
 from hf_zipit.data.images import TRAIN, open_images
 from hf_zipit.data.rows import TEST
-from hf_zipit.evaluation.dense import evaluate_tasks
+from hf_zipit.evaluation.evaluate import evaluate_tasks
 from hf_zipit.evaluation.metrics import constant_estimator, scaled_performance
-from hf_zipit.matching.methods import Options
 from hf_zipit.merging.merger import Merger
 from hf_zipit.text import table
 
 SIZE, BATCH = 16, 64
-MERGED = 640  # training images that the merges see
+MERGED = 640  # training images used for merging
 METHODS = ("average", "permute", "git-rebasin", "mudsc-align", "kmeans", "zip", "weight-zip", "mudsc-zip")
 PARTNER = "control: the partner's trunk, refit"
-MERGES = [  # name of a row, method and calibration
+MERGES = [  # row name, method, calibration
     *((method, method, "batchnorm") for method in METHODS),
     ("zip, refit", "zip", "refit"),
     ("control: random match", "random", "batchnorm"),
@@ -70,16 +71,16 @@ def edges(x: Tensor) -> Tensor:
 
 
 def noisy(x: Tensor) -> Tensor:
-    """The image with noise of half its range; the same noise every time."""
+    """The image plus noise with standard deviation 0.5, the same noise in every call."""
     return x + 0.5 * torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
 
 
 def grey(x: Tensor) -> Tensor:
-    """The image without its colours."""
+    """The image in grey, with three channels."""
     return x.mean(1, keepdim=True).expand_as(x).contiguous()
 
 
-TASKS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {  # input and target, of an image
+TASKS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {  # input and target from an image
     "autoencoding": (lambda x: x, lambda x: x),
     "denoising": (noisy, lambda x: x),
     "edges": (lambda x: x, edges),
@@ -88,7 +89,7 @@ TASKS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] 
 
 
 def tinted(split: str) -> Tensor:
-    """The digits `(N, 3, 16, 16)`, each in the colour of its digit."""
+    """The digits `(N, 3, 16, 16)`, with one colour per class."""
     pixels, labels = zip(*digits(split), strict=True)
     images = torch.stack([TRANSFORM(image.convert("RGB")) for image in pixels])
     hue = torch.tensor(labels)[:, None] * 0.628 + torch.tensor([0.0, 2.1, 4.2])
@@ -96,7 +97,7 @@ def tinted(split: str) -> Tensor:
 
 
 def load(data: str | None, split: str, count: int) -> Tensor:
-    """Images of a split `(N, 3, 16, 16)`, in [-1, 1]."""
+    """Load the images of a split, `(N, 3, 16, 16)` in [-1, 1]."""
     if data is None:
         return tinted(split)
     images = open_images(data, TRANSFORM, splits=TRAIN if split == "train" else TEST)
@@ -104,13 +105,13 @@ def load(data: str | None, split: str, count: int) -> Tensor:
 
 
 def batches(task: str, images: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Inputs and targets of a task."""
+    """Batches of inputs and targets of a task."""
     make_input, make_target = TASKS[task]
     return list(zip(make_input(images).split(BATCH), make_target(images).split(BATCH), strict=True))
 
 
 def train(task: str, images: Tensor, epochs: int, seed: int) -> nn.Module:
-    """One model, on the L1 loss of its task."""
+    """Train one model on the L1 loss of its task."""
     torch.manual_seed(seed)
     model = EncoderDecoder(TASKS[task][1](images[:1]).shape[1])
     steps = epochs * -(-len(images) // BATCH)
@@ -127,7 +128,7 @@ def train(task: str, images: Tensor, epochs: int, seed: int) -> nn.Module:
 
 
 def main(data: str | None, epochs: int, count: int, cut: str) -> None:
-    """Train, merge all pairs with all methods, print losses and scaled performances."""
+    """Train the models, merge all pairs by all methods, and print losses and scaled performance."""
     train_images, test_images = load(data, "train", count), load(data, "test", count // 4)
     models = {task: train(task, train_images, epochs, seed) for seed, task in enumerate(TASKS)}
     tests = {task: batches(task, test_images) for task in TASKS}
@@ -147,7 +148,7 @@ def main(data: str | None, epochs: int, count: int, cut: str) -> None:
         inputs = [[pixels for pixels, _ in batches(task, train_images[:MERGED])] for task in pair]
         merger = Merger(sources, inputs, cache=False)
         for name, method, calibrate in MERGES:
-            merged = merger.merge(Options(method), cut=cut, calibrate=calibrate)
+            merged = merger.merge(method=method, cut=cut, calibrate=calibrate)
             rows = evaluate_tasks(merged, [tests[task] for task in pair], parents=sources)
             alone |= {task: scores["L1"] for row in rows[1:] for task, scores in row.scores.items()}
             own = {"first-parent": pair[0], "last-parent": pair[1]}.get(method)
@@ -175,7 +176,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", help="Image folder, parquet files or Hub id; default: the digits.")
     parser.add_argument("--epochs", type=int, default=6)
-    parser.add_argument("--count", type=int, default=2000, help="At most so many training images.")
-    parser.add_argument("--cut", default="layer3", help="What is shared: up to layer1, layer2 or layer3.")
+    parser.add_argument("--count", type=int, default=2000, help="Maximum number of training images.")
+    parser.add_argument("--cut", default="layer3", help="Last merged stage: layer1, layer2 or layer3.")
     arguments = parser.parse_args()
     main(arguments.images, arguments.epochs, arguments.count, arguments.cut)

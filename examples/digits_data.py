@@ -10,7 +10,7 @@ NAMES = [str(digit) for digit in range(10)]
 
 
 def digits(split: str) -> list[tuple[Image.Image, int]]:
-    """`train` or `test` images with their labels; every fourth image is a test image."""
+    """The `train` or `test` images with their labels; every fourth image is in the test split."""
     data = load_digits()
     keep = (np.arange(len(data.target)) % 4 == 0) == (split == "test")
     pixels = np.round(data.images[keep] * (255 / 16)).astype(np.uint8)
@@ -18,7 +18,7 @@ def digits(split: str) -> list[tuple[Image.Image, int]]:
 
 
 def write_parquet(folder: Path) -> Path:
-    """Write `train.parquet` and `test.parquet` with an image and a label column."""
+    """Write `train.parquet` and `test.parquet`, with an image and a label column, to a folder and return it."""
     import datasets
 
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=NAMES)})

@@ -1,10 +1,10 @@
-"""The demo: two digit classifiers, trained apart, become one model. Runs the real command line, needs no network.
+"""Demo: merge two independently trained digit classifiers with the command-line interface, without a network.
 
     python examples/digits_demo.py [OUT]
 
-`examples/digits` holds the two models (`examples/train_digits.py` trained them). They are merged by average, permute,
-zip, partial zip and zip with a refit, beside controls, evaluated on held-out digits, and drawn. OUT is `demo_output` by
-default.
+The two models are in `examples/digits`, written by `examples/train_digits.py`. They are merged by average, permute,
+zip, partial zip and zip with a refit, along with controls. All merges are evaluated on held-out digits and plotted. OUT
+is `demo_output` by default.
 """
 
 import contextlib
@@ -22,8 +22,8 @@ os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"  # read when datasets is i
 from digits_data import write_parquet
 
 from hf_zipit.cli import app
-from hf_zipit.evaluation.classification import Row
 from hf_zipit.evaluation.report import plot
+from hf_zipit.evaluation.results import Result
 from hf_zipit.text import table
 
 MODELS = [Path(__file__).parent / "digits" / name for name in ("digits-0-4", "digits-5-9")]
@@ -45,13 +45,13 @@ def hf_zipit(*arguments: object) -> str:
     shown = [os.path.relpath(a) if Path(a).is_absolute() else a for a in command]
     print(f"$ hf-zipit {shlex.join(shown)}", file=sys.stderr)
     printed = io.StringIO()
-    with contextlib.redirect_stdout(printed):  # in this process: importing torch ten times would take a minute
+    with contextlib.redirect_stdout(printed):  # in one process, as importing torch is slow
         app(command, standalone_mode=False)
     return printed.getvalue()
 
 
 def main(out: Path) -> None:
-    """Merge, evaluate, print one table and write one picture."""
+    """Merge, evaluate, print one table and write one plot."""
     started = time.perf_counter()
     data = write_parquet(out / "digits")
     results, spaces = {}, {}
@@ -59,15 +59,16 @@ def main(out: Path) -> None:
         folder = out / re.sub(r"(, cut after |, |: )", "-", name)
         hf_zipit("merge", *MODELS, "--data", data, *options, "-o", folder, "--overwrite")
         rows = json.loads(hf_zipit("eval", folder, "--data", data, "--json"))["rows"]
-        results[name] = [Row(**row) for row in rows]
+        results[name] = [Result(**row) for row in rows]
         spaces[name] = json.loads((folder / "config.json").read_text())["zipit"]["spaces"]
     picture = plot(results, spaces["zip"], out / "digits.png")
     print(summary(results))
-    print(f"\n{picture}: accuracy against cost, and what the merged units are made of")
-    print(f"{out / 'zip'}: a Hub-format folder, one of {len(MERGES)} ({time.perf_counter() - started:.0f} s in all)")
+    print(f"\n{picture}: accuracy against cost, and the composition of the merged units")
+    seconds = time.perf_counter() - started
+    print(f"{out / 'zip'}: the merged model in Hub format, one of {len(MERGES)} ({seconds:.0f} s in total)")
 
 
-def summary(results: dict[str, list[Row]]) -> str:
+def summary(results: dict[str, list[Result]]) -> str:
     """One line per merge, then the ensemble and the parents."""
     rows = [(name if "control" in name else f"merged: {name}", mine[0]) for name, mine in results.items()]
     last = next(iter(results.values()))

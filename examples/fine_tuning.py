@@ -1,7 +1,7 @@
-"""What the fine-grained examples share: splits as `datasets.Dataset`, and the fine-tuning of a model from the Hub.
+"""Shared code of the fine-grained examples: splits as `datasets.Dataset`, and fine-tuning of a model from the Hub.
 
-Models of timm and of transformers are fine-tuned alike: a new classifier, random crops, a one-cycle schedule. All get
-the same preprocessing, so that they can be merged.
+Models from timm and transformers are fine-tuned in the same way: new classifier, random crops, one-cycle schedule. All
+use the same preprocessing, so that they can be merged.
 """
 
 import argparse
@@ -21,17 +21,21 @@ from training import fit, logits_of
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 import hf_zipit.models.cifar_resnet  # noqa: F401  (registers cifar_resnet20 with timm)
-from hf_zipit.sources.load import load
+from hf_zipit.sources.load import load_source
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)
 class Task:
-    """One data set: its name, how its original files are read, and where it starts from.
+    """One data set.
 
-    `original` maps a folder and `train` or `test` to rows with an image and a label, and raises `FileNotFoundError`
-    where the files are not in the folder; `hub` is a copy on the Hub, if there is one; `base` the pretrained model.
+    Attributes:
+        name: Name of the task.
+        original: Reads the original files: (folder, `train` or `test`) -> rows with an image and a label. Raises
+            `FileNotFoundError` if the files are not in the folder.
+        hub: Hub id of a copy, if there is one.
+        base: Pretrained model to start from.
     """
 
     name: str
@@ -40,7 +44,7 @@ class Task:
     base: str
 
     def split(self, data: str, split: str) -> datasets.Dataset:
-        """The `train` or `test` images of a folder or Hub id."""
+        """Load the `train` or `test` split from a folder or Hub id."""
         if Path(data).is_dir():
             try:
                 return self.original(Path(data), split)
@@ -50,7 +54,7 @@ class Task:
 
 
 def from_library(data: str, split: str) -> datasets.Dataset:
-    """A split of anything that `datasets` reads, with the columns `image` and `label`."""
+    """Load a split of any data set that `datasets` can read, as columns `image` and `label`."""
     rows = datasets.load_dataset(data)
     rows = rows[split] if split in rows else rows["validation"]
     label = next(name for name in ("label", "labels", "target") if name in rows.column_names)
@@ -60,21 +64,21 @@ def from_library(data: str, split: str) -> datasets.Dataset:
 
 
 def listed(paths: Sequence[Path], labels: Sequence[int], names: Sequence[str]) -> datasets.Dataset:
-    """Image files with their labels as a data set; a file is read when its row is."""
+    """A data set of image files and labels; files are read on access."""
     for path in paths:
         if not path.is_file():
-            raise SystemExit(f"{path} is listed but not there: unpack all archives of the data set into one folder")
+            raise SystemExit(f"{path} is listed but missing; unpack all archives of the data set into one folder")
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=list(names))})
     return datasets.Dataset.from_dict({"image": [str(p) for p in paths], "label": list(labels)}, features=features)
 
 
 def classifier(base: str, names: Sequence[str], size: int) -> tuple[Any, Any]:
-    """A pretrained model with an untrained classifier, and its image processor if it is one of transformers.
+    """A pretrained model with a new classifier, and its image processor if it is a transformers model.
 
     Args:
-        base: a folder, a Hub id, or the name of a timm model with pretrained weights.
-        names: the classes.
-        size: height and width of the images.
+        base: Folder, Hub id, or name of a timm model with pretrained weights.
+        names: Class names.
+        size: Height and width of the images in pixels.
     """
     labels = {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
     config = {"architecture": base} if timm.is_model(base) else _config(base)
@@ -91,7 +95,7 @@ def classifier(base: str, names: Sequence[str], size: int) -> tuple[Any, Any]:
 
 
 def _config(base: str) -> dict[str, Any]:
-    """The `config.json` of a folder or Hub id."""
+    """Read the `config.json` of a folder or Hub id."""
     from huggingface_hub import hf_hub_download
 
     path = Path(base) / "config.json" if Path(base).is_dir() else hf_hub_download(base, "config.json")
@@ -99,13 +103,13 @@ def _config(base: str) -> dict[str, Any]:
 
 
 def fine_tune(task: Task, data: str, out: Path, args: argparse.Namespace) -> Path:
-    """Fine-tune a model on one data set and write it in its library's Hub format.
+    """Fine-tune a model on one data set and save it in the Hub format of its library.
 
     Args:
-        task: the data set.
-        data: its folder or Hub id.
-        out: the folder to write; one that is there already is left as it is.
-        args: `base`, `image_size`, `epochs`, `batch_size`, `lr`, ... (see `training_arguments`).
+        task: The data set.
+        data: Its folder or Hub id.
+        out: Output folder. If it already contains a model, nothing is trained.
+        args: Training options (see `training_arguments`).
     """
     if (out / "model.safetensors").exists():
         return out
@@ -140,8 +144,8 @@ def fine_tune(task: Task, data: str, out: Path, args: argparse.Namespace) -> Pat
 
 @torch.inference_mode()
 def accuracy(folder: Path, rows: datasets.Dataset, batch_size: int = 64) -> float:
-    """The share of images that the model in `folder` classifies rightly."""
-    source = load(folder)
+    """Accuracy of the model in `folder`, in [0, 1]."""
+    source = load_source(folder)
     hits = 0
     for start in range(0, len(rows), batch_size):
         batch = rows[start : start + batch_size]
@@ -151,7 +155,7 @@ def accuracy(folder: Path, rows: datasets.Dataset, batch_size: int = 64) -> floa
 
 
 def push(folder: Path, repository: str) -> None:
-    """Upload a folder to the Hub as a private repository, which its owner may make public."""
+    """Upload a folder to a private Hub repository."""
     from huggingface_hub import HfApi
 
     api = HfApi()
@@ -160,25 +164,25 @@ def push(folder: Path, repository: str) -> None:
 
 
 def training_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of fine-tuning."""
-    parser.add_argument("--base", help="Hub id, folder or timm name to start from; default: one for each data set")
+    """Add the fine-tuning options to a parser."""
+    parser.add_argument("--base", help="Hub id, folder or timm name of the pretrained model")
     parser.add_argument("--image-size", type=int, default=224)
-    parser.add_argument("--train-images", type=int, help="train on this many images only, for a quick try")
+    parser.add_argument("--train-images", type=int, help="number of training images, for a quick test; default: all")
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--lr", type=float, default=3e-4)
-    parser.add_argument("--workers", type=int, default=0, help="processes that decode images")
+    parser.add_argument("--workers", type=int, default=0, help="processes for image decoding")
     parser.add_argument("--bf16", action="store_true", help="compute in bfloat16")
 
 
 def main(task: Task, description: str) -> None:
-    """The command line of one data set: fine-tune, report the test accuracy, and upload if asked to."""
+    """Command line for one data set: fine-tune, print the test accuracy, and upload on request."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     default = {"nargs": "?", "default": task.hub} if task.hub else {}
     parser.add_argument(
-        "data", help="folder with the original files, any folder that datasets reads, or Hub id", **default
+        "data", help="folder with the original files, Hub id, or any folder that `datasets` can read", **default
     )
-    parser.add_argument("-o", "--out", type=Path, required=True, help="folder for the model")
+    parser.add_argument("-o", "--out", type=Path, required=True, help="output folder of the model")
     parser.add_argument("--push", metavar="USER/NAME", help="upload the model to this repository")
     training_arguments(parser)
     args = parser.parse_args()

@@ -1,16 +1,17 @@
-"""Fine-tune a model for each of four fine-grained data sets, merge all pairs and all four, and evaluate them.
+"""Fine-tune a model on each of four fine-grained data sets, merge all pairs and all four, and evaluate the merges.
 
     python examples/four_datasets.py OUT dogs=DOGS pets=timm/oxford-iiit-pet cub=CUB nabirds=NABIRDS
     python examples/four_datasets.py OUT pets=PETS wild=WILD --base BASE --image-size 64 --cuts layer3 layer2
 
-Each argument is a name and a folder or Hub id. `dogs`, `pets`, `cub` and `nabirds` may be folders with the original
-files (see the script of each); any other name is a data set with an image and a label column. Models and merges are
-Hub-format folders in OUT; models that are there already are not trained again. The tables hold the controls as well.
+Each argument is a name with a folder or Hub id. `dogs`, `pets`, `cub` and `nabirds` may be folders with the original
+files (see the script of each). Any other name is a data set with an image and a label column. Models and merges are
+saved to OUT in Hub format, and existing models are not trained again. The tables include controls.
 """
 
 import argparse
 import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -23,7 +24,7 @@ from fine_tuning import Task, fine_tune, from_library, push, training_arguments
 from merge_table import compared, merging_arguments
 
 from hf_zipit.comparison.report import comparison_table
-from hf_zipit.comparison.run import Result
+from hf_zipit.evaluation.results import Result
 from hf_zipit.merging.merger import Merger
 from hf_zipit.saving import save as saving
 
@@ -31,12 +32,12 @@ TASKS = {module.TASK.name: module.TASK for module in (stanford_dogs, oxford_pets
 
 
 def task(name: str) -> Task:
-    """A known data set, or any other that `datasets` reads."""
+    """A known data set, or any other that `datasets` can read."""
     return TASKS.get(name) or Task(name, lambda root, split: from_library(str(root), split), None, "resnet50.a1_in1k")
 
 
 def merge_group(names: Sequence[str], args: argparse.Namespace) -> list[Result]:
-    """Merge the models of some data sets in every way, write the merges to OUT, and evaluate them."""
+    """Merge the models of some data sets by every method, save the merges to OUT, and evaluate them."""
     data = dict(args.data)
     train, test = ([task(name).split(data[name], split) for name in names] for split in ("train", "test"))
     merger = Merger([args.out / name for name in names], train, num_images=args.num_images, tasks=names)
@@ -51,31 +52,35 @@ def merge_group(names: Sequence[str], args: argparse.Namespace) -> list[Result]:
 
 
 def averaged(groups: Sequence[Sequence[Result]]) -> list[Result]:
-    """Rows like the papers': for each way to merge, and for each data set, the mean over the groups that it is in."""
-    found: dict[tuple[str, str | None, str | None], list[Result]] = {}
+    """Rows as in the papers: for each way to merge, the mean per data set over the groups that contain it."""
+    found: dict[tuple[str, Any, Any], list[Result]] = {}
     for row in (row for group in groups for row in group):
-        found.setdefault((row["method"], row["cut"], row["calibrate"]), []).append(row)
-    means = []
-    for rows in sorted(found.values(), key=lambda rows: rows[0]["method"] == "ensemble"):  # last, as everywhere
-        names = dict.fromkeys(name for row in rows for name in row["tasks"])
-        tasks = {name: mean(row["tasks"][name] for row in rows if name in row["tasks"]) for name in names}
-        numbers = [key for key in ("joint", "flops", "parameters", "seconds") if key in rows[0]]
-        each = {key: mean(row[key] for row in rows) for key in numbers}
-        correlation = {name: mean(row["correlation"][name] for row in rows) for name in rows[0].get("correlation", {})}
-        means.append({**rows[0], **each, "tasks": tasks, "average": mean(tasks.values()), "correlation": correlation})
-    return means
+        key = (row.model, row.settings.get("cut"), row.settings.get("calibrate"))
+        found.setdefault(key, []).append(row)
+    return [_mean_row(rows) for rows in sorted(found.values(), key=lambda rows: rows[0].model == "ensemble")]
+
+
+def _mean_row(rows: Sequence[Result]) -> Result:
+    """The mean of rows of several groups."""
+    first = rows[0]
+    names = dict.fromkeys(name for row in rows for name in row.tasks)
+    tasks = {name: mean(row.tasks[name] for row in rows if name in row.tasks) for name in names}
+    numbers = ("joint", "distance", "flops", "parameters", "seconds")
+    means = {key: mean(getattr(row, key) for row in rows) for key in numbers if getattr(first, key) is not None}
+    correlation = {name: mean(row.correlation[name] for row in rows) for name in first.correlation}
+    return replace(first, tasks=tasks, average=mean(tasks.values()), correlation=correlation, **means)
 
 
 def pair(text: str) -> tuple[str, str]:
-    """`name=data`."""
+    """Parse an argument of the form `name=data`."""
     name, equals, data = text.partition("=")
     if not (name and equals and data):
-        raise argparse.ArgumentTypeError(f"'{text}' is not of the form name=data")
+        raise argparse.ArgumentTypeError(f"'{text}' is not of the form name=data, such as pets=timm/oxford-iiit-pet")
     return name, data
 
 
 def parse() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("data", nargs="+", type=pair, metavar="NAME=DATA", help="two or more")

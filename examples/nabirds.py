@@ -1,10 +1,10 @@
-"""Fine-tune a model on NABirds: 555 kinds of birds, 23,929 training and 24,633 test images.
+"""Fine-tune a model on NABirds: 555 bird categories, 23,929 training and 24,633 test images.
 
     python examples/nabirds.py NABIRDS -o models/nabirds
     python examples/nabirds.py NABIRDS -o models/nabirds-vit --base google/vit-base-patch16-224-in21k
 
-NABIRDS holds the unpacked `nabirds.tar.gz` (https://dl.allaboutbirds.org/nabirds, which asks to accept its terms):
-`images.txt`, `image_class_labels.txt`, `train_test_split.txt`, `classes.txt` and `images/`. Its class ids have gaps.
+NABIRDS is a folder with the unpacked `nabirds.tar.gz` (https://dl.allaboutbirds.org/nabirds, terms to accept):
+`images.txt`, `image_class_labels.txt`, `train_test_split.txt`, `classes.txt` and `images/`.
 """
 
 from cub200 import bird_files

@@ -3,8 +3,9 @@
     python examples/oxford_pets.py -o models/pets
     python examples/oxford_pets.py PETS -o models/pets-vit --base google/vit-base-patch16-224-in21k
 
-PETS holds the unpacked `images.tar.gz` and `annotations.tar.gz` (https://www.robots.ox.ac.uk/~vgg/data/pets):
-`images/<image>.jpg`, `annotations/trainval.txt`, `annotations/test.txt`. Without PETS the copy on the Hub is used.
+PETS is a folder with the unpacked `images.tar.gz` and `annotations.tar.gz`
+(https://www.robots.ox.ac.uk/~vgg/data/pets): `images/<image>.jpg`, `annotations/trainval.txt` and
+`annotations/test.txt`. Without PETS a copy on the Hub is used.
 """
 
 from pathlib import Path
@@ -16,10 +17,10 @@ FILES = {"train": "trainval.txt", "test": "test.txt"}
 
 
 def original(root: Path, split: str) -> datasets.Dataset:
-    """One split of the original files.
+    """Read one split of the original files.
 
-    A line has the image's name, its class counted from 1, its species and its breed within the species; the name is
-    the class's name and a number.
+    Each line has an image name, a class id from 1, a species, and a breed id within the species. The image name is the
+    class name followed by a number.
     """
     lines = {
         name: [line.split() for line in (root / "annotations" / file).read_text().splitlines() if line[:1] != "#"]

@@ -1,12 +1,12 @@
-"""One trunk for a classifier and a segmentation model: digits are classified and told from their background.
+"""Merge a classifier and a segmentation model into one trunk, on digits in front of a background.
 
     python examples/segmentation_and_classification.py [--backgrounds DATA] [--epochs 30]
 
-The classifier is a ResNet-8; the segmentation model has another ResNet-8, trained from another initialisation, as the
-encoder of a decoder that reads all of its stages. They share the trunk up to each stage in turn (ZipIt!, "Merging
-models with different output modalities"). The images are scikit-learn's digits, whose foreground is known, on black or
-on the images in `--backgrounds` (an image folder, parquet files or a Hub id). The controls are a random match and the
-trunk of one parent alone, with the same refit. About three minutes on one core.
+The classifier is a ResNet-8. The segmentation model has a ResNet-8 encoder, trained from another initialisation, and a
+decoder that reads all of its stages. They are merged up to each stage in turn (ZipIt!, "Merging models with different
+output modalities"). The images are scikit-learn's digits, whose foreground is known, on black or on the images in
+`--backgrounds` (an image folder, parquet files or a Hub id). The controls are a random match and the trunk of one
+parent, with the same refit. Takes about three minutes on one core.
 """
 
 import argparse
@@ -20,16 +20,16 @@ import hf_zipit
 import hf_zipit.models.cifar_resnet
 from hf_zipit.data.images import TRAIN, open_images
 from hf_zipit.data.rows import TEST
-from hf_zipit.evaluation.dense import TaskRow, evaluate_tasks
-from hf_zipit.matching.methods import Options
+from hf_zipit.evaluation.evaluate import evaluate_tasks
+from hf_zipit.evaluation.results import Result
 from hf_zipit.merging.merger import Merger
 from hf_zipit.text import table
 
 SIZE, BATCH = 16, 32
-MERGED = 640  # training images that the merges see
+MERGED = 640  # training images used for merging
 TRANSFORM = timm.data.create_transform((3, SIZE, SIZE), mean=(0.5,) * 3, std=(0.5,) * 3, crop_pct=1.0)
 CUTS = ("layer1", "layer2", "layer3")
-MERGES = {  # name of a row: method and calibration
+MERGES = {  # row name: method and calibration
     "average": ("average", "batchnorm"),
     "permute": ("permute", "batchnorm"),
     "zip": ("zip", "batchnorm"),
@@ -41,7 +41,7 @@ MERGES = {  # name of a row: method and calibration
 
 
 class Segmenter(nn.Module):
-    """A ResNet-8 and a decoder that adds up all of its stages: logits of background and foreground."""
+    """A ResNet-8 encoder, and a decoder that sums its stages to logits of background and foreground."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ class Segmenter(nn.Module):
 
 
 def load(split: str, backgrounds: str | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Pixels `(N, 3, 16, 16)` in [-1, 1], labels `(N,)` and foreground masks `(N, 16, 16)`."""
+    """Load a split: pixels `(N, 3, 16, 16)` in [-1, 1], labels `(N,)` and foreground masks `(N, 16, 16)`."""
     pixels, labels = zip(*digits(split), strict=True)
     images = torch.stack([TRANSFORM(image.convert("RGB")) for image in pixels])
     masks = (images.mean(1) > 0).long()
@@ -75,7 +75,7 @@ def load(split: str, backgrounds: str | None) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def train(model: nn.Module, images: Tensor, targets: Tensor, epochs: int, seed: int) -> nn.Module:
-    """One model, on the cross-entropy of images or pixels, with random shifts."""
+    """Train one model on cross-entropy per image or pixel, with random shifts as augmentation."""
     steps = epochs * -(-len(images) // BATCH)
     optimiser = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=0.1, total_steps=steps)
@@ -92,8 +92,8 @@ def train(model: nn.Module, images: Tensor, targets: Tensor, epochs: int, seed: 
     return model.eval()
 
 
-def line(name: str, row: TaskRow, unit: int) -> list[str]:
-    """One row of the table, as far as the model has the tasks."""
+def line(name: str, row: Result, unit: int) -> list[str]:
+    """One row of the table; `-` for tasks that the model does not have."""
     classes, masks = row.scores.get("digits", {}), row.scores.get("foreground", {})
     shown = [classes.get("accuracy"), masks.get("mIoU"), masks.get("pixel accuracy")]
     cost = [f"{row.flops / unit:.2f}x", f"{row.parameters / 1e3:.0f}"]
@@ -101,7 +101,7 @@ def line(name: str, row: TaskRow, unit: int) -> list[str]:
 
 
 def main(backgrounds: str | None, epochs: int) -> None:
-    """Train both models, merge them up to every stage, print the table."""
+    """Train both models, merge them at every cut, and print the table."""
     images, labels, masks = load("train", backgrounds)
     torch.manual_seed(0)
     classifier = train(timm.create_model("cifar_resnet20", depth=8, num_classes=10), images, labels, epochs, 0)
@@ -122,7 +122,7 @@ def main(backgrounds: str | None, epochs: int) -> None:
     rows, parents = [], []
     for cut in reversed(CUTS):
         for name, (method, calibrate) in MERGES.items():
-            merged = merger.merge(Options(method), cut=cut, calibrate=calibrate)
+            merged = merger.merge(method=method, cut=cut, calibrate=calibrate)
             first, *parents = evaluate_tasks(merged, pairs, parents=sources)
             rows.append((f"{cut}: {name}", first))
     rows += [(row.model, row) for row in reversed(parents)]

@@ -3,8 +3,8 @@
     python examples/stanford_dogs.py DOGS -o models/dogs
     python examples/stanford_dogs.py DOGS -o models/dogs-vit --base google/vit-base-patch16-224-in21k
 
-DOGS holds the unpacked `images.tar` and `lists.tar` (http://vision.stanford.edu/aditya86/ImageNetDogs):
-`Images/<breed>/<image>.jpg`, `train_list.mat`, `test_list.mat`. Without DOGS the copy on the Hub is used.
+DOGS is a folder with the unpacked `images.tar` and `lists.tar` (http://vision.stanford.edu/aditya86/ImageNetDogs):
+`Images/<breed>/<image>.jpg`, `train_list.mat` and `test_list.mat`. Without DOGS a copy on the Hub is used.
 """
 
 from pathlib import Path
@@ -15,9 +15,9 @@ from scipy.io import loadmat
 
 
 def original(root: Path, split: str) -> datasets.Dataset:
-    """One split of the original files.
+    """Read one split of the original files.
 
-    `<split>_list.mat` holds `annotation_list`, a path without extension for each image, and `labels`, counted from 1.
+    `<split>_list.mat` has `annotation_list`, the path of each image without its extension, and `labels`, from 1.
     """
     both = {name: loadmat(str(root / f"{name}_list.mat"), squeeze_me=True) for name in ("train", "test")}
     breeds = {}

@@ -1,9 +1,9 @@
-"""Train the two models of the demo: small timm ResNets on scikit-learn's handwritten digits, 0-4 and 5-9.
+"""Train the two models of the demo: small timm ResNets on scikit-learn's handwritten digits 0-4 and 5-9.
 
     python examples/train_digits.py [OUT]
 
-OUT is `examples/digits` by default. The models start from different random weights and never see the other's digits.
-Takes about a minute on two cores.
+OUT is `examples/digits` by default. The models have different random initialisations and are trained on their own
+digits only. Takes about a minute on two cores.
 """
 
 import sys
@@ -24,7 +24,7 @@ EPOCHS, BATCH = 40, 32
 
 
 def pixels_and_labels(split: str, classes: range) -> tuple[torch.Tensor, torch.Tensor]:
-    """Preprocessed images of some digits, labels counted from 0."""
+    """Preprocessed images of some digits, and labels from 0."""
     transform = timm.data.create_transform(**PREPROCESSING, crop_pct=1.0, is_training=False)
     chosen = [(image, label) for image, label in digits(split) if label in classes]
     pixels = torch.stack([transform(image.convert("RGB")) for image, _ in chosen])
@@ -32,7 +32,7 @@ def pixels_and_labels(split: str, classes: range) -> tuple[torch.Tensor, torch.T
 
 
 def train(classes: range, seed: int) -> nn.Module:
-    """One model, with random shifts by up to three pixels as augmentation."""
+    """Train one model, with random shifts by up to three pixels as augmentation, and print its accuracy."""
     torch.manual_seed(seed)
     model = timm.create_model("cifar_resnet20", num_classes=len(classes), **ARGS)
     pixels, labels = pixels_and_labels("train", classes)
@@ -55,7 +55,7 @@ def train(classes: range, seed: int) -> nn.Module:
 
 
 def main(out: Path) -> None:
-    """Train both models and write them as Hub-format folders."""
+    """Train both models and save them in Hub format."""
     for seed, (name, classes) in enumerate(TASKS.items()):
         model = train(classes, seed)
         model.pretrained_cfg.update(PREPROCESSING)

@@ -1,4 +1,4 @@
-"""One training loop for all examples: a classifier, labelled images, accelerate. Merging itself trains nothing."""
+"""The training loop of all examples, for the parents; merging itself does not train."""
 
 import sys
 import time
@@ -12,13 +12,15 @@ from torch.utils.data import DataLoader, Dataset
 
 
 class Pixels(Dataset):
-    """Images in memory that are cropped and flipped a batch at a time.
+    """Images in memory, with random crops and flips that are applied by batch.
 
     Args:
-        images: `(images, 3, H, W)`, uint8.
-        labels: `(images,)`, class ids.
-        mean, std: of the model's preprocessing, for pixels in [0, 1].
-        pad: crop at random after padding by this many pixels, and flip where `flip`; `0` leaves the images alone.
+        images: `(N, 3, H, W)`, uint8.
+        labels: `(N,)`, class ids.
+        mean: Channel means of the preprocessing, for pixels in [0, 1].
+        std: Channel standard deviations of the preprocessing, for pixels in [0, 1].
+        pad: Zero padding in pixels before a random crop to the original size; 0 for no crops.
+        flip: Whether to flip half of the images horizontally.
     """
 
     def __init__(
@@ -37,7 +39,7 @@ class Pixels(Dataset):
         return len(self.labels)
 
     def __getitems__(self, index: list[int]) -> tuple[Tensor, Tensor]:
-        """A batch `(B, 3, H, W)` of normalised pixels with its labels."""
+        """A batch of normalised pixels `(B, 3, H, W)` and labels `(B,)`."""
         pixels = self.images[index]
         if self.pad:
             pixels = _cropped(pixels, self.pad)
@@ -46,13 +48,13 @@ class Pixels(Dataset):
         return pixels.float().sub_(self.mean).div_(self.std), self.labels[index]
 
     def loader(self, batch_size: int) -> DataLoader[Any]:
-        """Shuffled batches; the last one is dropped where it is not full."""
+        """Shuffled batches; an incomplete last batch is dropped."""
         full = len(self) >= batch_size
         return DataLoader(self, batch_size=batch_size, shuffle=True, drop_last=full, collate_fn=lambda batch: batch)
 
 
 def _cropped(pixels: Tensor, pad: int) -> Tensor:
-    """Each image shifted by at most `pad` pixels each way, zeros moving in."""
+    """Each image shifted by at most `pad` pixels in each direction, and filled with zeros."""
     count, _, height, width = pixels.shape
     padded = nn.functional.pad(pixels, (pad,) * 4)
     rows = torch.randint(2 * pad + 1, (count, 1)) + torch.arange(height)
@@ -75,12 +77,14 @@ def fit(
     """Train a classifier in place with a one-cycle schedule and return it in eval mode.
 
     Args:
-        model: a timm or transformers classifier.
+        model: A timm or transformers classifier.
         batches: `(pixels, labels)` batches of one epoch.
-        lr: the highest learning rate.
+        epochs: Number of epochs.
+        lr: Maximum learning rate.
         optimiser: `sgd` (momentum 0.9, Nesterov) or `adamw`.
-        bf16: compute the model in bfloat16, which takes about half the time where the processor can.
-        name: shown with the progress.
+        weight_decay: Weight decay of the optimiser.
+        bf16: Run the model under bfloat16 autocast, about twice as fast on processors with support for it.
+        name: Name of the model in progress messages.
     """
     accelerator = Accelerator()
     parameters = [p for p in model.parameters() if p.requires_grad]
@@ -91,7 +95,7 @@ def fit(
     trained, steps, batches = accelerator.prepare(model.train(), steps, batches)
     trained.to(memory_format=torch.channels_last)
     total = max(2, epochs * len(batches))
-    rise = max(0.25, 2 / total)  # one step up and one down at least
+    rise = max(0.25, 2 / total)  # at least one step up and one down
     schedule = torch.optim.lr_scheduler.OneCycleLR(steps, lr, total_steps=total, pct_start=rise)
     for epoch in range(epochs):
         started, losses = time.perf_counter(), 0.0
@@ -112,13 +116,13 @@ def fit(
 
 
 def logits_of(output: Any) -> Tensor:
-    """The logits of either library's output."""
+    """The logits in the output of a timm or transformers model."""
     return output if isinstance(output, Tensor) else output.logits
 
 
 @torch.inference_mode()
 def accuracy(model: nn.Module, images: Pixels, batch_size: int = 500) -> float:
-    """The share of images whose highest logit is their label's."""
+    """Top-1 accuracy, in [0, 1]."""
     hits = 0
     for index in torch.arange(len(images)).split(batch_size):
         pixels, labels = images.__getitems__(index.tolist())

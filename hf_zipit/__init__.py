@@ -1,41 +1,23 @@
 """Merge models trained on different tasks into one model, without training.
 
+Public names are listed in `__init__.pyi` and imported on first use, so `import hf_zipit` alone loads no other
+library.
+
 >>> import hf_zipit
 >>> merged = hf_zipit.merge(["user/pets", "user/birds"], ["user/pets-data", "user/birds-data"])  # doctest: +SKIP
+
+In: Hub ids, folders, modules, images.
+Out: a merged model, in memory or as a repository.
+Not here: code; every name is defined in one of the subpackages.
 """
 
-import importlib
-from typing import Any
+import lazy_loader
 
-from hf_zipit.models import auto as _auto
+from hf_zipit.models import auto
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
-_PUBLIC = {
-    "merge": "merging.merge",
-    "evaluate": "evaluation.classification",
-    "evaluate_tasks": "evaluation.dense",
-    "save": "saving.save",
-    "push": "saving.push",
-    "load_source": "sources.load",
-    "module_source": "sources.whole_models",
-    "check_spec": "checks",
-    "Match": "transform.match",
-    "ZipItConfig": "models.configuration_zipit",
-    "ZipItForImageClassification": "models.modeling_zipit",
-    "ZipItModelConfig": "models.configuration_zipit_model",
-    "ZipItModel": "models.modeling_zipit_model",
-    "ZipItError": "errors",
-}
-__all__ = ["__version__", *_PUBLIC]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__all__ += ["__version__"]
 
-
-def __getattr__(name: str) -> Any:
-    """Import a public name when it is first used: `import hf_zipit` alone loads no library."""
-    if name not in _PUBLIC:
-        raise AttributeError(f"module 'hf_zipit' has no attribute '{name}'")
-    module = importlib.import_module(f"hf_zipit.{_PUBLIC[name]}")
-    return getattr(module, {"load_source": "load"}.get(name, name))
-
-
-_auto.install()
+auto.install()

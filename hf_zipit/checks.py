@@ -1,12 +1,12 @@
-"""Checks of a spec against a model: coverage, function preservation, probes and steps.
+"""Check a spec against a model: function preservation, probes and steps.
 
-All of them permute the units of every space at random through the same `transform` that merges models, on float64
-copies with random parameters and norm statistics (fresh models hide mistakes behind zero-initialised branches).
+Every check permutes the units of all spaces at random, through the same transform that merges models, and compares a
+float64 copy with random parameters before and after.
 """
 
 import copy
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -15,13 +15,22 @@ from hf_zipit.errors import SpecError
 from hf_zipit.models.steps import run_steps
 from hf_zipit.running import logits_of
 from hf_zipit.specs.spaces import Binding, Probe
-from hf_zipit.statistics.probes import samples, units
+from hf_zipit.statistics.probes import Reader
 from hf_zipit.transform.permute import TOLERANCE, permuted, random_labels, randomise
 
 
 @dataclass(frozen=True)
 class SpecReport:
-    """What a passed check found: numbers of spaces, table rows and cuts, and the largest change of a logit."""
+    """The result of a check that passed.
+
+    Attributes:
+        family: Model family of the spec.
+        spaces: Number of feature spaces.
+        grouped: Number of spaces with several groups.
+        rows: Number of rows of the table.
+        cuts: Number of legal cuts.
+        difference: Largest change of a logit under a permutation.
+    """
 
     family: str
     spaces: int
@@ -33,11 +42,17 @@ class SpecReport:
 
 @torch.no_grad()
 def check_spec(model: nn.Module, binding: Binding, input_size: tuple[int, int, int], seed: int = 0) -> SpecReport:
-    """Check that a binding describes a model. Coverage was checked when it was bound.
+    """Check that a binding describes a model. `bind` has already checked that it covers all parameters.
 
-    * function preservation: permuting every space leaves the logits as they were;
-    * probes: every probed tensor comes out permuted by its own space;
-    * steps: their composition is the model, and after each step the declared space is alive.
+    * Function preservation: permuting every space leaves the logits unchanged.
+    * Probes: every probed tensor is permuted like its own space.
+    * Steps: their composition is the model, and the output of each belongs to the declared space.
+
+    Args:
+        model: The model; it is not changed.
+        binding: The spec bound to the model.
+        input_size: Channels, height and width of an image.
+        seed: Seed of the parameters, the images and the permutations.
 
     Raises:
         SpecError: a check fails; the message names the spaces, the probe or the step.
@@ -58,7 +73,12 @@ def check_spec(model: nn.Module, binding: Binding, input_size: tuple[int, int, i
     _check_steps(net, moved, binding, labels, pixels, logits)
     grouped = sum(space.groups > 1 for space in binding.spaces.values())
     return SpecReport(
-        binding.spec.family, len(binding.spaces), grouped, len(binding.table), len(binding.cuts), difference
+        family=binding.spec.family,
+        spaces=len(binding.spaces),
+        grouped=grouped,
+        rows=len(binding.table),
+        cuts=len(binding.cuts),
+        difference=difference,
     )
 
 
@@ -69,31 +89,25 @@ def _changes(net: nn.Module, binding: Binding, labels: Mapping[str, Tensor], pix
 def _check_probes(
     net: nn.Module, moved: nn.Module, binding: Binding, labels: Mapping[str, Tensor], pixels: Tensor
 ) -> None:
-    points = {(p, space.size) for space in binding.spaces.values() for p in space.probes}
-    before, after = _observe(net, points, pixels), _observe(moved, points, pixels)
+    before = _observe(net, binding, pixels)
+    after = _observe(moved, binding, pixels)
     for name, space in binding.spaces.items():
         for probe in space.probes:
-            a, b = before.get(probe), after.get(probe)
-            if a is None or b is None:
-                raise SpecError(f"{binding.spec.file}: probe {probe.module}.{probe.side} of '{name}' never runs")
-            if a.shape[-1] != space.size or not _close(b.index_select(-1, labels[name]), a):
-                raise SpecError(f"{binding.spec.file}: probe {probe.module}.{probe.side} does not show space '{name}'")
+            point = f"{probe.module}.{probe.side}"
+            if not before[name, probe] or not after[name, probe]:
+                raise SpecError(f"{binding.spec.file}: probe {point} of '{name}' never runs")
+            a, b = before[name, probe][-1], after[name, probe][-1]
+            if not _close(b.index_select(-1, labels[name]), a):
+                raise SpecError(f"{binding.spec.file}: probe {point} does not show space '{name}'")
 
 
-def _observe(net: nn.Module, points: Iterable[tuple[Probe, int]], pixels: Tensor) -> dict[Probe, Tensor]:
-    seen: dict[Probe, Tensor] = {}
-    handles = []
-    for point, width in points:
-        target = net.get_submodule(point.module)
-        keep = lambda value, probe=point, size=width: seen.update({probe: samples(units(value, probe, size))})  # noqa: E731
-        if point.side == "in":
-            handles.append(target.register_forward_pre_hook(lambda _, args, keep=keep: keep(args[0])))
-        else:
-            handles.append(target.register_forward_hook(lambda _, __, out, keep=keep: keep(out)))
-    net(pixels)
-    for handle in handles:
-        handle.remove()
-    return seen
+def _observe(net: nn.Module, binding: Binding, pixels: Tensor) -> dict[tuple[str, Probe], list[Tensor]]:
+    """What each probe of each space shows in a forward pass, once per call of its module."""
+    points = [(name, probe) for name, space in binding.spaces.items() for probe in space.probes]
+    spaces = {str(i): replace(binding.spaces[name], probes=(probe,)) for i, (name, probe) in enumerate(points)}
+    with Reader(net, spaces, positions=None) as reader:
+        net(pixels)
+    return {point: reader.pop(str(i)) for i, point in enumerate(points)}
 
 
 def _check_steps(
@@ -103,18 +117,21 @@ def _check_steps(
         return
     a = b = pixels
     for step in binding.steps:
+        call = binding.calls([step])
         try:
-            a, b = (run_steps(part, binding.calls([step]), x, pixels.shape[-2:]) for part, x in ((net, a), (moved, b)))
+            a = run_steps(net, call, a, pixels.shape[-2:])
+            b = run_steps(moved, call, b, pixels.shape[-2:])
         except (RuntimeError, TypeError, AttributeError, KeyError) as error:
-            raise SpecError(f"{binding.spec.file}: step {step} cannot run where it stands: {error}") from None
+            raise SpecError(f"{binding.spec.file}: step {step} cannot run after the steps before it: {error}") from None
         space = binding.after[step]
-        back, axis = b, binding.axis(b.ndim)
+        back = b
+        axis = binding.axis(b.ndim)
         if space is not None:
             if b.shape[axis] != binding.spaces[space].size:
-                raise SpecError(f"{binding.spec.file}: after step {step} there is no tensor of space '{space}'")
+                raise SpecError(f"{binding.spec.file}: the output of step {step} has not the size of space '{space}'")
             back = b.index_select(axis, labels[space])
         if not _close(back, a):
-            raise SpecError(f"{binding.spec.file}: after step {step} another space than '{space}' is alive")
+            raise SpecError(f"{binding.spec.file}: the output of step {step} does not belong to space '{space}'")
     if a.shape != logits.shape or not _close(a, logits):
         raise SpecError(f"{binding.spec.file}: the steps of chain: do not compose to the model")
 

@@ -1,4 +1,4 @@
-"""The command line, put together: `hf-zipit merge | eval | inspect | ...`, one module of `commands` each."""
+"""The command line `hf-zipit`, assembled from the modules of `commands`."""
 
 import os
 import sys
@@ -61,14 +61,14 @@ def main(
         bool, typer.Option("--version", help="Show the version and exit.", is_eager=True, callback=_version)
     ] = False,
 ) -> None:
-    """Options of every command."""
+    """Take the options that all commands have in common."""
     set_verbosity(-1 if quiet else verbose)
     show_tracebacks(debug)
     quieten()
 
 
 def run() -> None:
-    """Entry point: one readable message and exit code 1 for what the user can mend, 2 for wrong usage."""
+    """Run the command line. Errors that the user can fix are one message and exit code 1, or 2 for wrong usage."""
     try:
         app()
     except ZipItError as error:

@@ -1,24 +1,99 @@
-"""A model as a chain of steps: where it may be cut, what each cut costs, and running a part of it."""
+"""FLOPs (two per multiply-add) of one forward pass of one image, and parameters; counted on the meta device."""
 
 import copy
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.hooks import RemovableHandle
 
+from hf_zipit.models.modeling_zipit import resize
 from hf_zipit.models.steps import run_steps
-from hf_zipit.specs.cuts import Cut
-from hf_zipit.specs.spaces import Binding
+from hf_zipit.specs.spaces import Binding, Row
+
+
+@dataclass(frozen=True)
+class Cost:
+    """The cost of a model.
+
+    Attributes:
+        flops: of one forward pass of one image.
+        parameters: number of scalar parameters.
+    """
+
+    flops: int
+    parameters: int
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A legal cut and what it costs. FLOPs are of one image.
+
+    Attributes:
+        name: the last step of the trunk.
+        space: the space of the tensor that the head reads; the names of several spaces are joined by ` + `.
+        trunk_flops: of the trunk alone.
+        flops: of the trunk and one head.
+        trunk_parameters: of the trunk alone.
+        parameters: of the trunk and one head.
+    """
+
+    name: str
+    space: str
+    trunk_flops: int
+    flops: int
+    trunk_parameters: int
+    parameters: int
+
+
+def count_flops(model: nn.Module, input_size: tuple[int, int, int], **arguments: Any) -> int:
+    """FLOPs of one forward pass of one image.
+
+    Args:
+        model: takes pixels `(1, channels, height, width)`.
+        input_size: (channels, height, width).
+        arguments: further keyword arguments of the forward pass.
+    """
+    net = copy.deepcopy(model).to("meta").eval()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        net(torch.empty(1, *input_size, device="meta"), **arguments)
+    return int(counter.get_total_flops())
+
+
+def count_parameters(module: nn.Module) -> int:
+    """The number of scalar parameters of a module."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def cost_of(model: nn.Module, input_size: tuple[int, int, int]) -> Cost:
+    """FLOPs of one image, and parameters.
+
+    Args:
+        model: takes pixels `(1, channels, height, width)`.
+        input_size: (channels, height, width).
+    """
+    return Cost(count_flops(model, input_size), count_parameters(model))
 
 
 @torch.no_grad()
 def cut_costs(model: nn.Module, binding: Binding, input_size: tuple[int, int, int]) -> list[Cut]:
-    """FLOPs and parameters of the trunk and of the whole model for every legal cut, counted on the meta device."""
+    """FLOPs and parameters of the trunk and of the whole model for every legal cut.
+
+    Args:
+        model: the model; it is copied to the meta device.
+        binding: its spec, with the steps and the cuts.
+        input_size: (channels, height, width).
+    """
     net = copy.deepcopy(model).to("meta").eval()
     value = torch.empty(1, *input_size, device="meta")
     sizes = {name: parameter.numel() for name, parameter in net.named_parameters()}
-    flops, parameters, cuts = 0, 0, []
+    flops = parameters = 0
+    cuts = []
     for step in binding.steps:
         with FlopCounterMode(display=False) as counter:
             value = run_steps(net, binding.calls([step]), value, input_size[1:])
@@ -27,12 +102,151 @@ def cut_costs(model: nn.Module, binding: Binding, input_size: tuple[int, int, in
         space = binding.after[step]
         if space is not None:
             cuts.append((step, space, flops, parameters))
-    return [Cut(s, space, f, flops, p, parameters) for s, space, f, p in cuts]
+    return [Cut(step, space, trunk, flops, held, parameters) for step, space, trunk, held in cuts]
 
 
-def count_flops(model: nn.Module, input_size: tuple[int, int, int], **arguments: Any) -> int:
-    """FLOPs (two per multiply-add) of one forward of one image, counted on the meta device."""
+def grown(binding: Binding, parameter: str, shape: Sequence[int], ratios: Mapping[str, float]) -> list[int]:
+    """The shape of a parameter after spaces are resized.
+
+    Args:
+        binding: which axes belong to which space.
+        parameter: the name of the parameter.
+        shape: its current shape.
+        ratios: new width over current width, by space; other spaces keep their width.
+    """
+    out = list(shape)
+    for row in binding.rows([parameter])[parameter]:
+        out[row.axis] += round(row.length * (ratios.get(row.space, 1.0) - 1))
+    return out
+
+
+def resized(
+    model: nn.Module, binding: Binding, ratios: Mapping[str, float], place: Callable[[str], str | None] = str
+) -> nn.Module:
+    """A copy on the meta device, with resized spaces.
+
+    Args:
+        model: holds the parameters that the binding describes.
+        binding: which axes belong to which space.
+        ratios: new width over current width, by space; other spaces keep their width.
+        place: maps a parameter's name in the model to its name in the binding, or to `None` to keep its shape.
+    """
     net = copy.deepcopy(model).to("meta").eval()
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        net(torch.empty(1, *input_size, device="meta"), **arguments)
-    return int(counter.get_total_flops())
+    for name, value in net.state_dict().items():
+        known = place(name)
+        shape = list(value.shape) if known is None else grown(binding, known, value.shape, ratios)
+        if shape != list(value.shape):
+            resize(net, name, shape)
+    return net
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """One linear or convolutional layer, and the widths that its FLOPs depend on.
+
+    Attributes:
+        flops: at the current widths.
+        rows: the table rows of its weight's output axis, and of its input axis.
+        lengths: the lengths of these two axes.
+        classifies: whether the layer is part of the classifier.
+    """
+
+    flops: float
+    rows: tuple[tuple[Row, ...], ...]
+    lengths: tuple[int, int]
+    classifies: bool
+
+    def at(self, ratios: Mapping[str, float]) -> float:
+        """FLOPs after spaces are resized; `ratios` are new over current widths."""
+        flops = self.flops
+        for rows, length in zip(self.rows, self.lengths, strict=True):
+            flops *= 1 + sum(row.length * (ratios.get(row.space, 1.0) - 1) for row in rows) / length
+        return flops
+
+
+class LayerCosts:
+    """FLOPs of a merge at any cut and widths, computed from one pass through one of the models."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        binding: Binding,
+        input_size: tuple[int, int, int],
+        classes: Sequence[int],
+        wholes: Sequence[float] = (),
+    ) -> None:
+        """Count the FLOPs of every layer.
+
+        Args:
+            model: the shared part of one of the models.
+            binding: its spec.
+            input_size: (channels, height, width).
+            classes: number of classes of each model.
+            wholes: FLOPs of each complete model, if the models have layers that the binding does not describe.
+        """
+        self.models = len(classes)
+        self.classifiers = sum(classes) / max(1, classes[0])
+        self.wholes = wholes
+        net = copy.deepcopy(model).to("meta").eval()
+        steps: list[Callable[[Tensor], Tensor]] = [
+            partial(run_steps, net, [step], size=input_size[-2:]) for step in binding.calls(binding.steps)
+        ]
+        self.layers: list[list[_Layer]] = []
+        self.rest: list[float] = []
+        value = torch.empty(1, *input_size, device="meta")
+        for run in steps or [net]:
+            value, layers, flops = _counted(run, value, net, binding)
+            self.layers.append(layers)
+            self.rest.append(flops - sum(layer.flops for layer in layers))
+        counted = sum(self.rest) + sum(layer.flops for step in self.layers for layer in step)
+        self.one = wholes[0] if wholes else counted
+
+    def flops(self, depth: int, ratios: Mapping[str, float], gathers: bool) -> float:
+        """FLOPs of trunk and heads, as a multiple of the first model's.
+
+        Args:
+            depth: number of steps in the trunk; 0 if the model is not a chain of steps.
+            ratios: merged width over one model's width, by space.
+            gathers: whether each head gathers its own model's units, so that its cost does not change.
+        """
+        trunk = depth or len(self.rest)
+        if self.wholes:
+            behind = sum(self.wholes) - self.models * self._trunk(trunk, {})
+            return (self._trunk(trunk, ratios) + behind) / self.one
+        inside = {} if gathers else ratios
+        total = sum(self.rest[:trunk]) + self.models * sum(self.rest[trunk:])
+        for number, step in enumerate(self.layers):
+            for layer in step:
+                times = self.classifiers if layer.classifies else 1 if number < trunk else self.models
+                total += times * layer.at(ratios if number < trunk else inside)
+        return total / self.one
+
+    def _trunk(self, depth: int, ratios: Mapping[str, float]) -> float:
+        """FLOPs of the first `depth` steps."""
+        layers = sum(layer.at(ratios) for step in self.layers[:depth] for layer in step)
+        return sum(self.rest[:depth]) + layers
+
+
+def _counted(
+    run: Callable[[Tensor], Tensor], value: Tensor, net: nn.Module, binding: Binding
+) -> tuple[Tensor, list[_Layer], float]:
+    """Run one step; returns its output, its linear and convolutional layers, and its FLOPs."""
+    found: list[_Layer] = []
+
+    def watch(path: str, module: nn.Module) -> RemovableHandle:
+        def hook(module: nn.Module, _: object, out: object) -> None:
+            if isinstance(module, nn.Linear | nn.Conv2d) and isinstance(out, Tensor):
+                name = f"{path}.weight"
+                weight = module.weight
+                rows = binding.rows([name])[name]
+                axes = tuple(tuple(row for row in rows if row.axis == axis) for axis in (0, 1))
+                flops = 2.0 * out.numel() * weight[0].numel()
+                found.append(_Layer(flops, axes, (weight.shape[0], weight.shape[1]), name in binding.classifier))
+
+        return module.register_forward_hook(hook)
+
+    with ExitStack() as stack, torch.no_grad(), FlopCounterMode(display=False) as counter:
+        for path, module in net.named_modules():
+            stack.callback(watch(path, module).remove)
+        value = run(value)
+    return value, found, counter.get_total_flops()

@@ -1,12 +1,12 @@
-"""The errors users meet. Each names the object, the value, and the way out."""
+"""The error types that users meet. Each message names the object, the value, and the way out."""
 
 
 class ZipItError(ValueError):
-    """Base of every error that is the caller's to mend; the command line prints it in one line."""
+    """Base class of every error that the caller can fix; the command line prints its message without a traceback."""
 
 
 class SpecError(ZipItError):
-    """A spec file is malformed, or does not describe the model it is bound to."""
+    """A spec file is malformed, or does not fit the model."""
 
 
 class SourceError(ZipItError):
@@ -14,19 +14,19 @@ class SourceError(ZipItError):
 
 
 class DataError(ZipItError):
-    """A data set cannot be read, or what it yields cannot be used."""
+    """A data set cannot be read, or its images or targets cannot be used."""
 
 
 class OptionError(ZipItError):
-    """Wrong usage: an argument is missing or unknown, has a wrong value, or does not go with another one.
+    """Wrong usage: an argument is missing or unknown, has an invalid value, or contradicts another one.
 
-    The command line exits with 2 for it, and with 1 for every other error.
+    The command line exits with code 2 for it, and with 1 for every other error.
     """
 
 
 class OutputError(ZipItError):
-    """A result cannot be written, not in this format, or not be uploaded."""
+    """A result cannot be written or uploaded, or not in the requested format."""
 
 
 class TraceError(ZipItError):
-    """A model cannot be traced: it does not run on an image, or an operation has no rule."""
+    """A model cannot be traced: it does not run on an image, or uses an operation without a tracing rule."""

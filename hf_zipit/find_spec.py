@@ -1,4 +1,8 @@
-"""Source models: Hub ids, local folders or loaded modules -> `Source`, and whether they can be merged."""
+"""Find the spec of a source model and bind it: the user's file, a shipped family, or a trace of the model.
+
+Also the two commands on specs: `describe` writes the spec of a model of any class, and `review` compares a spec with a
+trace.
+"""
 
 import copy
 import logging
@@ -16,10 +20,7 @@ from hf_zipit.specs import parser as specs
 from hf_zipit.specs.binding import bind
 from hf_zipit.specs.grammar import ProbeLine, Spec
 from hf_zipit.specs.spaces import Binding
-from hf_zipit.tracing.check import (
-    same_grouping,
-    tally,
-)
+from hf_zipit.tracing.check import same_grouping, tally
 from hf_zipit.tracing.cuts import chain_of, check_cuts
 from hf_zipit.tracing.solve import Trace
 from hf_zipit.tracing.tracer import trace
@@ -29,88 +30,83 @@ _log = logging.getLogger("hf_zipit")
 
 
 def find_spec(source: Source, spec: str | Path | None = None, *, checked: bool = True) -> Binding:
-    """Bind the family spec of a model, or the spec file given by the user.
+    """Bind the spec of a model: the user's file, else the shipped file of its family, else a trace.
 
-    Unless told otherwise, a user's spec is checked, and a shipped one for an architecture that it does not name under
-    `check:`. A model that no shipped spec describes is traced.
+    A user's spec is checked against the model. A shipped spec is checked only for architectures that it does not list
+    under `check:`. If a shipped spec does not fit, the reason is logged and the model is traced.
+
+    Args:
+        source: The model.
+        spec: Path of a spec file.
+        checked: `False` skips the checks.
 
     Raises:
         SpecError: the spec does not describe the model.
-        TraceError: there is no spec for its class, and it cannot be traced.
+        TraceError: no spec describes the model, and it cannot be traced.
     """
     if spec is not None:
         binding = _bind_own(specs.read(spec), source)
         if checked:
             check_spec(source.model, binding, source.input_size)
         return binding
-    classes = [f"{c.__module__}.{c.__qualname__}" for c in type(source.model).__mro__]
-    known = specs.list_specs()
-    for candidate in known:
-        if specs.matches(candidate, classes):
-            try:
-                binding = bind(candidate, source.model)
-                if checked and not _reviewed(source, candidate):
-                    check_spec(source.model, binding, source.input_size)
-                return binding
-            except SpecError as error:
-                _log.warning("%s", error)
-                break
+    shipped = _shipped(source)
+    if shipped is not None:
+        try:
+            binding = bind(shipped, source.model)
+            if checked and not _reviewed(source, shipped):
+                check_spec(source.model, binding, source.input_size)
+            return binding
+        except SpecError as error:
+            _log.warning("%s", error)
     return bind(specs.parse(trace_source(source), "traced"), source.model)
 
 
-def _reviewed(source: Source, spec: Spec) -> bool:
-    """Whether the spec's own tests cover this architecture; without weights nothing can be checked."""
-    architecture = str(source.backbone.get("architecture"))
-    known = architecture in spec.check or f"transformers.{architecture}" in spec.check
-    return known or any(p.is_meta for p in source.model.parameters())
-
-
-def _bind_own(spec: Spec, source: Source) -> Binding:
-    """Bind a user's spec. Only a shipped family may have lines for variants that this model is not."""
-    binding = bind(spec, source.model)
-    if binding.unmatched and spec.family not in {known.family for known in specs.list_specs()}:
-        line = binding.unmatched[0]
-        target = line.module if isinstance(line, ProbeLine) else line.target
-        raise SpecError(
-            f"{spec.file}:{line.number}: '{target}' matches nothing in {source.name}: remove the line, or correct it"
-        )
-    return binding
-
-
 def trace_source(source: Source) -> str:
-    """The text of a spec for a model that no spec describes, traced from one forward pass and checked; the log tells.
+    """Trace and check a model that no spec describes, log this, and return the text of its spec.
 
     Raises:
         TraceError: the model cannot be traced.
         SpecError: the traced spec fails a check.
     """
-    (text, held), kind = traced(source), type(source.model).__name__
+    text, held = traced(source)
+    kind = type(source.model).__name__
     _log.warning("no spec describes this %s: its feature spaces were traced and checked (%s)", kind, held)
     return text
 
 
 def traced(source: Source) -> tuple[str, str]:
-    """The text of a spec for a model of any class, and how much of the model it holds fixed and why.
+    """Trace and check a model of any class.
+
+    Returns:
+        The text of its spec, and a summary of what is fixed: a percentage, and the most frequent reasons.
 
     Raises:
-        TraceError, SpecError: as for `trace_source`.
+        TraceError: the model cannot be traced.
+        SpecError: the traced spec fails a check.
     """
     pixels = torch.randn(1, *source.input_size, generator=torch.Generator().manual_seed(0))
     model = copy.deepcopy(source.model).float().eval()
     found = trace(model, pixels)
     text = describe(model, pixels, f"traced-{type(model).__name__.lower()}", found)
     reasons = ", ".join(reason for reason, _ in tally(found).most_common(3))
-    return text, f"{100 * found.share:.1f} % of places held fixed{': ' if reasons else ''}{reasons}"
+    summary = f"{100 * found.fixed_share:.1f} % of parameter indices held fixed"
+    return text, f"{summary}: {reasons}" if reasons else summary
 
 
 def describe(model: nn.Module, pixels: Tensor, family: str, traced: Trace | None = None) -> str:
-    """Trace a model (unless its trace is given), write its spec, and check it as a shipped one is checked.
+    """Write the spec of a traced model, and check it like a shipped one.
 
-    The spec has a chain if there is one whose cuts hold what the wiring says.
+    The spec has a chain if the model is a chain of modules that passes the check of the steps.
+
+    Args:
+        model: The model.
+        pixels: One image, (1, channels, height, width).
+        family: Name of the family, for the spec file.
+        traced: The trace of the model; by default, it is traced here.
 
     Raises:
         TraceError: the model cannot be traced.
-        SpecError: the spec that was written fails a check, so the trace is not to be trusted.
+        SpecError: the spec fails a check, so the trace cannot be trusted.
 
     >>> bind(parse(describe(model, pixels, "mine")), model).cuts[:2]  # doctest: +SKIP
     ('conv1', 'bn1')
@@ -130,10 +126,12 @@ def describe(model: nn.Module, pixels: Tensor, family: str, traced: Trace | None
 
 @dataclass(frozen=True)
 class Review:
-    """What a spec was found to say, and how it compares with a trace of the model.
+    """The result of a review that passed.
 
-    `unseen` names what kept the trace from speaking about a place that the spec leaves free; `not_traced` is why there
-    is no trace at all, "" where there is one.
+    Attributes:
+        report: The result of the check against the model.
+        unseen: Operations for which the trace holds units fixed that the spec leaves free.
+        not_traced: Why the model could not be traced; `""` if it was.
     """
 
     report: SpecReport
@@ -142,7 +140,12 @@ class Review:
 
 
 def review(model: nn.Module, binding: Binding, input_size: tuple[int, int, int]) -> Review:
-    """Every check of a spec: that it describes the model, ties neither too much nor too little, and cuts legally.
+    """Check a spec in every way: against the model, against a trace of the model, and its cuts.
+
+    Args:
+        model: The model.
+        binding: The spec bound to the model.
+        input_size: Channels, height and width of an image.
 
     Raises:
         SpecError: a check fails.
@@ -159,3 +162,28 @@ def review(model: nn.Module, binding: Binding, input_size: tuple[int, int, int])
     except TraceError as error:
         return Review(report, (), str(error))
     return Review(report, same_grouping(traced, binding), "")
+
+
+def _shipped(source: Source) -> Spec | None:
+    """The shipped spec for the model's class."""
+    classes = [f"{c.__module__}.{c.__qualname__}" for c in type(source.model).__mro__]
+    return next((spec for spec in specs.list_specs() if specs.matches(spec, classes)), None)
+
+
+def _reviewed(source: Source, spec: Spec) -> bool:
+    """Whether the check can be skipped: the spec's tests cover the architecture, or the model has no weights."""
+    architecture = str(source.backbone.get("architecture"))
+    known = architecture in spec.check or f"transformers.{architecture}" in spec.check
+    return known or any(p.is_meta for p in source.model.parameters())
+
+
+def _bind_own(spec: Spec, source: Source) -> Binding:
+    """Bind a user's spec. Every line must match something, unless the spec is of a shipped family."""
+    binding = bind(spec, source.model)
+    if binding.unmatched and spec.family not in {known.family for known in specs.list_specs()}:
+        line = binding.unmatched[0]
+        target = line.module if isinstance(line, ProbeLine) else line.target
+        raise SpecError(
+            f"{spec.file}:{line.number}: '{target}' matches nothing in {source.name}: remove the line, or correct it"
+        )
+    return binding

@@ -1,129 +1,179 @@
-"""A merge written down: one schema for the keywords of `hf_zipit.merge`, the flags of `hf-zipit merge`, and YAML files.
+"""Recipes: everything that determines a merge, as keywords of `hf_zipit.merge`, flags of `hf-zipit merge`, or YAML.
 
-A recipe is data: it can name models and images, but it cannot hand over a token or allow code of others to run.
+A recipe is plain data. It can name models and images, but it cannot hold a token or allow third-party code to run.
 """
 
-import difflib
-from collections.abc import Mapping
+import inspect
+import textwrap
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from hf_zipit.calibration.methods import check_calibration
+from hf_zipit.calibration.methods import described as calibrations
 from hf_zipit.errors import OptionError
+from hf_zipit.matching.options import AUTO, Options
+from hf_zipit.settings import Settings
 
 SUFFIXES = (".yml", ".yaml")
-OF_THE_RUN = frozenset(
-    {"device", "cache", "generator"}
-)  # how it is run and who wrote it: without influence on the result
+OF_THE_RUN = frozenset({"device", "cache", "generator"})  # they do not affect the result
+NO_OPTIONS = frozenset({"sources", "data", "generator"})  # the inputs, and the program that wrote the recipe
+WIDTH = 116  # of generated docstrings, in characters
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 class PinnedSource(BaseModel):
-    """A model as a merged repository records it: where it was, and the hash that its weights must have."""
+    """A model in the recipe of a saved merge: where it is, and the hash that its weights must have."""
 
     model_config = ConfigDict(extra="forbid")
     id: str | None = Field(None, description="Hub id, user/name.")
     revision: str | None = Field(None, description="Commit on the Hub.")
-    path: str | None = Field(None, description="Folder, relative to the recipe.")
-    folder: str | None = Field(None, description="Name of a folder whose place is not known.")
-    sha256: str | None = Field(None, description="Hash that model.safetensors must have.")
+    path: str | None = Field(None, description="Folder, relative to the recipe file.")
+    folder: str | None = Field(None, description="Name of a folder whose path is not recorded.")
+    sha256: str | None = Field(None, description="SHA-256 that model.safetensors must have.")
 
     @property
     def ref(self) -> str | None:
-        """What `hf_zipit.merge` takes; `None` if the model was in memory, or on a machine that is not known."""
+        """The model as an argument of `hf_zipit.merge`; `None` if it was in memory or its path is not recorded."""
         if self.id is not None:
             return f"{self.id}@{self.revision}" if self.revision else self.id
         return self.path
 
 
-class Recipe(BaseModel):
-    """Everything that decides what a merge gives; keys, defaults and meanings are those of `hf_zipit.merge`.
+class Inputs(Settings):
+    """The models and images of a merge, by name."""
+
+    sources: list[str | PinnedSource] = Field(
+        [], description="Models to merge: Hub ids (user/name or user/name@revision) or folders."
+    )
+    data: list[str] | None = Field(
+        None,
+        description="Images; labels are not used. Hub id, image folder or parquet file, optionally with :split; one "
+        "for all models, or one per model.",
+    )
+
+    @field_validator("sources", "data", "balance_data", mode="before", check_fields=False)
+    @classmethod
+    def _as_names(cls, value: Any) -> Any:
+        values = [value] if isinstance(value, str | Path) else value
+        return [str(v) if isinstance(v, Path) else v for v in values] if isinstance(values, list | tuple) else values
+
+
+class Recipe(Options, Inputs):
+    """Everything that determines the result of a merge. Each option is one field, here or in `Options`.
 
     >>> Recipe(sources=["user/pets", "user/birds"], data="user/animals", cut="layer3").data
     ['user/animals']
     """
 
-    model_config = ConfigDict(extra="forbid", title="hf-zipit recipe")
-    sources: list[str | PinnedSource] = Field(
-        [], description="Models: Hub ids (user/name or user/name@revision) or folders."
-    )
-    data: list[str] | None = Field(
+    model_config = ConfigDict(title="hf-zipit recipe")
+    balance_data: list[str] | None = Field(
         None,
-        description="Images without labels: Hub id, image folder or parquet, with or without :split; "
-        "one for all models, or one each.",
+        description="Labelled images, as for data. With balance auto, the merge that is most accurate on them is kept, "
+        "instead of the one closest to the parents.",
     )
-    method: str = Field(
-        "zip",
-        description="zip, select, permute, average, optimal, kmeans, git-rebasin, weight-zip, mudsc-align or "
-        "mudsc-zip; controls: first-parent, last-parent or random.",
-    )
-    cut: str | None = Field(None, description="Merge up to here, e.g. layer2; default: all layers.")
-    alpha: float = Field(0.1, description="zip, *-zip: penalty on merging many units into one, 0 to 1.")
-    beta: float = Field(0.8, description="zip, *-zip: share of merges that may happen within a model, 0 to 1.")
-    compat: bool = Field(False, description="Follow the authors' code exactly.")
-    balance: float | Literal["auto"] = Field(
-        0.5, description="mudsc-*: weight of the weights against the activations, 0 to 1, or auto."
-    )
-    balance_data: list[str] | None = Field(None, description="balance auto: labelled images to choose it by.")
-    sweeps: int = Field(100, description="Methods that compare weights: sweeps over all spaces, at most.")
-    width: float = Field(1.0, description="Merged units for each unit of one model.")
-    flops_budget: float | None = Field(
-        None, description="Choose cut and widths for at most so many FLOPs, in forwards of one model."
+    cut: str | None = Field(
+        None,
+        description="Merge up to this step or stage, e.g. layer2; each task keeps its own layers after it. "
+        "Default: merge all layers except the classifiers.",
     )
     num_images: int | list[int] | None = Field(
-        None, description="Images per data set, one number for all or one each; default: all."
+        None,
+        description="Images per data set, selected by the seed; one number for all data sets, or one per data set. "
+        "Default: all.",
     )
-    batch_size: int = Field(32, description="Images per forward pass.")
+    batch_size: int = Field(32, ge=1, description="Images per forward pass.")
     calibrate: str = Field(
-        "batchnorm", description="batchnorm, repair, refit, refit-per-task, refit-joint, refit-heads or none."
+        "batchnorm", description=f"How the merged model is calibrated on the images.\n\n{calibrations()}"
     )
-    tasks: list[str] | None = Field(None, description="Name of each task, in model order.")
-    seed: int = Field(0, description="Chooses the images.")
-    device: str | None = Field(None, description="Where to run, e.g. cpu or cuda:0.")
-    spec: str | None = Field(None, description="Use this spec file instead of the shipped one.")
+    tasks: list[str] | None = Field(
+        None, description="Names of the tasks, in the order of the models. Default: the models' names."
+    )
+    seed: int = Field(0, description="Seed that selects the images.")
+    device: str | None = Field(None, description="Device to run on, e.g. cpu or cuda:0. Default: chosen by accelerate.")
+    spec: str | None = Field(
+        None, description="Spec file of the models. Default: the shipped one for their class, or else a trace."
+    )
     backbone: str | None = Field(
-        None, description="Path of the backbone in models that surround it with more, such as encoder."
+        None,
+        description="Path of the backbone in models that have a module there, e.g. encoder. Default: the first module "
+        "that a spec describes.",
     )
-    cache: bool = Field(True, description="Keep statistics on disk for another merge of these models.")
-    generator: str | None = Field(None, description="What wrote the recipe; not read.")
-
-    @field_validator("data", "balance_data", mode="before")
-    @classmethod
-    def _one_data_set(cls, value: Any) -> Any:
-        return [value] if isinstance(value, str) else value
+    cache: bool = Field(
+        True, description="Cache activation statistics on disk, for other merges of the same models on the same images."
+    )
+    generator: str | None = Field(None, description="Program that wrote the recipe; ignored.")
 
     @field_validator("num_images")
     @classmethod
     def _one_number(cls, value: Any) -> Any:
         return value[0] if isinstance(value, list) and len(value) == 1 else value
 
-    def arguments(self) -> dict[str, Any]:
-        """The keyword arguments of `hf_zipit.merge`, all but the sources."""
-        return {name: getattr(self, name) for name in type(self).model_fields if name not in ("sources", "generator")}
+    @field_validator("calibrate")
+    @classmethod
+    def _known_calibration(cls, value: str) -> str:
+        check_calibration(value)
+        return value
 
-    def changed(self, **changes: Any) -> "Recipe":
-        """This recipe with other values.
+    @field_validator("spec", "device", mode="before")
+    @classmethod
+    def _as_text(cls, value: Any) -> Any:
+        return value if value is None or isinstance(value, str) else str(value)
+
+    @model_validator(mode="after")
+    def _data_for_a_choice(self) -> "Recipe":
+        self.check_balance_data(self.balance_data)
+        return self
+
+    def check_balance_data(self, data: Any) -> None:
+        """Refuse labelled images unless the balance is chosen with them.
+
+        Args:
+            data: The labelled images, or `None`.
 
         Raises:
-            OptionError: an unknown key, or a value of the wrong kind.
+            OptionError: There are labelled images, but the balance is a number.
         """
-        return make_recipe(**{**self.model_dump(), **changes}) if changes else self
+        if data is not None and self.balance != AUTO:
+            raise OptionError(
+                f"balance_data needs balance '{AUTO}', but balance is {self.balance}: pass balance='{AUTO}'"
+            )
+
+    @property
+    def reads_images(self) -> bool:
+        """Whether the merge reads images."""
+        return self.needs_statistics or self.calibrate != "none"
+
+    @property
+    def decisions(self) -> dict[str, Any]:
+        """The options that distinguish merges of the same models on the same images: matching, cut and calibration."""
+        return {**self.options.model_dump(), "cut": self.cut, "calibrate": self.calibrate}
+
+    def changed(self, **changes: Any) -> "Recipe":
+        """A copy of this recipe with other values.
+
+        Raises:
+            OptionError: A key is unknown, or a value has the wrong type or is out of range.
+        """
+        return Recipe(**{**dict(self), **changes}) if changes else self
 
     def recorded(self) -> dict[str, Any]:
-        """As plain values for a file: without what only concerns one run, and without options that are not set."""
+        """Plain values for a recipe file, without unset options and options that do not affect the result."""
         return self.model_dump(mode="json", exclude=set(OF_THE_RUN - {"generator"}), exclude_none=True)
 
 
 def read_recipe(file: str | Path, **changes: Any) -> Recipe:
-    """Read a recipe; relative paths in it are relative to its folder.
+    """Read a recipe file. Relative paths in it are relative to its folder.
 
     Args:
-        file: a YAML file.
-        changes: values that take the place of those in the file.
+        file: A YAML file.
+        changes: Values that override those in the file.
 
     Raises:
-        OptionError: it cannot be read, has an unknown key, or a value of the wrong kind.
+        OptionError: The file cannot be read, a key is unknown, or a value has the wrong type or is out of range.
 
     >>> read_recipe("recipe.yml", cut="layer3")  # doctest: +SKIP
     """
@@ -135,52 +185,81 @@ def read_recipe(file: str | Path, **changes: Any) -> Recipe:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise OptionError(f"cannot read the recipe {file}: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
-        raise OptionError(f"{file} is no recipe: it holds no keys such as 'sources:' and 'data:'")
-    recipe = _checked(values, str(file))
-    placed = recipe.model_copy(
-        update={
-            "sources": [_placed_source(source, file.parent) for source in recipe.sources],
-            "data": recipe.data and [_placed(ref, file.parent) for ref in recipe.data],
-            "balance_data": recipe.balance_data and [_placed(ref, file.parent) for ref in recipe.balance_data],
-            "spec": recipe.spec and str(file.parent / recipe.spec),
-        }
-    )
-    return placed.changed(**changes)
-
-
-def make_recipe(**values: Any) -> Recipe:
-    """A recipe from values in memory.
-
-    Raises:
-        OptionError: an unknown key, or a value of the wrong kind.
-    """
-    return _checked(values, "the options")
-
-
-def _checked(values: Mapping[str, Any], where: str) -> Recipe:
+        raise OptionError(f"{file} is not a recipe: a recipe has keys such as 'sources:' and 'data:'")
     try:
-        return Recipe.model_validate(dict(values))
-    except ValidationError as error:
-        first = min(error.errors(include_url=False), key=lambda e: e["type"] != "extra_forbidden")  # a typo says most
-        typo = first["type"] == "extra_forbidden"
-        names = {*Recipe.model_fields, *PinnedSource.model_fields, *(first["loc"][-1:] if typo else ())}
-        key = ".".join(str(part) for part in first["loc"] if isinstance(part, int) or part in names)  # but for types
-        if typo:
-            known = PinnedSource if "PinnedSource" in first["loc"] else Recipe
-            near = difflib.get_close_matches(str(first["loc"][-1]), known.model_fields, 1)
-            hint = f"did you mean '{near[0]}'?" if near else f"keys: {', '.join(known.model_fields)}"
-            raise OptionError(f"{where}: unknown key '{key}'; {hint}") from None
-        raise OptionError(f"{where}: {key} is {first['input']!r}: {first['msg'].lower()}") from None
+        return Recipe(**{**_located(values, file.parent), **changes})
+    except OptionError as error:
+        if _refuses(changes, error):
+            raise
+        raise OptionError(f"{file}: {error}") from None
 
 
-def _placed_source(source: str | PinnedSource, base: Path) -> str | PinnedSource:
-    if isinstance(source, str):
-        return _placed(source, base)
-    return source.model_copy(update={"path": source.path and str(base / source.path)})
+def _located(values: Mapping[Any, Any], base: Path) -> dict[str, Any]:
+    """The values of a recipe file with its relative paths made absolute; what is malformed is left for validation."""
+    found = {str(name): value for name, value in values.items()}
+    for name in ("sources", "data", "balance_data"):
+        given = found.get(name)
+        if isinstance(given, str):
+            found[name] = [_placed(given, base)]
+        elif isinstance(given, list):
+            found[name] = [_placed_entry(entry, base) for entry in given]
+    if isinstance(found.get("spec"), str):
+        found["spec"] = str(base / found["spec"])
+    return found
+
+
+def _placed_entry(entry: Any, base: Path) -> Any:
+    """A model or data set by name, or a model as a merge records it."""
+    if isinstance(entry, str):
+        return _placed(entry, base)
+    if isinstance(entry, dict) and isinstance(entry.get("path"), str):
+        return {**entry, "path": str(base / entry["path"])}
+    return entry
+
+
+def _refuses(changes: Mapping[str, Any], error: OptionError) -> bool:
+    """Whether the changes alone have this fault, so that it is not the file's."""
+    try:
+        Recipe(**changes)
+    except OptionError as own:
+        return str(own) == str(error)
+    return False
+
+
+def takes_options(function: _Function) -> _Function:
+    """List the options of a recipe in the signature and the docstring of a function that takes `**options`.
+
+    `{options}` in the `Args` section of the docstring is replaced by their descriptions.
+    """
+    signature = inspect.signature(function)
+    own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    left_out = NO_OPTIONS.union(signature.parameters)
+    fields = {name: field for name, field in Recipe.model_fields.items() if name not in left_out}
+    keywords = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=field.annotation)
+        for name, field in fields.items()
+    ]
+    before = [p for p in own if p.kind is not p.KEYWORD_ONLY]
+    after = [p for p in own if p.kind is p.KEYWORD_ONLY]
+    function.__signature__ = signature.replace(parameters=[*before, *keywords, *after])  # type: ignore[attr-defined]
+    entries = "\n".join(_docstring_entry(name, field.description or "") for name, field in fields.items())
+    function.__doc__ = (function.__doc__ or "").replace("        {options}", entries)
+    return function
+
+
+def _docstring_entry(name: str, description: str) -> str:
+    """An entry of an `Args` section; the paragraphs of the description after the first are indented below it."""
+    first, *others = description.split("\n\n")
+    lines = [textwrap.fill(f"{name}: {first}", WIDTH, initial_indent=" " * 8, subsequent_indent=" " * 12)]
+    lines += [textwrap.fill(text, WIDTH, initial_indent=" " * 12, subsequent_indent=" " * 14) for text in others]
+    return "\n".join(lines)
 
 
 def _placed(ref: str, base: Path) -> str:
-    """A relative path is one if something is there, or if it starts with a dot; else it is a Hub id."""
+    """A reference to a model or data set; a relative path is joined to the base folder.
+
+    It is a path if that path exists, or if it starts with a dot or a tilde; otherwise it is a Hub id.
+    """
     path = ref if (base / ref).exists() or ":" not in ref else ref.rpartition(":")[0]
     relative = (base / path).exists() or ref.startswith((".", "~"))
     return str(base / Path(ref).expanduser()) if relative else ref

@@ -1,4 +1,4 @@
-"""A model as a chain of steps: where it may be cut, what each cut costs, and running a part of it."""
+"""Helpers for running models: the device, a copy to run, and the logits in an output."""
 
 import copy
 from collections.abc import Mapping
@@ -8,12 +8,16 @@ import torch
 from torch import Tensor, nn
 
 from hf_zipit.errors import OptionError, SourceError
+from hf_zipit.text import first_line
 
 
 def logits_of(output: Any) -> Tensor:
-    """The logits in what a model returns: a tensor, or an output object of transformers.
+    """The logits in a model's output, which is a tensor or an output object of transformers.
 
-    Of a model without classes it is the first tensor of the output.
+    If the output has no logits, its first entry is returned instead.
+
+    Raises:
+        SourceError: the output holds no tensor.
     """
     if isinstance(output, Mapping):
         output = output.get("logits", next(iter(output.values()), None))
@@ -23,21 +27,31 @@ def logits_of(output: Any) -> Tensor:
 
 
 def device_of(device: str | None, default: torch.device | str) -> torch.device:
-    """The device a user named, or the default.
+    """The device that the user named, or the default.
+
+    Args:
+        device: e.g. `cpu` or `cuda:0`; `None` selects the default.
+        default: the device to use if the user named none.
 
     Raises:
-        OptionError: there is no such device on this machine.
+        OptionError: the device does not exist on this machine.
     """
     try:
         found = torch.device(device or default)
         torch.empty(1, device=found)
     except (RuntimeError, AssertionError) as error:
-        raise OptionError(f"cannot run on device '{device}': {str(error).splitlines()[0]}") from None
+        raise OptionError(f"cannot run on device '{device or default}': {first_line(error)}") from None
     return found
 
 
 def working_copy(model: nn.Module, device: torch.device, channels_last: bool = True) -> nn.Module:
-    """A copy to run: at least float32, in eval mode, channels last unless told otherwise (it is faster)."""
+    """A copy to run: on the device, in eval mode, in float32 or wider.
+
+    Args:
+        model: the model; it is not changed.
+        device: where the copy is placed.
+        channels_last: store convolution weights channels last, which is faster.
+    """
     dtype = torch.promote_types(next(model.parameters()).dtype, torch.float32)
     out = copy.deepcopy(model).eval().to(device, dtype)
     return out.to(memory_format=torch.channels_last) if channels_last else out

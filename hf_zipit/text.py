@@ -1,10 +1,10 @@
-"""Text for people: aligned tables, numbers with SI prefixes, the first line of an error."""
+"""Text for the terminal: aligned tables, numbers with SI prefixes, the first line of an error."""
 
 from collections.abc import Sequence
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or the name of its type if it has no message.
+    """The first line of an error's message, or its type if the message is empty.
 
     >>> first_line(ValueError("no such file\\nsee the manual")), first_line(KeyError())
     ('no such file', 'KeyError')
@@ -14,7 +14,7 @@ def first_line(error: BaseException) -> str:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Aligned columns; the first is text, the others numbers.
+    """A table with aligned columns: the first to the left, the others to the right.
 
     >>> print(table(["a", "n"], [["x", "1"], ["yy", "10"]]))
     a    n
@@ -23,19 +23,19 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """
     lines = [list(header), *(list(row) for row in rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))
-        )
-        for line in lines
-    )
+
+    def aligned(line: Sequence[str]) -> str:
+        first, *numbers = zip(line, widths, strict=True)
+        return "  ".join([first[0].ljust(first[1]), *(cell.rjust(width) for cell, width in numbers)])
+
+    return "\n".join(aligned(line) for line in lines)
 
 
 _PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
 def si(number: float, unit: str = "") -> str:
-    """Four digits, an SI prefix and the unit.
+    """A number with four significant digits, an SI prefix and the unit.
 
     >>> si(81_600_000, "FLOPs"), si(77390), si(12)
     ('81.6 MFLOPs', '77.39 k', '12')

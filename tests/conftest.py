@@ -1,4 +1,4 @@
-"""Offline for every test, and quiet; tests of the Hub get one on this machine."""
+"""Shared fixtures. Every test runs offline and quietly; tests of the Hub use a local server."""
 
 import os
 import sys
@@ -28,21 +28,19 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.fixture(scope="session", autouse=True)
 def cache_of_the_session(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Statistics are kept where nothing of an earlier run is found."""
+    """Cache statistics in a new folder, so that no earlier run is reused."""
     os.environ["HF_ZIPIT_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(scope="session")
 def digits() -> list[Path]:
-    """The two trained models of the demo."""
+    """Folders of the two trained models of the demo."""
     return [ROOT / "examples" / "digits" / name for name in ("digits-0-4", "digits-5-9")]
 
 
 @pytest.fixture(scope="session")
 def digits_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The digits as train.parquet and test.parquet."""
-    import sys
-
+    """A folder with the digits as train.parquet and test.parquet."""
     sys.path.insert(0, str(ROOT / "examples"))
     from digits_data import write_parquet
 
@@ -51,13 +49,14 @@ def digits_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def hub_server() -> Iterator[Hub]:
+    """The server behind `hub`."""
     with Hub().serve() as server:
         yield server
 
 
 @pytest.fixture
 def hub(hub_server: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
-    """An empty Hub, and the real client of this process pointed at it: logged in, an empty cache, no waiting."""
+    """An empty Hub. The real client in this process uses it: logged in, with an empty cache, without retry delays."""
     import huggingface_hub
     from huggingface_hub.utils import _http
 
@@ -79,7 +78,7 @@ def hub(hub_server: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub
 
 @pytest.fixture
 def run(capsys, monkeypatch):
-    """Run the entry point; returns (exit code, stdout, stderr)."""
+    """A function that runs `hf-zipit` in this process and returns (exit code, stdout, stderr)."""
 
     def call(*arguments):
         monkeypatch.setattr(sys, "argv", ["hf-zipit", *map(str, arguments)])
@@ -89,3 +88,19 @@ def run(capsys, monkeypatch):
         return end.value.code or 0, printed.out, printed.err
 
     return call
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """For a test marked `sample(n)`, keep n evenly spaced parameter sets, and mark the others as slow."""
+    groups: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        if item.get_closest_marker("sample") and not item.get_closest_marker("slow"):
+            groups.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    for mine in groups.values():
+        count = mine[0].get_closest_marker("sample").args[0]
+        step = (len(mine) - 1) / max(1, count - 1)
+        kept = {round(number * step) for number in range(count)}
+        for number, item in enumerate(mine):
+            if number not in kept:
+                item.add_marker(pytest.mark.slow)

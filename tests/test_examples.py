@@ -1,6 +1,7 @@
 """The examples, each run as a user runs it, on tiny made-up copies of the data sets' original files."""
 
 import importlib
+import os
 import re
 import runpy
 import sys
@@ -17,28 +18,29 @@ from timm.models import save_for_hf
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer, ViTImageProcessor
 
 import hf_zipit.models.cifar_resnet  # noqa: F401  (registers cifar_resnet20)
-from hf_zipit.sources.load import load
+from hf_zipit.sources.load import load_source
+from tests.helpers.marks import slow_but
 from tests.helpers.models import hf_vit
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
-DATA = Path(__file__).parent.parent.parent / "shared" / "data"
+DATA = Path(os.environ.get("HF_ZIPIT_TEST_DATA", "no such folder"))  # data sets too large to keep here
 BREEDS = ["n02085620-Chihuahua", "n02110185-Siberian_husky", "n02085782-Japanese_spaniel"]
 SHORT = {"dogs": "stanford_dogs", "pets": "oxford_pets", "nabirds": "nabirds"}
 QUICK = ["--image-size", "32", "--epochs", "1", "--batch-size", "8"]
 
 
 @pytest.fixture
-def run(monkeypatch, capsys):
+def run_example(monkeypatch, capsys):
     """Run a script with arguments, as its own main program but in this process, and return what it prints."""
 
-    def run(script: str, *arguments: object) -> str:
+    def call(script: str, *arguments: object) -> str:
         monkeypatch.syspath_prepend(EXAMPLES)
         monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
         torch.manual_seed(0)
         runpy.run_path(str(EXAMPLES / script), run_name="__main__")
         return capsys.readouterr().out
 
-    return run
+    return call
 
 
 def picture(path: Path, label: int, number: int) -> None:
@@ -135,22 +137,23 @@ def base(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", LAYOUTS)
-def test_each_data_set_trains_from_its_original_files(name, run, base, tmp_path):
+@pytest.mark.parametrize("name", slow_but(("stanford_dogs",), LAYOUTS))
+def test_each_data_set_trains_from_its_original_files(name, run_example, base, tmp_path):
     data, out = LAYOUTS[name](tmp_path / "data"), tmp_path / "model"
-    printed = run(f"{name}.py", data, "--out", out, "--base", base, *QUICK)
+    printed = run_example(f"{name}.py", data, "--out", out, "--base", base, *QUICK)
     assert re.fullmatch(rf"\w+: [\d.]+ % of 12 test images, {out}\n", printed)
-    source = load(out)
+    source = load_source(out)
     assert source.labels == NAMES[name]
     assert source.input_size == (3, 32, 32)
 
 
-def test_a_transformers_model_is_fine_tuned_in_the_same_way(run, tmp_path):
+@pytest.mark.slow
+def test_a_transformers_model_is_fine_tuned_in_the_same_way(run_example, tmp_path):
     hf_vit().save_pretrained(tmp_path / "base")
     ViTImageProcessor().save_pretrained(tmp_path / "base")
     data = oxford_pets(tmp_path / "data")
-    run("oxford_pets.py", data, "--out", tmp_path / "model", "--base", tmp_path / "base", *QUICK)
-    source = load(tmp_path / "model")
+    run_example("oxford_pets.py", data, "--out", tmp_path / "model", "--base", tmp_path / "base", *QUICK)
+    source = load_source(tmp_path / "model")
     assert source.labels == NAMES["oxford_pets"]
     assert source.transform(Image.open(next(data.rglob("*.jpg")))).shape == (3, 32, 32)
 
@@ -174,31 +177,33 @@ def test_a_listed_file_that_is_missing_is_named(tmp_path, monkeypatch):
     root = cub200(tmp_path)
     gone = next(root.rglob("*.jpg"))
     gone.unlink()
-    with pytest.raises(SystemExit, match=f"{gone} is listed but not there"):
+    with pytest.raises(SystemExit, match=f"{gone} is listed but missing"):
         [importlib.import_module("cub200").TASK.original(root, split) for split in ("train", "test")]
 
 
-def test_pairs_and_all_are_merged_and_evaluated(run, base, tmp_path):
+@pytest.mark.slow
+def test_pairs_and_all_are_merged_and_evaluated(run_example, base, tmp_path):
     data = [f"{short}={LAYOUTS[name](tmp_path / name)}" for short, name in SHORT.items()]
     options = ["--methods", "zip", "random", "--cuts", "layer1", "--calibrate", "batchnorm"]
     options += ["--num-images", "8", "--base", base]
-    printed = run("four_datasets.py", tmp_path / "out", *data, *options, *QUICK)
+    printed = run_example("four_datasets.py", tmp_path / "out", *data, *options, *QUICK)
     pairs, everything = printed.split("All 3 in one model")
     for part in (pairs, everything):
         shown = [line.split()[:3] for line in part.splitlines() if len(line.split()) == 13]
         merges = [[*setting.split(), "batchnorm"] for setting in ("zip none", "control:random none", "zip layer1")]
         assert shown == [*merges, *([f"parent:{name}", "-", "-"] for name in SHORT), ["ensemble", "-", "-"]]
     assert (tmp_path / "out" / "dogs-pets-nabirds-zip-layer1" / "model.safetensors").exists()
-    assert load(tmp_path / "out" / "pets").labels == NAMES["oxford_pets"]
+    assert load_source(tmp_path / "out" / "pets").labels == NAMES["oxford_pets"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not DATA.is_dir(), reason="needs the Tiny ImageNet subsets")
-def test_the_tiny_imagenet_subsets_are_merged(run, base, tmp_path):
+def test_the_tiny_imagenet_subsets_are_merged(run_example, base, tmp_path):
     data = [f"{name}={DATA / f'tinyimagenet_{name}'}" for name in ("pets", "wild", "vehicles")]
     options = ["--methods", "zip", "--cuts", "--num-images", "64", "--train-images", "256", "--base", base]
-    printed = run("four_datasets.py", tmp_path / "out", *data, *options, "--calibrate", "batchnorm", *QUICK)
+    printed = run_example("four_datasets.py", tmp_path / "out", *data, *options, "--calibrate", "batchnorm", *QUICK)
     assert len(re.findall(r"^zip +none +batchnorm( +[\d.x]+){7} k( +[\d.]+){2}$", printed, re.M)) == 2, printed
-    assert len(load(tmp_path / "out" / "wild").labels) == 15
+    assert len(load_source(tmp_path / "out" / "wild").labels) == 15
 
 
 def cifar(root: Path) -> Path:
@@ -226,22 +231,29 @@ def test_a_folder_without_the_original_files_is_read_by_the_library(name, tmp_pa
 @pytest.mark.parametrize(
     "options",
     [
-        ["--model", "vit", "--width", "0.34", "--same-init", "--cuts", "vit.layers.1"],
-        ["--model", "vgg11_bn", "--width", "0.0625", "--targets", "codes", "--cuts", "features.1"],
+        pytest.param(
+            ["--model", "vit", "--width", "0.34", "--same-init", "--cuts", "vit.layers.1"],
+            marks=pytest.mark.slow,
+            id="vit",
+        ),
+        pytest.param(
+            ["--model", "vgg11_bn", "--width", "0.0625", "--targets", "codes", "--cuts", "features.1"],
+            id="vgg, class vectors",
+        ),
     ],
-    ids=["vit", "vgg, class vectors"],
 )
-def test_cifar_pairs_are_trained_and_merged(options, run, tmp_path):
+@pytest.mark.sample(1)
+def test_cifar_pairs_are_trained_and_merged(options, run_example, tmp_path):
     data = cifar(tmp_path / "data")
     quick = ["--epochs", "2", "--batch-size", "16", "--num-images", "16", "--no-bf16", "--calibrate", "batchnorm"]
     quick += ["--methods", "average", "zip", "random"]
-    printed = run("cifar_pairs.py", data, tmp_path / "out", *options, *quick)
+    printed = run_example("cifar_pairs.py", data, tmp_path / "out", *options, *quick)
     for row in ("average +none", "zip +none", "zip +[a-z]+[.].* +batchnorm", "control:random +none", "ensemble +-"):
         assert re.search(rf"^{row}", printed, re.M), printed
     assert len(list((tmp_path / "out").glob("comparison-*/results.csv"))) == 1
-    labels = [load(file.parent).labels for file in sorted((tmp_path / "out").glob("*/model.safetensors"))]
+    labels = [load_source(file.parent).labels for file in sorted((tmp_path / "out").glob("*/model.safetensors"))]
     assert sorted(labels[0] + labels[1]) == ["apple", "bear", "crab", "dolphin"]
-    again = run("cifar_pairs.py", data, tmp_path / "out", *options, *quick)
+    again = run_example("cifar_pairs.py", data, tmp_path / "out", *options, *quick)
     assert again in printed  # the models were there already: only the table is printed
 
 
@@ -280,5 +292,5 @@ def test_class_vectors_come_from_a_text_encoder(tmp_path, monkeypatch):
         ("segmentation_and_classification.py", ["--epochs", 1], r"layer2: zip, refit( +\d+\.\d){3} +1\.\d\dx"),
     ],
 )
-def test_models_with_different_outputs_are_trained_and_merged(script, options, row, run):
-    assert re.search(row, run(script, *options))
+def test_models_with_different_outputs_are_trained_and_merged(script, options, row, run_example):
+    assert re.search(row, run_example(script, *options))

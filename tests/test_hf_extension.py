@@ -34,9 +34,11 @@ def hf(tmp_path):
     return run
 
 
+@pytest.mark.slow
 def test_hf_runs_it_and_hands_its_exit_code_on(hf, tmp_path):
     done = hf("zipit", "--version")
-    assert (done.returncode, done.stdout.strip()) == (0, hf_zipit.__version__)
+    assert done.returncode == 0
+    assert done.stdout.strip() == hf_zipit.__version__
     (tmp_path / "recipe.yml").write_text("colour: red")
     done = hf("zipit", "merge", "recipe.yml", "-o", "out")
     assert done.returncode == 2

@@ -9,7 +9,7 @@ import pytest
 import torch
 from huggingface_hub import HfApi
 
-from hf_zipit.saving import load as loading
+from hf_zipit.saving.load import load_merged
 from tests.helpers.hub import OWNER
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload raw bytes:DeprecationWarning")
@@ -75,30 +75,31 @@ assert again.config.tasks == ["A-1", "B", "A-2"]
 
 
 @pytest.fixture
-def process(hub, tmp_path):
+def run_python(hub, tmp_path):
     """Run Python in a new process that knows this Hub, has a home of its own, and is logged in."""
     torch.save(PIXELS, tmp_path / "pixels.pt")
     environment = {**os.environ, "HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path / "home"), "HF_TOKEN": OWNER}
     environment |= {"HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "HF_DEBUG": ""}
 
-    def run(*arguments, **changes):
+    def call(*arguments, **changes):
         command = [sys.executable, *map(str, arguments)]
         changed = {**environment, **changes}
         done = subprocess.run(command, cwd=tmp_path, env=changed, capture_output=True, text=True, timeout=300)
         assert OWNER not in done.stdout + done.stderr
         return done
 
-    return run
+    return call
 
 
-def test_two_parents_become_one_model_that_everybody_can_use(hub, process, digits, digits_data, tmp_path):
+@pytest.mark.slow
+def test_two_parents_become_one_model_that_everybody_can_use(hub, run_python, digits, digits_data, tmp_path):
     author = HfApi()
     for name, folder in zip("AB", digits, strict=True):
         author.create_repo(f"user/{name}")
         author.upload_folder(repo_id=f"user/{name}", folder_path=folder)
 
     options = ["--data", digits_data, "--num-images", 64, "--push-to", "user/merged", "--private", "--json"]
-    done = process("-m", "hf_zipit", "merge", "user/A", "user/B", *options)
+    done = run_python("-m", "hf_zipit", "merge", "user/A", "user/B", *options)
     assert done.returncode == 0, done.stderr
     about = json.loads(done.stdout)
     repo = hub.repos["user/merged"]
@@ -113,9 +114,9 @@ def test_two_parents_become_one_model_that_everybody_can_use(hub, process, digit
     assert OWNER.encode() not in b"".join(files.values())
 
     with torch.no_grad():
-        expected = loading.load(tmp_path / "merged")(PIXELS)
+        expected = load_merged(tmp_path / "merged")(PIXELS)
     repo.commit({"README.md": b"something newer"}, "a later mistake")
-    done = process("-c", STRANGER, "user/merged", revision)
+    done = run_python("-c", STRANGER, "user/merged", revision)
     assert done.returncode == 0, done.stderr
     found = torch.load(tmp_path / "stranger.pt")
     assert torch.equal(found["logits"], expected.logits)
@@ -123,58 +124,56 @@ def test_two_parents_become_one_model_that_everybody_can_use(hub, process, digit
 
     repo.branches["main"] = revision
     hub.log.clear()
-    process("-c", "import huggingface_hub as h; h.snapshot_download('user/merged')")
+    run_python("-c", "import huggingface_hub as h; h.snapshot_download('user/merged')")
     hub.drop("GET", ".")
     hub.drop("HEAD", ".")
     asked = len(hub.log)
-    done = process("-c", OFFLINE, "user/merged", revision, HF_HUB_OFFLINE="1")
+    done = run_python("-c", OFFLINE, "user/merged", revision, HF_HUB_OFFLINE="1")
     assert done.returncode == 0, done.stderr
     assert torch.equal(torch.load(tmp_path / "offline.pt")["logits"], expected.logits)
     assert len(hub.log) == asked
 
 
 @pytest.fixture
-def command(hub, monkeypatch, capsys, tmp_path):
+def run_here(hub, run, monkeypatch, tmp_path):
     """Run the command line in this process, in an empty folder; returns (exit code, stdout, stderr)."""
-    from hf_zipit import cli
-
     monkeypatch.chdir(tmp_path)
 
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["hf-zipit", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            cli.run()
-        printed = capsys.readouterr()
-        assert OWNER not in printed.out + printed.err
-        return end.value.code or 0, printed.out.strip(), printed.err
+    def call(*arguments):
+        code, printed, err = run(*arguments)
+        assert OWNER not in printed + err
+        return code, printed.strip(), err
 
-    return run
+    return call
 
 
-def test_a_failed_upload_is_one_message_and_push_goes_on(hub, command, digits, tmp_path, monkeypatch):
+def test_a_failed_upload_is_one_message_and_push_goes_on(hub, run_here, digits, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "")
     hub.drop("POST", "/commit/", after=50)
     options = ["--method", "average", "--calibrate", "none", "--push-to", "user/merged", "--token", OWNER]
-    code, _, err = command("merge", *digits, *options)
+    code, _, err = run_here("merge", *digits, *options)
     assert code == 1
     assert err.startswith("Error: user/merged: the connection to")
     assert "upload it, or what is missing of it, with: hf-zipit push merged user/merged" in err
-    assert loading.load(tmp_path / "merged").config.tasks == ["digits-0-4", "digits-5-9"]
+    assert load_merged(tmp_path / "merged").config.tasks == ["digits-0-4", "digits-5-9"]
     hub.faults.clear()
-    code, address, _ = command("push", "merged", "user/merged", "--create-pr", "--message", "Two in one")
-    assert (code, address) == (0, f"{hub.endpoint}/user/merged/discussions/1")
+    code, address, _ = run_here("push", "merged", "user/merged", "--create-pr", "--message", "Two in one")
+    assert code == 0
+    assert address == f"{hub.endpoint}/user/merged/discussions/1"
     repo = hub.repos["user/merged"]
     assert set(repo.at("refs/pr/1")[1]) == {path.name for path in (tmp_path / "merged").iterdir()}
     assert repo.messages[-1] == "Two in one"
 
 
-def test_the_target_is_checked_before_any_work(hub, command, digits, monkeypatch, tmp_path):
+def test_the_target_is_checked_before_any_work(hub, run_here, digits, monkeypatch, tmp_path):
     hub.add("user/parent", digits[0])
     start = ["merge", *digits, "--data", "nowhere"]
-    code, _, err = command(*start, "--push-to", "user/parent")
-    assert (code, "user/parent holds another model (cifar_resnet20): choose another name" in err) == (1, True)
-    code, _, err = command(*start)
-    assert (code, "name a folder with --out, or a repository with --push-to" in err) == (2, True)
+    code, _, err = run_here(*start, "--push-to", "user/parent")
+    assert code == 1
+    assert "user/parent holds another model (cifar_resnet20): choose another name" in err
+    code, _, err = run_here(*start)
+    assert code == 2
+    assert "pass a folder with --out, or a repository with --push-to" in err
     monkeypatch.delenv("HF_TOKEN")
-    assert "uploading needs an access token" in command(*start, "--push-to", "user/merged")[2]
+    assert "uploading needs an access token" in run_here(*start, "--push-to", "user/merged")[2]
     assert {path.name for path in tmp_path.iterdir()} <= {"cache"}

@@ -10,13 +10,13 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "hf_zipit"
 ROOMS = [  # from the top down; a room is a folder, or a module beside the folders, and imports only what stands below
-    *("__main__", "cli", "commands", "comparison", "merging", "evaluation", "calibration", "assembly", "backbones"),
-    *("find_spec", "checks", "tracing", "matching", "saving", "recipe", "statistics", "data", "sources", "costs"),
-    *("running", "transform", "specs", "text", "progress", "models", "errors"),
+    *("__main__", "cli", "commands", "comparison", "merging", "evaluation", "assembly", "backbones", "find_spec"),
+    *("saving", "recipe", "calibration", "checks", "tracing", "matching", "settings", "statistics", "data", "sources"),
+    *("costs", "running", "transform", "specs", "text", "progress", "models", "errors"),
 ]
 LIBRARIES = {
-    "timm": {"sources", "models", "saving"},
-    "transformers": {"sources", "models", "commands"},
+    "timm": {"sources", "models"},
+    "transformers": {"sources", "models"},
     "segmentation_models_pytorch": {"sources", "models"},
     "datasets": {"data"},
 }
@@ -138,5 +138,5 @@ def test_every_public_name_exists_and_is_documented():
     for name in hf_zipit.__all__:
         if name != "__version__":
             assert getattr(hf_zipit, name).__doc__, name
-    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+    with pytest.raises(AttributeError, match="No hf_zipit attribute nothing"):
         _ = hf_zipit.nothing

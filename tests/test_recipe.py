@@ -4,17 +4,20 @@ import hashlib
 import inspect
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import typer
 import yaml
+from pydantic import Field
 
 import hf_zipit
 from hf_zipit import cli
+from hf_zipit import recipe as recipes
 from hf_zipit.errors import DataError, OptionError, SourceError
 from hf_zipit.merging.dry_run import plan_merge
-from hf_zipit.merging.from_recipe import merge_recipe
-from hf_zipit.recipe import OF_THE_RUN, Recipe, make_recipe, read_recipe
+from hf_zipit.merging.merge import merge_recipe
+from hf_zipit.recipe import OF_THE_RUN, Recipe, read_recipe
 from hf_zipit.saving import save as saving
 from hf_zipit.sources.access import Access
 from tests.helpers.hub import OWNER
@@ -36,23 +39,48 @@ def merged(digits, digits_data, tmp_path_factory):
     return saving.save(model, home / "merged")
 
 
-def test_keywords_flags_and_recipes_agree():
-    """An option that is added in one place only fails here."""
-    keywords = {
-        name: parameter.default if parameter.kind is parameter.KEYWORD_ONLY else None
-        for name, parameter in inspect.signature(hf_zipit.merge).parameters.items()
-    }
+def test_keywords_and_flags_are_those_of_the_recipe():
+    """An option is one field of `Recipe`; nothing else has to be written for it."""
+    parameters = inspect.signature(hf_zipit.merge).parameters.values()
+    keywords = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
     rights = {"token", "trust_remote_code", "allow_pickle"}  # the user's: no file can give them
     assert not rights & set(Recipe.model_fields)
-    keywords = {name: default for name, default in keywords.items() if name not in rights}
-    keys = {name: field.default for name, field in Recipe.model_fields.items() if name != "generator"}
-    assert keywords == {**keys, "sources": None}
+    inputs = {"sources", "data", "generator"}
+    options = {name: field.default for name, field in Recipe.model_fields.items() if name not in inputs}
+    assert {name: default for name, default in keywords.items() if name not in rights} == options
+    for name, field in Recipe.model_fields.items():
+        assert name in inputs or f"{name}: " in hf_zipit.merge.__doc__, name
+        assert field.description, name
     command = typer.main.get_command(cli.app).commands["merge"]
-    flags = {parameter.name for parameter in command.params}
-    assert set(keys) - {"sources"} <= flags
-    assert {"--task", "--no-compat", "--num-images"} <= {
-        f for p in command.params for f in [*p.opts, *p.secondary_opts]
-    }
+    flags = {parameter.name: parameter.help for parameter in command.params}
+    assert {*options, "data"} <= set(flags)
+    assert all(flags[name].startswith(Recipe.model_fields[name].description) for name in options)
+    spelled = {flag for parameter in command.params for flag in [*parameter.opts, *parameter.secondary_opts]}
+    assert {"--task", "--no-compat", "--num-images"} <= spelled
+
+
+def test_a_new_option_is_one_field(monkeypatch):
+    """A field that is added to the recipe is a keyword of a function that takes options, and a flag of a command."""
+
+    class Longer(Recipe):
+        extra: int = Field(3, ge=1, description="One more.")
+
+    monkeypatch.setattr(recipes, "Recipe", Longer)
+
+    @recipes.takes_options
+    def function(sources, **options):
+        """Do it.
+
+        Args:
+            sources: some.
+        {options}
+        """
+
+    assert inspect.signature(function).parameters["extra"].default == 3
+    assert "        extra: One more." in function.__doc__
+    assert Longer.model_json_schema()["properties"]["extra"]["minimum"] == 1
+    with pytest.raises(OptionError, match="extra is 0: it must be at least 1"):
+        Longer(extra=0)
 
 
 def test_everything_that_decides_the_result_is_recorded(merged):
@@ -88,7 +116,7 @@ def test_models_and_data_without_a_place_must_be_named(tmp_path):
     args = {"layers": (2, 1, 1, 1), "channels": (8, 16, 24, 32)}
     sources = [hf_zipit.load_source(tiny("resnet18", seed), args) for seed in (0, 1)]
     folder = saving.save(hf_zipit.merge(sources, images(16), tasks=["a", "b"]), tmp_path / "out")
-    with pytest.raises(OptionError, match=r"model 1 of the recipe was a model in memory: name the models beside"):
+    with pytest.raises(OptionError, match=r"model 1 of the recipe was a model in memory; pass the models along"):
         merge_recipe(folder / saving.RECIPE, data="anywhere")
     with pytest.raises(OptionError, match="no data: merging needs images"):
         merge_recipe(folder / saving.RECIPE)
@@ -103,7 +131,7 @@ def test_models_and_data_without_a_place_must_be_named(tmp_path):
         ("sources: [{id: a/b, sha: x}]", r"recipe.yml: unknown key 'sources.0.sha'; did you mean 'sha256'\?"),
         ("alpha: much", "recipe.yml: alpha is 'much': input should be a valid number"),
         ("num_images: [1, two]", "recipe.yml: num_images"),
-        ("- a", "is no recipe"),
+        ("- a", "is not a recipe"),
         ("a: [", "cannot read the recipe"),
     ],
 )
@@ -122,14 +150,26 @@ def test_relative_paths_are_relative_to_the_recipe(tmp_path, monkeypatch):
     recipe = read_recipe(file)
     here = str(tmp_path / "here")
     assert recipe.sources == [f"{here}/a", "user/name", f"{here}/gone", "/abs"]
-    assert (recipe.data, recipe.spec) == ([f"{here}/a:test"], f"{here}/my.yaml")
+    assert recipe.data == [f"{here}/a:test"]
+    assert recipe.spec == f"{here}/my.yaml"
 
 
 def test_the_json_schema_refuses_unknown_keys_and_explains_every_key():
     schema = Recipe.model_json_schema()
     assert schema["additionalProperties"] is False
     assert all(json.dumps(value["description"]) for value in schema["properties"].values())
-    assert make_recipe(sources=["a/b"], data="d").arguments()["data"] == ["d"]
+    assert Recipe(sources=["a/b"], data="d").data == ["d"]
+
+
+def test_paths_are_names_and_unknown_keywords_are_a_type_error():
+    recipe = Recipe(sources=[Path("a"), "b/c"], data=Path("d"), spec=Path("s.yaml"))
+    assert recipe.sources == ["a", "b/c"]
+    assert recipe.data == ["d"]
+    assert recipe.spec == "s.yaml"
+    with pytest.raises(TypeError, match="unexpected keyword argument 'metod'"):
+        hf_zipit.merge(["a", "b"], metod="zip")
+    with pytest.raises(TypeError, match="unexpected keyword argument 'generator'"):
+        hf_zipit.merge(["a", "b"], generator="me")
 
 
 def test_models_of_the_hub_are_pinned_to_their_commit(hub, digits, digits_data, tmp_path):
@@ -167,12 +207,48 @@ def test_data_sets_of_the_hub_are_pinned_to_their_commit_and_read_with_the_token
     assert yaml.safe_load((folder / saving.RECIPE).read_text())["data"] == [f"user/data@{commit}:test"]
     assert f"- user/data@{commit}:test" in (folder / "README.md").read_text()
     assert merged.config.zipit["data"][0]["name"] == "user/data:test"
-    assert commit in merged.companions[saving.RECIPE]  # of a model that is pushed from memory
+    assert commit in merged.sidecars[saving.RECIPE]  # of a model that is pushed from memory
+    merged.locations = {**merged.locations, "data": [f"user/data@{commit}"]}  # without a split: no path either
+    whole = saving.save(merged, tmp_path / "whole")
+    assert yaml.safe_load((whole / saving.RECIPE).read_text())["data"] == [f"user/data@{commit}"]
     data.commit({"test.parquet": (digits_data / "train.parquet").read_bytes()}, "other images")
     again = merge_recipe(folder / saving.RECIPE, Access(token=OWNER))
     assert sha256(saving.save(again, tmp_path / "again")) == sha256(folder)
     other = merge_recipe(folder / saving.RECIPE, Access(token=OWNER), data=["user/data:test"])
     assert sha256(saving.save(other, tmp_path / "other")) != sha256(folder)
     monkeypatch.setenv("HF_TOKEN", OWNER)
-    plan = plan_merge(make_recipe(sources=[str(d) for d in digits], data=["user/data", f"user/data@{commit}"]))
+    plan = plan_merge(Recipe(sources=[str(d) for d in digits], data=["user/data", f"user/data@{commit}"]))
     assert plan.data == {"user/data": 0, f"user/data@{commit}": 0}  # all that it holds is here
+
+
+@pytest.mark.parametrize(
+    ("file", "flags"),
+    [
+        ("method: permute\nwidth: 0.5", {"method": "zip"}),
+        ("method: zip\nbalance: auto", {"method": "mudsc-zip"}),
+        ("width: 1.5\nflops_budget: 1.2", {"width": 1}),
+        ("alpha: 3", {"alpha": 0.1}),
+        ("method: mudsc-zip\nbalance_data: [d]", {"balance": "auto"}),
+    ],
+)
+def test_what_is_wrong_in_a_file_can_be_put_right_beside_it(tmp_path, file, flags):
+    (tmp_path / "recipe.yml").write_text(file)
+    with pytest.raises(OptionError, match=r"recipe\.yml: "):
+        read_recipe(tmp_path / "recipe.yml")
+    recipe = read_recipe(tmp_path / "recipe.yml", **flags)
+    assert all(getattr(recipe, name) == value for name, value in flags.items())
+
+
+def test_what_is_wrong_beside_a_file_is_not_laid_on_it(tmp_path):
+    (tmp_path / "recipe.yml").write_text("cut: layer2")
+    with pytest.raises(OptionError, match=r"^alpha is 3: it must lie between 0 and 1"):
+        read_recipe(tmp_path / "recipe.yml", alpha=3)
+
+
+def test_truth_values_and_endless_numbers_are_no_numbers():
+    for values in ({"width": True}, {"balance": False}, {"num_images": True}):
+        with pytest.raises(OptionError, match="it is not a truth value"):
+            Recipe(**values)
+    for name in ("width", "flops_budget"):
+        with pytest.raises(OptionError, match=f"{name} is inf: input should be a finite number"):
+            Recipe(**{name: float("inf")})

@@ -1,94 +1,154 @@
-"""The merged model from its parts: which steps are trunk and head, its config, its state, and the module itself."""
+"""Merging classifiers of one architecture: the merge predicts among the classes of all tasks."""
 
 import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from hf_zipit.assembly.plan import Plan, places
+from hf_zipit.assembly.parents import Parents
+from hf_zipit.backbones.compatible import check_alike
+from hf_zipit.backbones.merges import observed_within
+from hf_zipit.costs import Cost, Cut, LayerCosts, cost_of, cut_costs, resized
+from hf_zipit.find_spec import find_spec
 from hf_zipit.models.configuration_zipit import ZipItConfig
 from hf_zipit.models.modeling_zipit import ZipItForImageClassification, resize
 from hf_zipit.sources.source import Source
 from hf_zipit.specs.cuts import channel_axis
+from hf_zipit.specs.plan import Plan, gathered
+from hf_zipit.specs.spaces import Binding
 from hf_zipit.transform.match import Match
 from hf_zipit.transform.transform import merge_states, unmerge_reads
 
 
-def assemble(
-    sources: Sequence[Source], names: Sequence[str], plan: Plan, matches: Mapping[str, Match], about: dict[str, Any]
-) -> ZipItForImageClassification:
-    """The merged model, before calibration; `about` says how it was made."""
-    config = config_of(sources, names, plan)
-    config.zipit = about
-    return build(config, sources, merged_state(sources, plan, matches))
+@dataclass(frozen=True, eq=False)
+class Classifiers(Parents):
+    """Classifiers that share one architecture; see `Parents`."""
 
+    sources: Sequence[Source]
+    binding: Binding
+    joint = True
+    runs = False
+    config_class = ZipItConfig
 
-def config_of(sources: Sequence[Source], names: Sequence[str], plan: Plan) -> ZipItConfig:
-    """What is needed to rebuild the merged model, but for its shapes."""
-    parts = [(i, branch) for i, source in enumerate(sources) for branch in source.parts]
-    tasks = [(i, b, labels) for b, (i, branch) in enumerate(parts) for _, labels in branch.tasks]
-    heads = [
-        {"task": name, "id2label": dict(enumerate(labels)), "source": i, "branch": 0 if plan.whole else b}
-        for name, (i, b, labels) in zip(names, tasks, strict=True)
-    ]
-    first, binding = sources[0], plan.binding
-    unmerge = None
-    if not plan.whole and plan.gathers:
-        axis = channel_axis(first.model, binding, plan.depth, first.input_size)
-        unmerge = {"axis": axis, "size": binding.spaces[plan.crossing].size}
-    config = ZipItConfig(
-        backbone=first.backbone,
-        owns={step: list(mine) for step, mine in binding.owns.items() if mine != (step,)},
-        trunk=binding.calls(plan.trunk),
-        head=binding.calls(plan.head),
-        cut=plan.cut,
-        unmerge=unmerge,
-        heads=heads,
-    )
-    if first.settings:
-        config.pretrained_cfg = {**first.settings, "num_classes": sum(len(s.labels) for s in sources)}
-        config.image_processor_type = "TimmWrapperImageProcessor"
-    return config
+    @classmethod
+    def open(cls, sources: Sequence[Source], spec: str | Path | None = None, backbone: str | None = None) -> "Parents":
+        """Bind the spec of the first model.
 
+        Raises:
+            SourceError: a model differs from the first in more than its classes.
+            SpecError: no spec describes the first model.
+        """
+        binding = find_spec(sources[0], spec)
+        check_alike(sources, binding)
+        cut = [source for source in sources if source.trunk is not None]
+        return cls(sources, observed_within(binding, cut[0]) if cut else binding)
 
-def merged_state(sources: Sequence[Source], plan: Plan, matches: Mapping[str, Match]) -> dict[str, Tensor]:
-    """The merged model's state dict: merged trunk, each task's own head, and how it reads the trunk."""
-    states = [source.model.state_dict() for source in sources]
-    binding = plan.binding
-    trunk = merge_states(states, binding, matches, plan.touched(states[0]))
-    out = {f"trunk.{name}": value for name, value in trunk.items()}
-    if plan.whole:
-        parts = [unmerge_reads(s, binding, matches, binding.classifier, k) for k, s in enumerate(states)]
-        return out | {f"trunk.{name}": torch.cat([part[name] for part in parts]) for name in binding.classifier}
-    branches = [(model, branch) for model, source in enumerate(sources) for branch in source.parts]
-    for number, (model, branch) in enumerate(branches):
-        names = binding.under(plan.head, branch.state)
-        match = matches[plan.crossing]
-        labels = match.of(model) if branch.gather is None else match.of(model)[branch.gather]
-        if plan.gathers:
-            head = {name: branch.state[name].clone() for name in names}
-            out[f"unmerge.{number}.index"] = places(labels, match.width)
-        else:
-            mine = {plan.crossing: Match(labels, (len(labels),), match.width)}
-            head = unmerge_reads(branch.state, binding, mine, names, 0)
-        out.update({f"heads.{number}.{name}": value for name, value in head.items()})
-    return out
+    @property
+    def wholes(self) -> Sequence[Source]:  # type: ignore[override]
+        """The models themselves: all of their layers are shared."""
+        return self.sources
 
+    def gathers(self, plan: Plan) -> bool:
+        """Whether each head gathers its own model's units from the trunk."""
+        return not plan.whole and plan.gathers
 
-def build(config: ZipItConfig, sources: Sequence[Source], state: Mapping[str, Tensor]) -> ZipItForImageClassification:
-    """The merged model on the sources' own architecture, with the config that builds it again."""
-    with torch.device("meta"):
-        planned = ZipItForImageClassification(config).state_dict()
-    config.shapes = {k: list(v.shape) for k, v in state.items() if k in planned and v.shape != planned[k].shape}
-    model = ZipItForImageClassification(
-        config, [copy.deepcopy(source.model).eval() for source in sources for _ in source.parts]
-    )
-    for name, value in model.state_dict().items():  # classifiers of other sizes, and of the classes of all tasks
-        if value.shape != state[name].shape:
-            resize(model, name, list(state[name].shape))
-    model.load_state_dict(state, assign=True)
-    model.requires_grad_(True)
-    model.eval()
-    return model
+    def layer_costs(self) -> LayerCosts:
+        """FLOPs of a merge at any cut and widths."""
+        classes = [len(source.labels) for source in self.sources]
+        return LayerCosts(self.sources[0].model, self.binding, self.input_size, classes)
+
+    def cut_costs(self) -> list[Cut]:
+        """Costs of every legal cut of the first model."""
+        return cut_costs(self.sources[0].model, self.binding, self.input_size)
+
+    @torch.no_grad()
+    def cost(self, names: Sequence[str], plan: Plan) -> Cost:
+        """FLOPs of one image with all heads, and parameters, of the planned merge."""
+
+        def place(name: str) -> str | None:
+            part, _, inner = name.partition(".")
+            if part == "heads" and not plan.gathers:
+                return inner.partition(".")[2]
+            return inner if part == "trunk" else None
+
+        with torch.device("meta"):
+            planned = ZipItForImageClassification(self.config(names, plan))
+        return cost_of(resized(planned, self.binding, plan.ratios, place), self.input_size)
+
+    def config(self, names: Sequence[str], plan: Plan) -> ZipItConfig:
+        """Everything needed to rebuild the merged model, except its shapes."""
+        parts = [(number, branch) for number, source in enumerate(self.sources) for branch in source.parts]
+        tasks = [(number, place, labels) for place, (number, branch) in enumerate(parts) for _, labels in branch.tasks]
+        heads = [
+            {
+                "task": name,
+                "id2label": dict(enumerate(labels)),
+                "source": number,
+                "branch": 0 if plan.whole else place,
+            }
+            for name, (number, place, labels) in zip(names, tasks, strict=True)
+        ]
+        first = self.sources[0]
+        unmerge = None
+        if self.gathers(plan):
+            axis = channel_axis(first.model, self.binding, plan.depth, first.input_size)
+            unmerge = {"axis": axis, "size": self.binding.spaces[plan.crossing].size}
+        config = ZipItConfig(
+            backbone=first.backbone,
+            owns={step: list(mine) for step, mine in self.binding.owns.items() if mine != (step,)},
+            trunk=self.binding.calls(plan.trunk),
+            head=self.binding.calls(plan.head),
+            cut=plan.cut,
+            unmerge=unmerge,
+            heads=heads,
+        )
+        if first.settings:
+            classes = sum(len(source.labels) for source in self.sources)
+            config.pretrained_cfg = {**first.settings, "num_classes": classes}
+            config.image_processor_type = "TimmWrapperImageProcessor"
+        return config
+
+    def state(self, plan: Plan, matches: Mapping[str, Match]) -> dict[str, Tensor]:
+        """The state dict of the merge: the trunk, the heads, and the units that each head gathers."""
+        trunk = merge_states(self.states, self.binding, matches, plan.touched(self.states[0]))
+        out = {f"trunk.{name}": value for name, value in trunk.items()}
+        if plan.whole:
+            return out | self._joined_classifiers(matches)
+        branches = [(model, branch) for model, source in enumerate(self.sources) for branch in source.parts]
+        for number, (model, branch) in enumerate(branches):
+            names = self.binding.under(plan.head, branch.state)
+            match = matches[plan.crossing]
+            labels = match.of(model) if branch.gather is None else match.of(model)[branch.gather]
+            if plan.gathers:
+                head = {name: branch.state[name].clone() for name in names}
+                out[f"unmerge.{number}.index"] = gathered(labels, match.width)
+            else:
+                mine = {plan.crossing: Match(labels, (len(labels),), match.width)}
+                head = unmerge_reads(branch.state, self.binding, mine, names, 0)
+            out.update({f"heads.{number}.{name}": value for name, value in head.items()})
+        return out
+
+    def _joined_classifiers(self, matches: Mapping[str, Match]) -> dict[str, Tensor]:
+        """The classifiers of all models, concatenated along the classes and reading merged units."""
+        classifier = self.binding.classifier
+        parts = [unmerge_reads(state, self.binding, matches, classifier, k) for k, state in enumerate(self.states)]
+        return {f"trunk.{name}": torch.cat([part[name] for part in parts]) for name in classifier}
+
+    def build(self, config: Any, state: Mapping[str, Tensor]) -> ZipItForImageClassification:
+        """The merged model with this state. Shapes that differ from the config's architecture are added to it."""
+        with torch.device("meta"):
+            planned = ZipItForImageClassification(config).state_dict()
+        config.shapes = {k: list(v.shape) for k, v in state.items() if k in planned and v.shape != planned[k].shape}
+        backbones = [copy.deepcopy(source.model).eval() for source in self.sources for _ in source.parts]
+        model = ZipItForImageClassification(config, backbones)
+        for name, value in model.state_dict().items():  # other widths, and classifiers for the classes of all tasks
+            if value.shape != state[name].shape:
+                resize(model, name, list(state[name].shape))
+        model.load_state_dict(state, assign=True)
+        model.requires_grad_(True)
+        model.eval()
+        return model

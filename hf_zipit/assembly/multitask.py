@@ -1,122 +1,190 @@
-"""The merged model of sources of several classes from its parts: its config, its state, and the module itself."""
+"""Merging models of any class around one backbone: each task's output keeps the form it had in the task's own model."""
 
 import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
-from hf_zipit.assembly.plan import Plan, places
-from hf_zipit.backbones.share import Shared
-from hf_zipit.costs import count_flops
+from hf_zipit.assembly.parents import Parents
+from hf_zipit.backbones.share import Shared, share
+from hf_zipit.costs import Cost, Cut, LayerCosts, count_flops, count_parameters, resized
 from hf_zipit.errors import OptionError
-from hf_zipit.matching.methods import Options
 from hf_zipit.models.configuration_zipit_model import ZipItModelConfig
 from hf_zipit.models.modeling_zipit_model import ZipItModel
-from hf_zipit.models.resume import Steps, weights_of
+from hf_zipit.models.resume import Steps, tensor_of, weights_of
+from hf_zipit.sources.from_transformers import dense_processor
 from hf_zipit.sources.source import Source
-from hf_zipit.sources.whole_models import dense_processor
+from hf_zipit.specs.plan import Plan, gathered
+from hf_zipit.specs.spaces import Binding
 from hf_zipit.transform.match import Match
 from hf_zipit.transform.transform import merge_states
 
 DENSE = ("image-segmentation", "depth-estimation")
 
 
-def plan_shared(shared: Shared, options: Options, cut: str | None) -> Plan:
-    """Where a merge of models around a backbone is cut.
+@dataclass(frozen=True, eq=False)
+class Multitask(Parents):
+    """Models that share a backbone and have different layers around it; see `Parents`.
 
-    Raises:
-        OptionError: unknown cut, or another width than the backbone's.
+    Attributes:
+        shared: where the backbone is in each model, and which of its tensors the rest of the model reads.
     """
-    if options.width != 1 or options.flops_budget is not None:
-        raise OptionError("models with other parts around a backbone are merged at its own width only")
-    return Plan(shared.binding, shared.depth(cut), cut)
 
+    shared: Shared
+    joint = False
+    runs = True
+    config_class = ZipItModelConfig
 
-def cost(shared: Shared, plan: Plan) -> tuple[int, int]:
-    """FLOPs of one image with all heads, and parameters, of the merge of such a plan."""
-    size, view = shared.sources[0].input_size, shared.sources[shared.reference].model
-    parts = [Steps({step: view.get_submodule(step) for step in plan.trunk}), *(s.model for s in shared.wholes)]
-    trunk, *wholes = [(count_flops(part, size), sum(p.numel() for p in part.parameters())) for part in parts]
-    again = len(wholes) - 1
-    return sum(f for f, _ in wholes) - again * trunk[0], sum(n for _, n in wholes) - again * trunk[1]
+    @classmethod
+    def open(cls, sources: Sequence[Source], spec: str | Path | None = None, backbone: str | None = None) -> "Parents":
+        """Find the backbone steps that the models share."""
+        return cls(share(sources, spec, backbone))
 
+    @property
+    def binding(self) -> Binding:  # type: ignore[override]
+        """The spec of the shared steps."""
+        return self.shared.binding
 
-def assemble(
-    shared: Shared, names: Sequence[str], plan: Plan, matches: Mapping[str, Match], about: dict[str, Any]
-) -> ZipItModel:
-    """The merged model, before calibration; `about` says how it was made."""
-    config = config_of(shared, names, plan)
-    config.zipit = about
-    return build(config, shared, merged_state(shared, plan, matches))
+    @property
+    def sources(self) -> Sequence[Source]:  # type: ignore[override]
+        """The shared steps of every model, under one set of names."""
+        return self.shared.sources
 
+    @property
+    def wholes(self) -> Sequence[Source]:  # type: ignore[override]
+        """The models as they were given."""
+        return self.shared.wholes
 
-def config_of(shared: Shared, names: Sequence[str], plan: Plan) -> ZipItModelConfig:
-    """What is needed to rebuild the merged model, but for its shapes."""
-    heads = [
-        {
+    @property
+    def reference(self) -> Source:
+        """The source whose parameter names the binding uses."""
+        return self.sources[self.shared.reference]
+
+    def depth(self, cut: str | None) -> int:
+        """Number of merged steps up to a named cut; by default, up to the last legal one.
+
+        Raises:
+            OptionError: unknown cut; the message also says why no further steps can be merged.
+        """
+        try:
+            return super().depth(cut)
+        except OptionError as error:
+            raise OptionError(f"{error}. No more can be merged: {self.shared.limit}") from None
+
+    def gathers(self, plan: Plan) -> bool:
+        """Always true: every head gathers its own model's units."""
+        return True
+
+    def layer_costs(self) -> LayerCosts:
+        """FLOPs of a merge at any cut and widths."""
+        classes = [1] * len(self.wholes)  # no joint classifier grows with the tasks
+        wholes = [cost.flops for cost in self.costs]
+        return LayerCosts(self.reference.model, self.binding, self.input_size, classes, wholes)
+
+    @torch.no_grad()
+    def cut_costs(self) -> list[Cut]:
+        """Costs of every legal cut of the first model. `space` lists the spaces of all tensors that its head reads.
+
+        >>> [cut.space for cut in Multitask.open([load_source("user/segmenter")]).cut_costs()][-1]  # doctest: +SKIP
+        'stem + layer1.0.out + layer2.0.out + layer3.0.out + layer4.0.out'
+        """
+        whole = self.costs[0]
+        view: Any = copy.deepcopy(self.sources[0].model).to("meta").eval()
+        value = torch.empty(1, *self.input_size, device="meta")
+        flops = parameters = 0
+        cuts = []
+        for depth, step in enumerate(self.binding.steps, 1):
+            part = view.get_submodule(step)
+            with FlopCounterMode(display=False) as counter:
+                value, _ = tensor_of(part(value))
+            flops += counter.get_total_flops()
+            parameters += count_parameters(part)
+            if self.binding.after[step] is not None:
+                spaces = dict.fromkeys(space for _, space, _, _ in self.shared.taps(0, depth))
+                cuts.append(Cut(step, " + ".join(spaces), flops, whole.flops, parameters, whole.parameters))
+        return cuts
+
+    def cost(self, names: Sequence[str], plan: Plan) -> Cost:
+        """FLOPs of one image with all heads, and parameters, of the planned merge."""
+        view = self.reference.model
+        own = Steps({step: view.get_submodule(step) for step in plan.trunk})
+        merged = resized(own, self.binding, plan.ratios)
+        flops = sum(cost.flops for cost in self.costs) - len(self.wholes) * count_flops(own, self.input_size)
+        parameters = sum(cost.parameters for cost in self.costs) - len(self.wholes) * count_parameters(own)
+        return Cost(flops + count_flops(merged, self.input_size), parameters + count_parameters(merged))
+
+    def config(self, names: Sequence[str], plan: Plan) -> ZipItModelConfig:
+        """Everything needed to rebuild the merged model, except its shapes."""
+        config = ZipItModelConfig(
+            backbone=_description(self.wholes[self.shared.reference]),
+            backbone_path=self.shared.path,
+            input_size=list(self.input_size),
+            trunk=list(plan.trunk),
+            cut=plan.cut,
+            heads=[self._head(number, name, plan) for number, name in enumerate(names)],
+        )
+        settings = [source.settings for source in self.wholes if source.settings]
+        if not settings:
+            return config
+        if any(source.kind in DENSE for source in self.wholes):
+            config.preprocessing = settings[0]  # naming timm's processor would keep transformers from loading ours
+        else:
+            config.pretrained_cfg = settings[0]
+            config.image_processor_type = "TimmWrapperImageProcessor"
+        return config
+
+    def _head(self, number: int, name: str, plan: Plan) -> dict[str, Any]:
+        """The entry of one task in the config."""
+        source = self.wholes[number]
+        taps = self.shared.taps(number, plan.depth)
+        return {
             "task": name,
             "kind": source.kind,
             "id2label": dict(enumerate(source.labels)),
             "source": number,
             "model": _description(source),
-            "steps": list(shared.openings[number].steps[: plan.depth]),
-            "fields": dict(shared.openings[number].fields),
-            "taps": [
-                {"step": step, "axis": axis, "size": size} for step, _, axis, size in shared.taps(number, plan.depth)
-            ],
+            "steps": list(self.shared.prefixes[number].steps[: plan.depth]),
+            "fields": dict(self.shared.prefixes[number].fields),
+            "taps": [{"step": step, "axis": axis, "size": size} for step, _, axis, size in taps],
         }
-        for number, (name, source) in enumerate(zip(names, shared.wholes, strict=True))
-    ]
-    config = ZipItModelConfig(
-        backbone=_description(shared.wholes[shared.reference]),
-        backbone_path=shared.path,
-        input_size=list(shared.sources[0].input_size),
-        trunk=list(plan.trunk),
-        cut=plan.cut,
-        heads=heads,
-    )
-    settings = [source.settings for source in shared.wholes if source.settings]
-    if settings:
-        if any(source.kind in DENSE for source in shared.wholes):
-            config.preprocessing = settings[0]  # under timm's name transformers would read no other processor's file
-        else:
-            config.pretrained_cfg, config.image_processor_type = settings[0], "TimmWrapperImageProcessor"
-    return config
+
+    def state(self, plan: Plan, matches: Mapping[str, Match]) -> dict[str, Tensor]:
+        """The state dict of the merge: the trunk, the heads, and the units that each head gathers."""
+        reference = self.states[self.shared.reference]
+        first = {name: reference[name] for name in plan.touched(reference)}
+        common = [name for name in first if all(name in state for state in self.states)]  # the others are never used
+        trunk = first | merge_states(self.states, plan.binding, matches, common)
+        out = {f"trunk.{name}": value.clone() for name, value in trunk.items()}
+        for number, source in enumerate(self.wholes):
+            steps = self.shared.prefixes[number].steps[: plan.depth]
+            done = {name for step in steps for name in weights_of(source.model, step)}
+            rest = {name: value for name, value in source.model.state_dict().items() if name not in done}
+            out |= {f"heads.{number}.{name}": value.clone() for name, value in rest.items()}
+            for step, space, _, _ in self.shared.taps(number, plan.depth):
+                match = matches[space]
+                out[f"unmerge.{number}.{step}.index"] = gathered(match.of(number), match.width)
+        return out
+
+    def build(self, config: Any, state: Mapping[str, Tensor]) -> ZipItModel:
+        """The merged model with this state. Trunk shapes that differ from the reference's are added to the config."""
+        view = self.reference.model
+        trunk = Steps({step: copy.deepcopy(view.get_submodule(step)).eval() for step in config.trunk or []})
+        known = {f"trunk.{name}": value.shape for name, value in trunk.state_dict().items()}
+        config.shapes = {name: list(state[name].shape) for name, shape in known.items() if state[name].shape != shape}
+        model = ZipItModel(config, trunk, [copy.deepcopy(source.model).eval() for source in self.wholes])
+        model.load_state_dict(state, assign=True)
+        model.requires_grad_(True)
+        if config.preprocessing:  # timm's own processor cannot resize predicted masks back
+            model.image_processor = dense_processor(config.input_size or (), config.preprocessing)
+        model.eval()
+        return model
 
 
 def _description(source: Source) -> dict[str, Any]:
-    """How the whole model of a task is built."""
+    """The config entry that describes how to build a complete model."""
     return {**source.backbone, "num_classes": len(source.labels)}
-
-
-def merged_state(shared: Shared, plan: Plan, matches: Mapping[str, Match]) -> dict[str, Tensor]:
-    """The merged model's state dict: merged trunk, what is left of each task's model, and what it reads."""
-    states = [source.model.state_dict() for source in shared.sources]
-    first = {name: states[shared.reference][name] for name in plan.touched(states[shared.reference])}
-    common = [name for name in first if all(name in state for state in states)]  # others are read by no forward
-    trunk = first | merge_states(states, plan.binding, matches, common)
-    out = {f"trunk.{name}": value.clone() for name, value in trunk.items()}
-    for number, source in enumerate(shared.wholes):
-        steps = shared.openings[number].steps[: plan.depth]
-        done = {name for step in steps for name in weights_of(source.model, step)}
-        rest = {name: value for name, value in source.model.state_dict().items() if name not in done}
-        out |= {f"heads.{number}.{name}": value.clone() for name, value in rest.items()}
-        for step, space, _, _ in shared.taps(number, plan.depth):
-            out[f"unmerge.{number}.{step}.index"] = places(matches[space].of(number), matches[space].width)
-    return out
-
-
-def build(config: ZipItModelConfig, shared: Shared, state: Mapping[str, Tensor]) -> ZipItModel:
-    """The merged model on the sources' own architectures, with the config that builds it again."""
-    view = shared.sources[shared.reference].model
-    trunk = Steps({step: copy.deepcopy(view.get_submodule(step)).eval() for step in config.trunk or []})
-    known = {f"trunk.{name}": value.shape for name, value in trunk.state_dict().items()}
-    config.shapes = {name: list(state[name].shape) for name, shape in known.items() if state[name].shape != shape}
-    model = ZipItModel(config, trunk, [copy.deepcopy(source.model).eval() for source in shared.wholes])
-    model.load_state_dict(state, assign=True)
-    model.requires_grad_(True)
-    if config.preprocessing:  # timm's own processor does not undo what it does to masks
-        model.image_processor = dense_processor(config.input_size or (), config.preprocessing)
-    model.eval()
-    return model

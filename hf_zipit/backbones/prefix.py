@@ -1,4 +1,4 @@
-"""The steps that open a model, and which of their outputs the rest of it reads, from one forward pass of one image."""
+"""Find the longest chain of steps at the start of a model, and which of its outputs the rest of the model reads."""
 
 import copy
 from collections import Counter
@@ -9,18 +9,21 @@ import torch
 from torch import Tensor, nn
 
 from hf_zipit.models.resume import find_step, method_of, tensor_of
-from hf_zipit.tracing.cuts import Flow, Step, Version, replay
+from hf_zipit.tracing.cuts import Call, Flow, Version, replay
 
-Shapes = Mapping[str, torch.Size]  # of the tensors that a module reads
+Shapes = Mapping[str, torch.Size]  # weight -> shape, for the weights that a step reads
 
 
 @dataclass(frozen=True)
-class Opening:
-    """Modules that, called one after the other on the image, are the beginning of a model.
+class Prefix:
+    """A chain of steps that starts at the image: the first part of a model.
 
-    `steps` are their paths, and those of methods; `holds` is what each reads of its own, in the order in which it does,
-    `fields` where its tensor lies in what it returns, for those that return more; `reads[i]` are the numbers of the
-    steps whose outputs are read behind the first `i + 1`, when these have been run elsewhere: a decoder reads several.
+    Attributes:
+        steps: Paths of the modules and methods, in order.
+        holds: For each step, the weights of its own that it reads, in the order in which it reads them.
+        fields: Step -> field or index of the tensor in its output, for steps that return more than a tensor.
+        reads: `reads[i]` are the numbers of those of the first `i + 1` steps whose outputs the rest of the model reads.
+            A decoder with skip connections reads several.
     """
 
     steps: tuple[str, ...]
@@ -29,94 +32,103 @@ class Opening:
     reads: tuple[tuple[int, ...], ...]
 
     def taps(self, depth: int) -> tuple[int, ...]:
-        """The numbers of those of the first `depth` steps whose outputs the rest of the model reads."""
+        """The numbers of the first `depth` steps whose outputs the rest of the model reads."""
         return self.reads[depth - 1]
 
 
 @torch.no_grad()
-def opening(
+def find_prefix(
     model: nn.Module,
     pixels: Tensor,
     inside: str = "",
     like: Sequence[Shapes] | None = None,
     methods: Sequence[str] = (),
-) -> Opening:
-    """The chain of modules from the image onwards that goes furthest.
+) -> Prefix:
+    """Find the chain of steps that starts at the image and goes furthest, from one forward pass.
 
-    Every module of it is given the output of the one before and nothing else that depends on the image, and nothing
-    but its output is seen outside of it. What else happens to the outputs (skip connections, feature lists) is free.
+    A step gets the output of the step before and nothing else that depends on the image. The rest of the model uses
+    nothing of a step but its output, and may use that in any way (skip connections, lists of features).
 
     Args:
-        inside: only modules in this one are taken.
-        like: what the modules of another chain read; this chain follows it as far as it can, under any names.
-        methods: names of methods that may be steps as well, where all parameters beside them are read by them alone.
+        model: The model; it is not changed.
+        pixels: One image, (1, channels, height, width); only its shape is used.
+        inside: Path of a module; only modules in it are steps.
+        like: The weights that each step of another model's chain reads. This chain follows that one as far as it can,
+            under any names.
+        methods: Names of methods that may be steps too. A method qualifies if it reads all parameters of its own
+            module, and nothing else reads them.
 
     Raises:
         TraceError: the model does not run on this image.
 
-    >>> opening(smp.Unet("resnet18"), torch.zeros(1, 3, 64, 64)).taps(5)  # doctest: +SKIP
+    >>> find_prefix(smp.Unet("resnet18"), torch.zeros(1, 3, 64, 64)).taps(5)  # doctest: +SKIP
     (2, 4)
     """
     flow, _, wanted = replay(model, pixels, methods)
-    once = {path for path, count in Counter(step.path for step in flow.steps).items() if count == 1}
-    whole = [s for s in flow.steps if s.path in once and s.alone and f"{s.path}.".startswith(inside and f"{inside}.")]
-    whole = [s for s in whole if s.before != s.after and _closed(s, flow, wanted)]
+    counts = Counter(call.path for call in flow.calls)
+    start = f"{inside}." if inside else ""
+    once = [c for c in flow.calls if counts[c.path] == 1 and c.alone and f"{c.path}.".startswith(start)]
+    steps = [c for c in once if c.before != c.after and _is_closed(c, flow, wanted)]
     shapes = {name: value.shape for name, value in model.state_dict().items()}
-    held = {s.path: _held(s, model, shapes) for s in whole}
-    whole = [s for s in whole if not method_of(model, s.path)[1] or _owns_all(s, flow)]
-    chain = _furthest(whole, flow) if like is None else _following(whole, flow, like, held)
-    chain = chain[: _runs(chain, flow, model)]
-    reads = tuple(_reads(flow, wanted, chain[: depth + 1]) for depth in range(len(chain)))
-    fields = {s.path: s.field for s in chain if s.field is not None}
-    return Opening(tuple(s.path for s in chain), tuple(held[s.path] for s in chain), fields, reads)
+    held = {c.path: _held(c, model, shapes) for c in steps}
+    steps = [c for c in steps if not method_of(model, c.path)[1] or _owns_all(c, flow)]
+    chain = _furthest(steps, flow) if like is None else _following(steps, flow, like, held)
+    chain = chain[: _runnable(chain, flow, model)]
+    return Prefix(
+        steps=tuple(c.path for c in chain),
+        holds=tuple(held[c.path] for c in chain),
+        fields={c.path: c.field for c in chain if c.field is not None},
+        reads=tuple(_reads(flow, wanted, chain[: depth + 1]) for depth in range(len(chain))),
+    )
 
 
-def _held(step: Step, model: nn.Module, shapes: Shapes) -> dict[str, torch.Size]:
-    """What a step reads of its own weights; a method of those beside it."""
-    above = step.path.rpartition(".")[0] if method_of(model, step.path)[1] else step.path
+def _held(call: Call, model: nn.Module, shapes: Shapes) -> dict[str, torch.Size]:
+    """The weights of its own that a step reads; those of a method are the weights of its module."""
+    above = call.path.rpartition(".")[0] if method_of(model, call.path)[1] else call.path
     start = f"{above}." if above else ""
-    return {name[len(start) :]: shapes[name] for name in step.used if name in shapes and name.startswith(start)}
+    return {name[len(start) :]: shapes[name] for name in call.used if name in shapes and name.startswith(start)}
 
 
-def _owns_all(step: Step, flow: Flow) -> bool:
-    """Whether a method reads weights of its module alone, all that are read, and is the only one to do so."""
-    above = step.path.rpartition(".")[0]
+def _owns_all(call: Call, flow: Flow) -> bool:
+    """Whether a method reads every used weight of its own module, only those, and nothing else reads them."""
+    above = call.path.rpartition(".")[0]
     beside = [name for name in flow.used if name.rpartition(".")[0] == above]
-    return bool(beside) and sorted(beside) == sorted(step.used)
+    return bool(beside) and sorted(beside) == sorted(call.used)
 
 
-def _furthest(whole: Sequence[Step], flow: Flow) -> list[Step]:
-    """The chain that ends last; of those that end with the same tensor, the one with most steps."""
-    longest: dict[Version, list[Step]] = {flow.image: []}
-    for step in whole:  # in the order in which they end
-        if step.before in longest:
-            path = [*longest[step.before], step]
-            if len(path) > len(longest.get(step.after, [])):
-                longest[step.after] = path
+def _furthest(steps: Sequence[Call], flow: Flow) -> list[Call]:
+    """The chain that ends last; of the chains to the same tensor, the one with the most steps."""
+    longest: dict[Version, list[Call]] = {flow.image: []}
+    for call in steps:  # in the order in which they end
+        if call.before in longest:
+            path = [*longest[call.before], call]
+            if len(path) > len(longest.get(call.after, [])):
+                longest[call.after] = path
     return max(longest.values(), key=lambda path: path[-1].end if path else 0)
 
 
-def _following(whole: Sequence[Step], flow: Flow, like: Sequence[Shapes], held: Mapping[str, Shapes]) -> list[Step]:
-    """The chain whose steps read weights of the same names and shapes as another's, or of the same shapes."""
-    now, chain = flow.image, []
+def _following(steps: Sequence[Call], flow: Flow, like: Sequence[Shapes], held: Mapping[str, Shapes]) -> list[Call]:
+    """The chain whose steps read the weights of another chain: equal names and shapes, or at least equal shapes."""
+    now = flow.image
+    chain: list[Call] = []
     for shapes in like:
-        here = [s for s in whole if s.before == now]
-        same = [s for s in here if held[s.path] == shapes]
-        like_it = [s for s in here if sorted(held[s.path].values()) == sorted(shapes.values())]
-        if not like_it and not same:
+        here = [c for c in steps if c.before == now]
+        same_names = [c for c in here if held[c.path] == shapes]
+        same_shapes = [c for c in here if sorted(held[c.path].values()) == sorted(shapes.values())]
+        if not same_names and not same_shapes:
             break
-        chain.append(same[0] if same else like_it[-1])  # a layer alone would leave the block around it
+        chain.append(same_names[0] if same_names else same_shapes[-1])  # the last is the outermost: the whole block
         now = chain[-1].after
     return chain
 
 
-def _runs(chain: Sequence[Step], flow: Flow, model: nn.Module) -> int:
-    """How many steps of a chain, called one after the other with nothing but a tensor, do what the model does."""
+def _runnable(chain: Sequence[Call], flow: Flow, model: nn.Module) -> int:
+    """The number of leading steps that, each called with one tensor, compute what the model computes."""
     value = flow.tensor(flow.image)
-    for number, step in enumerate(chain):
-        wanted = flow.tensor(step.after)
+    for number, call in enumerate(chain):
+        wanted = flow.tensor(call.after)
         try:
-            value, _ = tensor_of(copy.deepcopy(find_step(model, step.path)).eval()(value))
+            value, _ = tensor_of(copy.deepcopy(find_step(model, call.path)).eval()(value))
         except (RuntimeError, TypeError, ValueError, KeyError, AttributeError):
             return number
         if wanted is not None and not (value.shape == wanted.shape and torch.allclose(value, wanted, 1e-4, 1e-5)):
@@ -124,23 +136,24 @@ def _runs(chain: Sequence[Step], flow: Flow, model: nn.Module) -> int:
     return len(chain)
 
 
-def _closed(step: Step, flow: Flow, wanted: list[Version]) -> bool:
-    """Whether a module reads nothing but its input, and only its output is read outside."""
-    inside = flow.ops[step.start : step.end]
+def _is_closed(call: Call, flow: Flow, wanted: list[Version]) -> bool:
+    """Whether a step reads nothing but its input, and only its output is read outside."""
+    inside = flow.ops[call.start : call.end]
     made = {version for _, writes in inside for version in writes}
-    if not all(reads <= made | {step.before} for reads, _ in inside):
+    if not all(reads <= made | {call.before} for reads, _ in inside):
         return False
-    later = {version for reads, _ in flow.ops[step.end :] for version in reads} | set(wanted)
-    return not (made - {step.after}) & later
+    later = {version for reads, _ in flow.ops[call.end :] for version in reads} | set(wanted)
+    return not (made - {call.after}) & later
 
 
-def _reads(flow: Flow, wanted: list[Version], done: list[Step]) -> tuple[int, ...]:
-    """Which outputs of the steps that were done are read by an op outside of them that the result depends on."""
-    spans = [(step.start, step.end) for step in done]
-    needed, read = set(wanted), set(wanted)
+def _reads(flow: Flow, wanted: list[Version], done: list[Call]) -> tuple[int, ...]:
+    """The numbers of the steps in `done` whose outputs are read outside of `done`, if the result depends on it."""
+    spans = [(call.start, call.end) for call in done]
+    needed = set(wanted)
+    read = set(wanted)
     for number in reversed(range(1, len(flow.ops))):
         reads, writes = flow.ops[number]
         if writes & needed and not any(start <= number < end for start, end in spans):
             needed |= reads
             read |= reads
-    return tuple(i for i, step in enumerate(done) if step.after in read)
+    return tuple(i for i, call in enumerate(done) if call.after in read)

@@ -1,6 +1,6 @@
-"""Stages that repair a merged model on images, without labels or gradients.
+"""Calibration: repair a merged model on images, without labels or gradients.
 
-In: a merged model on its device, its parents, plan and matches, passes over the images.
+In: a `MergeState`: the merged model on its device, its parents, plan and matches, and passes over the images.
 Out: the same model, changed in place.
-Not here: no matching: which units were merged is settled.
+Not here: matching; it is already decided which units are merged.
 """

@@ -1,6 +1,6 @@
 """The commands of `hf-zipit`, one module each.
 
-In: flags, as the terminal gives them.
+In: arguments and flags from the command line.
 Out: text or JSON on stdout, files, an exit code.
-Not here: no merging and no maths; libraries are imported when a command runs, so that `--help` stays fast.
+Not here: merging or maths. Libraries are imported only when a command runs, which keeps `--help` fast.
 """

@@ -8,23 +8,28 @@ from hf_zipit.sources.access import Access
 
 @takes_access
 def check_spec(model: Model, access: Access, spec: SpecFile = None, as_json: Json = False) -> None:
-    """Check that a spec describes a model: coverage, function, probes, steps, and that a trace groups units alike."""
+    """Check that a spec describes a model.
+
+    The spec must cover all parameters. Permuting every space must leave the logits unchanged, and every probe and step
+    must show the space that it names. A trace of the model must group the units in the same way.
+    """
     from dataclasses import asdict
 
-    from hf_zipit.find_spec import find_spec
-    from hf_zipit.find_spec import review as run
+    from hf_zipit.find_spec import find_spec, review
     from hf_zipit.sources.load import load_or_build
 
     source = load_or_build(model, access)
     binding = find_spec(source, spec, checked=False)
-    found = run(source.model, binding, source.input_size)
+    found = review(source.model, binding, source.input_size)
     if as_json:
         show_json({**asdict(found.report), "unseen": found.unseen, "not_traced": found.not_traced})
         return
     report = found.report
-    compared = f"not compared with a trace: {found.not_traced}" if found.not_traced else "a trace groups units alike"
+    compared = "a trace groups the units in the same way"
+    if found.not_traced:
+        compared = f"not compared with a trace: {found.not_traced}"
     if found.unseen:
-        compared += f", but for what it holds fixed by {', '.join(found.unseen)}"
+        compared += f", except for units that it holds fixed because of {', '.join(found.unseen)}"
     show(
         f"{binding.spec.family} describes {source.name}: {report.spaces} spaces ({report.grouped} in groups), "
         f"{report.rows} rows, {report.cuts} cuts; permuting every space changes the logits by {report.difference:.1e}; "

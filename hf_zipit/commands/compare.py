@@ -11,22 +11,48 @@ from hf_zipit.commands.options import Data, Json
 from hf_zipit.commands.recipe_flags import takes_recipe
 from hf_zipit.commands.terminal import show, show_json
 from hf_zipit.errors import OptionError
-from hf_zipit.recipe import make_recipe
 from hf_zipit.sources.access import Access
 
 Models = Annotated[
-    list[str], typer.Argument(help="Two or more models: Hub ids, user/name or user/name@revision, or folders.")
+    list[str], typer.Argument(help="Two or more models: Hub ids (user/name or user/name@revision) or folders.")
 ]
 EvalData = Annotated[
-    list[str] | None, typer.Option("--eval-data", help="Images for the evaluation; default: the data's test split.")
+    list[str] | None,
+    typer.Option("--eval-data", help="Images for the evaluation. Default: the test split of --data. Can be repeated."),
 ]
-Sizes = Annotated[str, typer.Option(help="Merged units for each unit of one model, with commas between, as in 1,1.5.")]
+Methods = Annotated[
+    str,
+    typer.Option(
+        show_default=False,
+        help="Methods, separated by commas, e.g. zip,permute,random; all includes the controls. Default: all.",
+    ),
+]
+Cuts = Annotated[
+    str, typer.Option(show_default=False, help="Cuts, separated by commas; none merges all layers. Default: none.")
+]
+Calibrations = Annotated[
+    str,
+    typer.Option(
+        show_default=False,
+        help="Calibrations, separated by commas, e.g. batchnorm,refit; each is run with every method. "
+        "Default: batchnorm.",
+    ),
+]
+Widths = Annotated[
+    str,
+    typer.Option(
+        show_default=False, help="Merged units per unit of one model, separated by commas, e.g. 1,1.5. Default: 1."
+    ),
+]
 Budgets = Annotated[
     str,
-    typer.Option(help="Budgets of FLOPs with commas between, in forwards of one model: each chooses cut and widths."),
+    typer.Option(
+        show_default=False,
+        help="Upper limits on FLOPs, separated by commas, as multiples of one parent's forward pass; each chooses cut "
+        "and widths.",
+    ),
 ]
-OF_MERGER = ("num_images", "batch_size", "tasks", "seed", "device", "spec", "cache")
-VARIED = ("data", "method", "cut", "calibrate", "width", "flops_budget", "balance_data", "backbone")
+VARIED = ("data", "method", "cut", "calibrate", "width", "flops_budget", "balance_data")
 
 
 @takes_access
@@ -35,53 +61,54 @@ def compare(
     models: Models,
     data: Data,
     access: Access,
-    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the report; a comparison cut short goes on.")],
-    methods: Annotated[
-        str, typer.Option(help="all, with the controls, or some with commas between, as in zip,permute,random.")
-    ] = "all",
-    cuts: Annotated[str, typer.Option(help="Cuts with commas between; none merges all layers.")] = "none",
-    calibrate: Annotated[
-        str, typer.Option(help="Calibrations with commas between, as in batchnorm,refit; every method gets each.")
-    ] = "batchnorm",
-    widths: Sizes = "1",
+    out: Annotated[
+        Path, typer.Option("-o", "--out", help="Folder for the report; an interrupted comparison resumes from it.")
+    ],
+    methods: Methods = "all",
+    cuts: Cuts = "none",
+    calibrate: Calibrations = "batchnorm",
+    widths: Widths = "1",
     flops_budgets: Budgets = "",
     eval_data: EvalData = None,
-    eval_images: Annotated[int | None, typer.Option(help="Images per data set for the evaluation.")] = None,
+    eval_images: Annotated[
+        int | None, typer.Option(help="Images per data set for the evaluation. Default: all.")
+    ] = None,
     as_json: Json = False,
     **given: Any,
 ) -> None:
-    """Many merges of the same models on the same statistics, beside controls, parents and ensemble.
+    """Compare merges of the same models with each other, with controls, with the parents and with their ensemble.
 
-    The result is a table, CSV, JSON and a picture.
+    All merges use the same activation statistics. Prints a table and writes CSV, JSON and a plot.
     """
-    from hf_zipit.comparison.grid import trials
-    from hf_zipit.comparison.report import comparison_table, write_report
+    from hf_zipit.comparison.grid import Grid
+    from hf_zipit.comparison.report import comparison_table, plain, write_report
     from hf_zipit.comparison.run import Comparison
-    from hf_zipit.matching.methods import Options
-    from hf_zipit.merging.balance import AUTO
+    from hf_zipit.matching.options import Options
     from hf_zipit.merging.merger import Merger
-    from hf_zipit.sources.load import load
+    from hf_zipit.merging.provenance import check_count
+    from hf_zipit.recipe import Recipe
+    from hf_zipit.sources.load import load_source
 
-    settings = make_recipe(**given).arguments()
-    opened = [load(model, access=access) for model in models]
-    merger = Merger(opened, data, **{name: settings[name] for name in OF_MERGER})
-    chosen = [None if cut == "none" else cut for cut in _listed(cuts)]
-    wanted = trials(
-        merger,
-        _listed(methods),
-        chosen,
-        _listed(calibrate),
-        Options.of(settings),
-        automatic=settings["balance"] == AUTO,
+    matching = {name: given.pop(name) for name in list(given) if name in Options.model_fields}
+    Options(**matching, method="mudsc-zip")  # refuses wrong values early; mudsc-zip has every option
+    recipe = Recipe(**given)
+    check_count(len(models))
+    merger = Merger([load_source(model, access=access) for model in models], data, recipe, token=access.token)
+    grid = Grid(
+        methods=_listed(methods),
+        cuts=[None if cut == "none" else cut for cut in _listed(cuts)],
+        calibrations=_listed(calibrate),
         widths=_numbers("widths", widths),
         flops_budgets=_numbers("flops-budgets", flops_budgets),
+        options=matching,
     )
-    comparison = Comparison(merger, out, eval_data or data, num_images=eval_images)
+    wanted = grid.recipes(merger)
+    comparison = Comparison(merger, out, eval_data or data, targets=eval_data, num_images=eval_images)
     results = comparison.run(wanted)
     if comparison.main:
         write_report(results, merger.tasks, out)
         if as_json:
-            show_json(results)
+            show_json([plain(row) for row in results])
         else:
             show(comparison_table(results, merger.tasks))
 
@@ -94,4 +121,4 @@ def _numbers(name: str, text: str) -> list[float]:
     try:
         return [float(part) for part in _listed(text)]
     except ValueError:
-        raise OptionError(f"--{name} is '{text}': it must be numbers with commas between, as in 1,1.5") from None
+        raise OptionError(f"--{name} is '{text}': give numbers separated by commas, e.g. 1,1.5") from None

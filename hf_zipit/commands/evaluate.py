@@ -1,7 +1,7 @@
 """`hf-zipit eval`."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -14,11 +14,12 @@ from hf_zipit.sources.access import Access
 
 @takes_access
 def evaluate(
-    model: Annotated[str, typer.Argument(help="A merged model: folder or Hub id.")],
+    model: Annotated[str, typer.Argument(help="Merged model: Hub id or folder.")],
     data: Data,
     access: Access,
     parent: Annotated[
-        list[str] | None, typer.Option("--parent", help="The source models, if they have moved; in task order.")
+        list[str] | None,
+        typer.Option("--parent", help="A source model that has moved; one per model, in their order. Can be repeated."),
     ] = None,
     num_images: NumImages = None,
     batch_size: BatchSize = 64,
@@ -26,48 +27,49 @@ def evaluate(
     class_embeddings: Annotated[
         Path | None,
         typer.Option(
-            help="Compare outputs by cosine with these: safetensors with TASK (classes, D) and optionally TASK.ids."
+            help="Classify by the cosine between outputs and these class embeddings: a safetensors file with TASK "
+            "(classes, D) and optionally TASK.ids."
         ),
     ] = None,
     average_heads: Annotated[
-        bool, typer.Option("--average-heads", help="With class embeddings: compare the mean of all heads' outputs.")
+        bool, typer.Option("--average-heads", help="With --class-embeddings, use the mean of all heads' outputs.")
     ] = False,
     update_card: Annotated[
-        bool, typer.Option("--update-card", help="Put the results into the model's README.md.")
+        bool, typer.Option("--update-card", help="Add the results to the model card, README.md.")
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Accuracy of a merged model, its parents and their ensemble, with FLOPs and parameters.
+    """Evaluate a merged model, its parents and their ensemble: accuracy, FLOPs and parameters.
 
-    Of models whose tasks have outputs of different kinds, each task's own metrics.
+    If the tasks have outputs of different kinds, each task is measured by its own metrics.
     """
     from hf_zipit.evaluation.card_results import add_results, card_of
-    from hf_zipit.evaluation.classification import evaluate as by_accuracy
-    from hf_zipit.evaluation.dense import evaluate_tasks
+    from hf_zipit.evaluation.evaluate import evaluate as run
+    from hf_zipit.evaluation.evaluate import joint
     from hf_zipit.evaluation.protocols import read_class_embeddings
-    from hf_zipit.evaluation.report import result_table, task_table
-    from hf_zipit.models.modeling_zipit_model import ZipItModel
-    from hf_zipit.saving.load import load, load_parents
+    from hf_zipit.evaluation.report import result_table
+    from hf_zipit.saving.load import load_merged, load_parents
 
     if average_heads and class_embeddings is None:
         raise OptionError("--average-heads needs --class-embeddings: logits of different classes cannot be averaged")
     if update_card:
         card_of(model)
     embeddings = read_class_embeddings(class_embeddings, average_heads) if class_embeddings else None
-    merged = load(model, access)
-    if isinstance(merged, ZipItModel) and (update_card or class_embeddings is not None):
-        raise OptionError(f"{model} has tasks of several kinds: no --update-card or --class-embeddings for it")
-    options: dict[str, Any] = {"num_images": num_images, "batch_size": batch_size, "device": device}
-    options["parents"] = load_parents(merged.config, model, parent, access)
-    if isinstance(merged, ZipItModel):
-        scores = evaluate_tasks(merged, data, **options)
-        text, rows = task_table(scores), [row.to_dict() for row in scores]
-    else:
-        answers = by_accuracy(merged, data, class_embeddings=embeddings, **options)
-        text, rows = result_table(answers, merged.config.tasks), [row.to_dict() for row in answers]
-        if update_card:
-            add_results(model, merged.config, answers, data)
+    merged = load_merged(model, access)
+    if not joint(merged) and (update_card or class_embeddings is not None):
+        raise OptionError(f"{model} does not only hold classifiers: leave out --update-card and --class-embeddings")
+    rows = run(
+        merged,
+        data,
+        parents=load_parents(merged.config, model, parent, access),
+        num_images=num_images,
+        batch_size=batch_size,
+        device=device,
+        class_embeddings=embeddings,
+    )
+    if update_card:
+        add_results(model, merged.config, rows, data)
     if as_json:
-        show_json({"rows": rows})
+        show_json({"rows": [row.to_dict() for row in rows]})
     else:
-        show(text)
+        show(result_table(rows, merged.config.tasks))

@@ -14,23 +14,25 @@ from hf_zipit.sources.access import Access
 
 @takes_access
 def export(
-    model: Annotated[str, typer.Argument(help="A merged model: folder or Hub id.")],
+    model: Annotated[str, typer.Argument(help="Merged model: Hub id or folder.")],
     access: Access,
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the checkpoint.")],
-    library: Annotated[str, typer.Option("--format", help="timm or transformers: the library of the parents.")],
-    task: Annotated[str | None, typer.Option(help="Keep this task only; default: one classifier for all.")] = None,
+    library: Annotated[str, typer.Option("--format", help="Library of the parents: timm or transformers.")],
+    task: Annotated[
+        str | None, typer.Option(help="Export only this task. Default: one classifier over the classes of all tasks.")
+    ] = None,
     license: License = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Write a fully merged model as an ordinary timm or transformers checkpoint, which loads without hf-zipit."""
-    from hf_zipit.saving import load as loading
+    """Export a full merge as an ordinary timm or transformers checkpoint, which loads without hf-zipit."""
     from hf_zipit.saving import save as saving
+    from hf_zipit.saving.load import load_merged
 
     if library == "zipit":
-        raise OptionError("--format zipit is what a merge has already: name timm or transformers")
+        raise OptionError("a merge is already in the format zipit: use --format timm or --format transformers")
     saving.check_output(out, overwrite)
-    merged = loading.load(model, access)
+    merged = load_merged(model, access)
     saving.save(merged, out, overwrite=overwrite, library=library, task=task, license=license)
     if as_json:
         show_json({"folder": str(out), "format": library, "tasks": [task] if task else merged.config.tasks})

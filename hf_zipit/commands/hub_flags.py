@@ -1,4 +1,4 @@
-"""Options that concern the Hub: what the user allows when models are read, and where a result goes."""
+"""Options that concern the Hub: what the user allows when models are loaded, and where a result is uploaded."""
 
 import inspect
 import os
@@ -11,41 +11,49 @@ from hf_zipit.commands.terminal import without_bars
 from hf_zipit.sources.access import Access
 
 _TOKEN = Annotated[
-    str | None, typer.Option("--token", help="Access token of the Hub; default: HF_TOKEN or `hf auth login`.")
+    str | None,
+    typer.Option("--token", help="Access token of the Hub. Default: HF_TOKEN, or the login of `hf auth login`."),
 ]
 _TRUST = Annotated[bool, typer.Option("--trust-remote-code", help="Run code files that come with a model.")]
 _PICKLE = Annotated[
-    bool, typer.Option("--allow-pickle", help="Read .bin weights where there are no others, as weights only.")
+    bool,
+    typer.Option(
+        "--allow-pickle", help="Read .bin weights of models that have no others, with torch's restricted unpickler."
+    ),
 ]
-PushTo = Annotated[str | None, typer.Option("--push-to", help="Upload the result to this repository, user/name.")]
+PushTo = Annotated[str | None, typer.Option("--push-to", help="Upload the result to this Hub repository, user/name.")]
 Private = Annotated[
-    bool | None, typer.Option("--private/--public", help="Of a new repository; default: the account's settings.")
+    bool | None,
+    typer.Option("--private/--public", help="Visibility of a new repository. Default: the account setting."),
 ]
-Revision = Annotated[str | None, typer.Option("--revision", help="Upload to this branch; made if there is none.")]
+Revision = Annotated[
+    str | None, typer.Option("--revision", help="Branch to upload to; created if needed. Default: main.")
+]
 CreatePr = Annotated[bool, typer.Option("--create-pr", help="Open a pull request instead of writing to main.")]
-Message = Annotated[str | None, typer.Option("--message", help="Title of the commit or the pull request.")]
+Message = Annotated[str | None, typer.Option("--message", help="Title of the commit or pull request.")]
 
 
 def takes_access(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command that has a parameter `access` the flags for it; one that reads no models gets `--token` alone.
+    """Give a command the flags for access to models and the Hub.
 
-    A token holds for models, images and uploads.
+    A command with a parameter `access` gets all of them. Others load no models and get only `--token`, which is used
+    for models, images and uploads alike.
     """
     signature = inspect.signature(command)
-    reads = "access" in signature.parameters
+    loads = "access" in signature.parameters
     own = [p for p in signature.parameters.values() if p.name != "access"]
     kinds = {"token": (None, _TOKEN), "trust_remote_code": (False, _TRUST), "allow_pickle": (False, _PICKLE)}
     flags = [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
         for name, (default, annotation) in kinds.items()
-        if reads or name == "token"
+        if loads or name == "token"
     ]
 
     def run(token: str | None, **values: Any) -> None:
         without_bars()
         if token:
             os.environ["HF_TOKEN"] = token.strip()
-        if reads:
+        if loads:
             values["access"] = Access(None, values.pop("trust_remote_code"), values.pop("allow_pickle"))
         command(**values)
 

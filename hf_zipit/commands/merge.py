@@ -10,7 +10,7 @@ from hf_zipit.commands.options import Format, Json, License, Overwrite
 from hf_zipit.commands.recipe_flags import takes_recipe
 from hf_zipit.commands.terminal import show, show_json
 from hf_zipit.errors import OptionError
-from hf_zipit.recipe import SUFFIXES, Recipe, make_recipe, read_recipe
+from hf_zipit.recipe import SUFFIXES, Recipe, read_recipe
 from hf_zipit.sources.access import Access
 
 
@@ -19,20 +19,23 @@ from hf_zipit.sources.access import Access
 def merge(
     models: Annotated[
         list[str],
-        typer.Argument(help="Models: Hub ids, user/name or user/name@revision, or folders; or a recipe.yml."),
+        typer.Argument(help="Models: Hub ids (user/name or user/name@revision) or folders; or one recipe file, .yml."),
     ],
     access: Access,
     out: Annotated[
-        Path | None, typer.Option("-o", "--out", help="Folder for the merged model; default: the name in --push-to.")
+        Path | None, typer.Option("-o", "--out", help="Folder for the merged model. Default: the name in --push-to.")
     ] = None,
     overwrite: Overwrite = False,
     library: Format = "zipit",
     license: License = None,
     eval_data: Annotated[
-        list[str] | None, typer.Option("--eval-data", help="Labelled images: put accuracies into the card.")
+        list[str] | None,
+        typer.Option(
+            "--eval-data", help="Labelled images to evaluate the merge on, for its model card. Can be repeated."
+        ),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show what would be merged and what it costs; write nothing.")
+        bool, typer.Option("--dry-run", help="Show what would be merged and what it costs, and write nothing.")
     ] = False,
     push_to: PushTo = None,
     private: Private = None,
@@ -44,35 +47,38 @@ def merge(
 ) -> None:
     """Merge models of one architecture into one model with a head per task.
 
-    Flags beside a recipe file take the place of what the file says.
+    Models and options can be read from a recipe file; models and flags on the command line override it.
     """
     recipe = _recipe(models, given)
     if library != "zipit" and (recipe.cut is not None or recipe.width != 1 or recipe.flops_budget is not None):
-        raise OptionError(f"--format {library} holds full merges at the parents' width: leave --cut and widths out")
+        raise OptionError(
+            f"--format {library} is only for full merges at the parents' width: leave out --cut, --width and "
+            "--flops-budget"
+        )
     if dry_run:
         return _plan(recipe, access, library, license, as_json)
     if out is None and push_to is None:
-        raise OptionError("no place for the result: name a folder with --out, or a repository with --push-to")
+        raise OptionError("the result has no destination: pass a folder with --out, or a repository with --push-to")
     out = out or Path(str(push_to).rpartition("/")[2])
     if eval_data and library != "zipit":
-        raise OptionError("--eval-data needs --format zipit: evaluate that, then write others with `hf-zipit export`")
-    from hf_zipit.backbones.share import are_mixed
+        raise OptionError("--eval-data needs --format zipit: merge in that format, then use `hf-zipit export`")
+    from hf_zipit.assembly.kinds import kind_of
     from hf_zipit.data.batches import make_accelerator
     from hf_zipit.merging.dry_run import check_result
-    from hf_zipit.merging.from_recipe import merge_recipe
-    from hf_zipit.merging.merge import checked_options
+    from hf_zipit.merging.merge import check_recipe, merge_recipe
     from hf_zipit.saving import push as hub
     from hf_zipit.saving import save as saving
+    from hf_zipit.saving.provenance import Provenance
 
-    checked_options({"sources": recipe.sources, **recipe.arguments()})
+    check_recipe(recipe, len(recipe.sources), recipe.data)
     saving.check_output(out, overwrite)
     if push_to is not None:
         hub.check_target(push_to, revision=revision, create_pr=create_pr)
 
     def check(found: Recipe, sources: Any) -> None:
         check_result(sources, found, library, license)
-        if eval_data and are_mixed(sources):
-            raise OptionError("--eval-data is for classifiers: evaluate this merge with `hf-zipit eval`")
+        if eval_data and not kind_of(sources, found.backbone).joint:
+            raise OptionError("--eval-data is only for classifiers: evaluate this merge with `hf-zipit eval`")
 
     merged = merge_recipe(recipe, access, check)
     if not make_accelerator().is_main_process:
@@ -80,19 +86,24 @@ def merge(
     saving.save(merged, out, overwrite=overwrite, library=library, license=license)
     if eval_data:
         _evaluate(merged, out, eval_data, recipe, access)
-    goal: dict[str, Any] = {"private": private, "revision": revision, "create_pr": create_pr, "commit_message": message}
-    address = None if push_to is None else hub.push(out, push_to, **goal)
+    address = None
+    if push_to is not None:
+        address = hub.push(
+            out, push_to, private=private, revision=revision, create_pr=create_pr, commit_message=message
+        )
     if as_json:
         about = {"folder": str(out), "address": address, "tasks": merged.config.tasks, "cut": merged.config.cut}
-        show_json({**about, **(merged.config.zipit or {})})
+        show_json({**about, **Provenance.of(merged.config).to_dict()})
     else:
         show(address or out)
 
 
 def _recipe(models: list[str], given: dict[str, Any]) -> Recipe:
     if not models[0].endswith(SUFFIXES):
-        return make_recipe(sources=models, **given)
-    return read_recipe(models[0], **({"sources": models[1:]} if models[1:] else {}), **given)
+        return Recipe(sources=models, **given)
+    file, *others = models
+    sources = {"sources": others} if others else {}
+    return read_recipe(file, **sources, **given)
 
 
 def _plan(recipe: Recipe, access: Access, library: str, license: str | None, as_json: bool) -> None:
@@ -104,7 +115,7 @@ def _plan(recipe: Recipe, access: Access, library: str, license: str | None, as_
 
 def _evaluate(merged: Any, out: Path, data: list[str], recipe: Recipe, access: Access) -> None:
     from hf_zipit.evaluation.card_results import add_results
-    from hf_zipit.evaluation.classification import evaluate
+    from hf_zipit.evaluation.evaluate import evaluate
     from hf_zipit.saving.load import load_parents
 
     rows = evaluate(merged, data, parents=load_parents(merged.config, out, access=access), device=recipe.device)

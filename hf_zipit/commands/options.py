@@ -1,22 +1,38 @@
-"""Arguments and options that several commands take."""
+"""Arguments and options of several commands."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-Model = Annotated[str, typer.Argument(help="Hub id, local folder, or a timm architecture such as resnet50.")]
+Model = Annotated[str, typer.Argument(help="Hub id, folder, or timm architecture such as resnet50.")]
 Data = Annotated[
     list[str],
-    typer.Option("--data", help="Hub id, image folder or parquet, with or without :split. One for all, or one each."),
+    typer.Option(
+        "--data",
+        help="Images: Hub id, image folder or parquet file, optionally with :split; one for all tasks, or one per "
+        "task. Can be repeated.",
+    ),
 ]
-NumImages = Annotated[int | None, typer.Option(help="Images per data set; default: all.")]
-BatchSize = Annotated[int, typer.Option(help="Images per forward pass.")]
-SpecFile = Annotated[Path | None, typer.Option("--spec", help="Use this spec file instead of the shipped one.")]
-Device = Annotated[str | None, typer.Option(help="Where to run, e.g. cpu or cuda:0.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier merge in OUT.")]
+NumImages = Annotated[int | None, typer.Option(help="Images per data set. Default: all.")]
+BatchSize = Annotated[int, typer.Option(show_default=False, help="Images per forward pass. Default: 64.")]
+SpecFile = Annotated[
+    Path | None,
+    typer.Option("--spec", help="Spec file of the model. Default: the shipped one for its class, or else a trace."),
+]
+Device = Annotated[
+    str | None, typer.Option(help="Device to run on, e.g. cpu or cuda:0. Default: chosen by accelerate.")
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier merge in the output folder.")]
 Format = Annotated[
-    str, typer.Option("--format", help="zipit; or timm or transformers: an ordinary checkpoint of a full merge.")
+    str,
+    typer.Option(
+        "--format",
+        show_default=False,
+        help="Output format: zipit, or for a full merge an ordinary checkpoint, timm or transformers. Default: zipit.",
+    ),
 ]
-License = Annotated[str | None, typer.Option(help="Licence of the result; default: the one that all parents state.")]
+License = Annotated[
+    str | None, typer.Option(help="License of the result. Default: the license that all parents state.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]

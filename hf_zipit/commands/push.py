@@ -11,16 +11,14 @@ from hf_zipit.commands.terminal import show
 
 @takes_access
 def push(
-    folder: Annotated[
-        Path, typer.Argument(help="Folder of a merged model, or of an ordinary checkpoint made from one.")
-    ],
-    repo: Annotated[str, typer.Argument(help="Repository, user/name; made if there is none.")],
+    folder: Annotated[Path, typer.Argument(help="Folder of a merged model, or of a checkpoint exported from one.")],
+    repo: Annotated[str, typer.Argument(help="Hub repository, user/name; created if needed.")],
     private: Private = None,
     revision: Revision = None,
     create_pr: CreatePr = False,
     message: Message = None,
 ) -> None:
-    """Upload a merged model to the Hub, or what is missing of it after a failed upload."""
+    """Upload a merged model to the Hub, or resume a failed upload."""
     from hf_zipit.saving.push import push as run
 
     show(run(folder, repo, private=private, revision=revision, create_pr=create_pr, commit_message=message))

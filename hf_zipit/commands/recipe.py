@@ -12,15 +12,15 @@ from hf_zipit.recipe import Recipe, read_recipe
 
 
 def recipe(
-    file: Annotated[Path | None, typer.Argument(help="A recipe to check and show with every default.")] = None,
-    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema of recipes.")] = False,
+    file: Annotated[Path | None, typer.Argument(help="Recipe file to check.")] = None,
+    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema of recipes, for editors.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Check a recipe file and show what it means in full, or print the JSON schema of recipes for an editor."""
+    """Check a recipe file and show it with all defaults, or print the JSON schema of recipes."""
     import yaml
 
     if schema == (file is not None):
-        raise OptionError("give a recipe file, or --schema")
+        raise OptionError("give either a recipe file or --schema")
     if file is None:
         show_json(Recipe.model_json_schema())
         return

@@ -1,4 +1,4 @@
-"""The keys of a recipe as flags of a command: same names, same meanings, defaults taken from the recipe."""
+"""The keys of a recipe as flags of a command, with the descriptions and defaults of the recipe."""
 
 import inspect
 import typing
@@ -7,18 +7,22 @@ from types import UnionType
 from typing import Annotated, Any
 
 import typer
+from pydantic.fields import FieldInfo
 
 from hf_zipit.recipe import Recipe
 
-NO_FLAG = frozenset({"sources", "generator"})  # sources are the command's arguments
-SINGULAR = {"tasks": "task"}  # repeated flags are named for one value
+NO_FLAG = frozenset({"sources", "generator"})  # the sources are arguments, and the generator is no option
+SINGULAR = {"tasks": "task"}  # a flag that is repeated takes one value
 Command = Callable[..., None]
 
 
 def takes_recipe(command: Command, without: Collection[str] = ()) -> Command:
-    """Give a command whose last parameter is `**given` a flag for every key of a recipe, but for those `without`.
+    """Give a command a flag for every key of a recipe.
 
-    A flag that is not used is not in `given`, so that it leaves what a recipe file says as it is.
+    Args:
+        command: A command whose last parameter is `**given`. It gets only the flags that the user passes, so that the
+            others do not override a recipe file.
+        without: Keys that get no flag.
     """
     own = [p for p in inspect.signature(command).parameters.values() if p.kind is not p.VAR_KEYWORD]
     flags = [_flag(name) for name in Recipe.model_fields if name not in NO_FLAG.union(without)]
@@ -34,19 +38,30 @@ def takes_recipe(command: Command, without: Collection[str] = ()) -> Command:
 
 def _flag(name: str) -> inspect.Parameter:
     field = Recipe.model_fields[name]
-    kind, spelled = _kind(field.annotation), SINGULAR.get(name, name).replace("_", "-")
+    kind = _kind(field.annotation)
+    spelled = SINGULAR.get(name, name).replace("_", "-")
     names = f"--{spelled}/--no-{spelled}" if kind is bool else f"--{spelled}"
-    default = "" if field.default is None or kind is bool else f" Default: {field.default}."
-    option = typer.Option(names, help=f"{field.description}{default}", show_default=False)
+    option = typer.Option(names, help=_help(field, kind), show_default=False)
     annotation = Annotated[kind | None, option]  # type: ignore[valid-type]
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
 
+def _help(field: FieldInfo, kind: Any) -> str:
+    """The description of a key, whether its flag can be repeated, and its default."""
+    description = field.description or ""
+    notes = ["Can be repeated."] if typing.get_origin(kind) is list else []
+    if field.default is not None:
+        switch = "on" if field.default else "off"
+        notes.append(f"Default: {switch if kind is bool else field.default}.")
+    separator = "\n\n" if "\n\n" in description else " "
+    return separator.join([description, *notes])
+
+
 def _kind(annotation: Any) -> Any:
-    """The type of a flag: a list if the key may have one, else the type that is not None."""
+    """The type of a flag: a list if the key may have one, otherwise the first type, or text for a choice of words."""
     union = typing.get_origin(annotation) in (UnionType, typing.Union)
     kinds = typing.get_args(annotation) if union else (annotation,)
-    if any(typing.get_origin(kind) is typing.Literal for kind in kinds):  # a number or a word
+    if any(typing.get_origin(kind) is typing.Literal for kind in kinds):  # a number or a word, which the recipe checks
         return str
     lists = [kind for kind in kinds if typing.get_origin(kind) is list]
     return lists[0] if lists else kinds[0]

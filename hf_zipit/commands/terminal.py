@@ -1,4 +1,4 @@
-"""What every command does to the terminal: results on stdout, everything else on stderr, no chatter of libraries."""
+"""Terminal output of all commands: results on stdout, everything else on stderr, no messages of other libraries."""
 
 import inspect
 import json
@@ -22,7 +22,7 @@ def show_json(value: Any) -> None:
 
 
 class _OnStderr(logging.Handler):
-    """One line per message, as `Warning: ...`, on what stderr is at that time."""
+    """Writes each message as one line, such as `Warning: ...`, to the current stderr."""
 
     def emit(self, record: logging.LogRecord) -> None:
         from hf_zipit.sources.faults import redact
@@ -30,14 +30,15 @@ class _OnStderr(logging.Handler):
         typer.echo(redact(f"{record.levelname.capitalize()}: {record.getMessage()}"), err=True)
 
 
-VERBOSE = Annotated[int, typer.Option("-v", "--verbose", count=True, help="Tell what is done; -vv in detail.")]
-QUIET = Annotated[bool, typer.Option("-q", "--quiet", help="No bars and no warnings.")]
-
-DEBUG = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
+VERBOSE = Annotated[
+    int, typer.Option("-v", "--verbose", count=True, show_default=False, help="Report progress; -vv reports details.")
+]
+QUIET = Annotated[bool, typer.Option("-q", "--quiet", help="Hide progress bars and warnings.")]
+DEBUG = Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")]
 
 
 def takes_verbosity(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command `-v`, `-q` and `--debug`, which may stand before it as well."""
+    """Give a command `-v`, `-q` and `--debug`, which are also accepted before the command's name."""
     signature = inspect.signature(command)
     extra = [
         inspect.Parameter("verbose", inspect.Parameter.KEYWORD_ONLY, default=0, annotation=VERBOSE),
@@ -59,13 +60,13 @@ def takes_verbosity(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def show_tracebacks(wanted: bool) -> None:
-    """With `--debug`, in the way of the Hub's own libraries."""
+    """Turn tracebacks on if wanted, by the same variable as the Hub's own libraries."""
     if wanted:
         os.environ["HF_DEBUG"] = "1"
 
 
 def set_verbosity(level: int) -> None:
-    """What is told on stderr: -1 errors only and no bars, 0 warnings, 1 what is done, 2 in detail."""
+    """Set what is reported on stderr: -1 only errors and no progress bars, 0 warnings, 1 progress, 2 details."""
     log = logging.getLogger("hf_zipit")
     log.handlers = [handler for handler in log.handlers if not isinstance(handler, _OnStderr)] + [_OnStderr()]
     log.setLevel({-1: logging.ERROR, 0: logging.WARNING, 1: logging.INFO}.get(level, logging.DEBUG))
@@ -74,7 +75,7 @@ def set_verbosity(level: int) -> None:
 
 
 def quieten() -> None:
-    """Keep the libraries' chatter and their bars for steps of a second off the terminal, and all bars off a file."""
+    """Silence other libraries and their progress bars for short steps, and all progress bars outside a terminal."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     if not sys.stderr.isatty():
@@ -83,7 +84,7 @@ def quieten() -> None:
 
 
 def without_bars() -> None:
-    """Loading and writing weights takes no time worth a bar; needs transformers, so only where it is loaded anyway."""
-    from transformers.utils import logging as transformers_logging
+    """Hide progress bars for reading and writing weights. This imports transformers, so call it only where needed."""
+    from hf_zipit.sources.from_transformers import hide_progress_bars
 
-    transformers_logging.disable_progress_bar()
+    hide_progress_bars()

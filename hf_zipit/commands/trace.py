@@ -19,15 +19,17 @@ _log = logging.getLogger("hf_zipit")
 def trace(
     model: Model,
     access: Access,
-    out: Annotated[Path | None, typer.Option("-o", "--out", help="Write the spec to this file.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="Spec file to write. Default: print the spec.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Write a spec file for a model of any class, from one forward pass; it is checked before it is written."""
+    """Derive the spec of a model of any class from one forward pass, and check it."""
     from hf_zipit.find_spec import traced
     from hf_zipit.sources.load import load_or_build
 
     if out is not None and out.exists():
-        raise OptionError(f"{out} exists already: choose another file")
+        raise OptionError(f"{out} already exists: choose another file")
     text, held = traced(load_or_build(model, access))
     _log.info("traced and checked: %s", held)
     if out is not None:

@@ -1,72 +1,85 @@
 """The merges of a comparison: every method at every cut, width and budget, with every calibration."""
 
 import logging
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from hf_zipit.matching.methods import METHODS, Options
-from hf_zipit.matching.widen import check_ratio
-from hf_zipit.merging.balance import AUTO, takes_balance
-from hf_zipit.merging.merger import Merger, check_calibration
-from hf_zipit.specs.cuts import resolve_cut
+from hf_zipit.calibration.methods import check_calibration
+from hf_zipit.errors import OptionError
+from hf_zipit.matching.methods import METHODS, balanced
+from hf_zipit.matching.options import AUTO, Options
+from hf_zipit.merging.merger import Merger
+from hf_zipit.merging.sizing import check_width
+from hf_zipit.recipe import Recipe
 
 _log = logging.getLogger("hf_zipit")
+VARIED = ("method", "width", "flops_budget")
 
 
 @dataclass(frozen=True)
-class Trial:
-    """One merge of a comparison."""
+class Grid:
+    """What varies in a comparison.
 
-    options: Options
-    cut: str | None
-    calibrate: str
-    automatic: bool = False  # the balance is chosen
-
-    @property
-    def recipe(self) -> dict[str, Any]:
-        """What sets it apart from the others."""
-        options = {**asdict(self.options), **({"balance": AUTO} if self.automatic else {})}
-        return {**options, "cut": self.cut, "calibrate": self.calibrate}
-
-
-def trials(
-    merger: Merger,
-    methods: Sequence[str],
-    cuts: Sequence[str | None],
-    calibrations: Sequence[str],
-    options: Options,
-    *,
-    automatic: bool = False,
-    widths: Sequence[float] = (1.0,),
-    flops_budgets: Sequence[float] = (),
-) -> list[Trial]:
-    """Every method at every cut and width, and for every budget of FLOPs, with every calibration.
-
-    `all` stands for every method. A method has those of the widths that it takes, and one that compares nothing no
-    budget. With `automatic` the methods that have a balance choose it.
-
-    Raises:
-        OptionError: an unknown method, cut or calibration, or a width that these models cannot have.
+    Attributes:
+        methods: names of methods; `all` stands for all methods and controls.
+        cuts: names of cuts; `None` merges all layers.
+        calibrations: names of calibrations; every merge is calibrated in each way.
+        widths: merged units per unit of one model.
+        flops_budgets: multiples of one parent's FLOPs; each budget chooses its own cut and widths.
+        options: other options for all merges, such as `alpha`. Methods without a balance ignore `balance: auto`.
     """
-    for cut in cuts:
-        resolve_cut(merger.binding, cut)
-    for name in calibrations:
-        check_calibration(name)
-    for width in widths:
-        check_ratio("width", width, merger.sources)
-    chosen = list(METHODS) if "all" in methods else list(dict.fromkeys(methods))
-    kinds = [replace(options, method=method) for method in chosen]
-    fixed = [name for name in chosen if METHODS[name].fixed and (flops_budgets or set(widths) - {1})]
-    if fixed:
-        _log.warning("%s: at width 1 alone and for no budget, as nothing is compared", ", ".join(fixed))
-    found = []
-    for kind in kinds:
-        method = METHODS[kind.method]
-        mine = [width for width in dict.fromkeys(widths) if method.takes(width)]
-        sizes = [(replace(kind, width=width), cut) for cut in dict.fromkeys(cuts) for width in mine]
-        if method.fixed is None:
-            sizes += [(replace(kind, flops_budget=budget), None) for budget in dict.fromkeys(flops_budgets)]
-        balanced = automatic and takes_balance(kind.method)
-        found += [Trial(sized, cut, name, balanced) for sized, cut in sizes for name in calibrations]
-    return found
+
+    methods: Sequence[str] = ("all",)
+    cuts: Sequence[str | None] = (None,)
+    calibrations: Sequence[str] = ("batchnorm",)
+    widths: Sequence[float] = (1.0,)
+    flops_budgets: Sequence[float] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def recipes(self, merger: Merger) -> list[Recipe]:
+        """One recipe for each merge, ordered by method, then by size, then by calibration.
+
+        Each method runs at the widths it supports. Methods without a similarity ignore widths and budgets.
+
+        Args:
+            merger: the models, with the options of the run.
+
+        Raises:
+            OptionError: an unknown method, cut or calibration, or a width that these models cannot have.
+
+        >>> Grid(["zip", "permute"], cuts=["layer2", None]).recipes(merger)  # doctest: +SKIP
+        """
+        for cut in self.cuts:
+            merger.parents.depth(cut)
+        for name in self.calibrations:
+            check_calibration(name)
+        for width in self.widths:
+            check_width("width", width, len(merger.parents.sources))
+        chosen = list(METHODS) if "all" in self.methods else list(dict.fromkeys(self.methods))
+        bases = [self._base(merger.recipe, name) for name in chosen]
+        fixed = [name for name in chosen if METHODS[name].fixed and (self.flops_budgets or set(self.widths) - {1})]
+        if fixed:
+            _log.warning("methods without a similarity run at width 1 only, without budgets: %s", ", ".join(fixed))
+        return [
+            sized.changed(calibrate=name) for base in bases for sized in self._sizes(base) for name in self.calibrations
+        ]
+
+    def _base(self, run: Recipe, method: str) -> Recipe:
+        """The recipe of a method, with the options of the run and of the grid."""
+        options = dict(self.options)
+        refused = [name for name in options if name not in Options.model_fields or name in VARIED]
+        if refused:
+            raise OptionError(f"{refused[0]} is not an option of a grid: give it to the Merger, or let it vary")
+        if method in METHODS and not balanced(method) and options.get("balance", run.balance) == AUTO:
+            options |= {"balance": Options.model_fields["balance"].default}
+            run = run.changed(method="mudsc-zip", balance_data=None)
+        return run.changed(**{"width": 1.0, "flops_budget": None, "cut": None, **options, "method": method})
+
+    def _sizes(self, base: Recipe) -> list[Recipe]:
+        """A recipe for every cut and width, and for every budget."""
+        widths = [width for width in dict.fromkeys(self.widths) if base.how.takes(width)]
+        found = [base.changed(cut=cut, width=width) for cut in dict.fromkeys(self.cuts) for width in widths]
+        if base.how.fixed:
+            return found
+        return found + [base.changed(flops_budget=budget) for budget in dict.fromkeys(self.flops_budgets)]

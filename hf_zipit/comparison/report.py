@@ -1,4 +1,4 @@
-"""The results of a comparison as a text table, CSV, JSON and a picture."""
+"""The results of a comparison as a text table, CSV, JSON and a plot."""
 
 import csv
 import json
@@ -8,66 +8,109 @@ from pathlib import Path
 from typing import Any
 
 from hf_zipit.errors import OptionError
+from hf_zipit.evaluation.results import Result, mean
 from hf_zipit.matching.methods import METHODS
 from hf_zipit.text import si, table
 
-Result = Mapping[str, Any]
+PICTURE = "results.png"
 COLOURS = [*(f"C{i}" for i in range(10)), "gold", "navy", "lime", "magenta"]
 _log = logging.getLogger("hf_zipit")
-WHOLE = "none"  # how "no cut" is written
+SCORES = {  # what the plot shows, by what is measured beside the tasks
+    "joint": "joint accuracy over all classes, %",
+    "distance": "agreement with the parents, %",
+    "": "score relative to the parents, %",
+}
+NO_CUT = "none"  # how tables and CSV show a merge of all layers
 
 
 def comparison_table(results: Sequence[Result], tasks: Sequence[str]) -> str:
-    """One line for each merge: accuracy in percent (without labels: agreement with the parents), and what it costs."""
-    labelled = all("joint" in row for row in results)
-    last = "joint" if labelled else "distance"
-    unit, sized = _unit(results), any(_size(row) not in ("1", "-") for row in results)
+    """A table with the scores and costs of each merge.
+
+    Scores are accuracies in percent. Without labels they are the agreement with the parents. If the tasks have outputs
+    of different kinds, they are each task's first metric, and their average is relative to that of the parents.
+
+    Args:
+        results: The results of the merges, the parents and the ensemble.
+        tasks: Names of the tasks, in order.
+    """
+    measure = _measure(results)
+    unit = _unit(results)
+    sized = any(_size(row) not in ("1", "-") for row in results)
     lines = []
     for row in results:
-        scores = [f"{100 * row['tasks'][task]:.1f}" if task in row["tasks"] else "-" for task in tasks]
-        final = f"{100 * row['joint']:.1f}" if labelled else f"{row['distance']:.3f}"
-        cost = [f"{row['flops'] / unit:.2f}x", si(row["parameters"])]
-        likeness = f"{_mean(row['correlation']):.2f}" if row.get("correlation") else "-"
-        seconds = f"{row['seconds']:.1f}" if "seconds" in row else "-"
-        settings = [_cut(row), *([_size(row)] if sized else []), row["calibrate"] or "-"]
-        lines.append([_name(row), *settings, *scores, f"{100 * row['average']:.1f}", final, *cost, likeness, seconds])
+        settings = [_cut(row), *([_size(row)] if sized else []), str(_setting(row, "calibrate") or "-")]
+        scores = [f"{100 * row.tasks[task]:.1f}" if task in row.tasks else "-" for task in tasks]
+        scores.append("-" if row.average is None else f"{100 * row.average:.1f}")
+        if measure == "joint":
+            scores.append(f"{100 * (row.joint or 0):.1f}")
+        if measure == "distance":
+            scores.append(f"{row.distance or 0:.3f}")
+        cost = [f"{row.flops / unit:.2f}x", si(row.parameters)]
+        correlation = f"{mean(row.correlation):.2f}" if row.correlation else "-"
+        seconds = "-" if row.seconds is None else f"{row.seconds:.1f}"
+        lines.append([_label(row.model), *settings, *scores, *cost, correlation, seconds])
     settings = ["cut", *(["size"] if sized else []), "calibrate"]
-    header = ["method", *settings, *tasks, "average", last, "FLOPs", "params", "correlation", "seconds"]
-    return table(header, lines)
+    average = "average" if measure else "relative"
+    header = ["method", *settings, *tasks, average, *([measure] if measure else []), "FLOPs", "params"]
+    return table([*header, "correlation", "seconds"], lines)
+
+
+def plain(row: Result) -> dict[str, Any]:
+    """A result as plain values, with the settings of the merge beside its scores."""
+    measured = row.to_dict()
+    settings = measured.pop("settings", {})
+    if not row.merged:
+        return {"method": row.model, "cut": None, "calibrate": None, **measured}
+    del measured["model"]
+    return {"method": row.model, **settings, **measured}
 
 
 def write_report(results: Sequence[Result], tasks: Sequence[str], folder: str | Path) -> list[Path]:
-    """Write `results.csv`, `results.json` and, where matplotlib is installed, `results.png`; returns what was written.
+    """Write `results.csv`, `results.json` and, if matplotlib is installed, `results.png`.
 
-    The picture shows accuracy against FLOPs, with parents and ensemble: for each method one line over its cuts
-    (solid), one over the widths at each cut (dashed) and one over the budgets (dotted); and the correlation of merged
-    and parents' features layer by layer (ZipIt!, section 5).
+    Args:
+        results: The results of the merges, the parents and the ensemble.
+        tasks: Names of the tasks, in order.
+        folder: The folder to write to; created if needed.
+
+    Returns:
+        The files that were written.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    written = [folder / "results.csv", folder / "results.json"]
+    csv_file = folder / "results.csv"
+    json_file = folder / "results.json"
     names = ["method", "cut", "width", "flops_budget", "calibrate", *(f"task {task}" for task in tasks)]
-    scores = ["average", "joint", "distance", "flops", "parameters", "seconds", "correlation"]
-    with written[0].open("w", newline="", encoding="utf-8") as file:
+    measured = ["average", "joint", "distance", "flops", "parameters", "seconds"]
+    with csv_file.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow([*names, *scores])
+        writer.writerow([*names, *measured, "correlation"])
         for row in results:
-            values = {**row, "correlation": _mean(row["correlation"]) if row.get("correlation") else ""}
-            sizes = ["" if row.get(key) is None else row[key] for key in ("width", "flops_budget")]
-            settings = [row["method"], _cut(row), *sizes, row["calibrate"] or ""]
-            writer.writerow(
-                [*settings, *(row["tasks"].get(task, "") for task in tasks)] + [values.get(s, "") for s in scores]
-            )
-    written[1].write_text(json.dumps(list(results), indent=2), encoding="utf-8")
+            sizes = [_setting(row, "width"), _setting(row, "flops_budget")]
+            settings = [row.model, _cut(row), *sizes, _setting(row, "calibrate")]
+            scores = [row.tasks.get(task) for task in tasks]
+            values = [getattr(row, name) for name in measured]
+            correlation = mean(row.correlation) if row.correlation else None
+            cells = [*settings, *scores, *values, correlation]
+            writer.writerow(["" if cell is None else cell for cell in cells])
+    json_file.write_text(json.dumps([plain(row) for row in results], indent=2), encoding="utf-8")
+    written = [csv_file, json_file]
     try:
-        written.append(plot_comparison(results, folder / "results.png"))
+        written.append(plot_comparison(results, folder / PICTURE))
     except OptionError as error:
-        _log.warning("no picture: %s", error)
+        _log.warning("%s is not written: %s", PICTURE, error)
     return written
 
 
 def plot_comparison(results: Sequence[Result], path: str | Path) -> Path:
-    """Draw the picture.
+    """Plot the accuracy of merges, parents and ensemble against FLOPs, and the correlation of features.
+
+    Each method has one line over its cuts (solid), one over the widths at each cut (dashed), and one over the budgets
+    (dotted). The second plot is the correlation of merged and parents' features, space by space (ZipIt!, section 5).
+
+    Args:
+        results: The results of the merges, the parents and the ensemble.
+        path: The PNG file to write.
 
     Raises:
         OptionError: matplotlib is not installed.
@@ -76,12 +119,12 @@ def plot_comparison(results: Sequence[Result], path: str | Path) -> Path:
         from matplotlib.figure import Figure
     except ImportError:
         raise OptionError("plots need matplotlib: pip install 'hf-zipit[plot]'") from None
-    merges = [row for row in results if "seconds" in row]
-    featured = [row for row in merges if row.get("correlation")]
+    merges = [row for row in results if row.merged]
+    featured = [row for row in merges if row.correlation]
     figure = Figure(figsize=(15, 5.2) if featured else (9, 5.2), layout="constrained")
     axes = figure.subplots(1, 2 if featured else 1, squeeze=False)[0]
-    calibrations = list(dict.fromkeys(row["calibrate"] for row in merges))
-    methods = list(dict.fromkeys(row["method"] for row in merges))
+    calibrations = list(dict.fromkeys(_setting(row, "calibrate") for row in merges))
+    methods = list(dict.fromkeys(row.model for row in merges))
     colours = {method: COLOURS[i % len(COLOURS)] for i, method in enumerate(methods)}
     marks = dict(zip(calibrations, "os^Dvp*X" * len(calibrations), strict=False))
     _costs(axes[0], results, merges, colours, marks)
@@ -99,32 +142,35 @@ def _costs(
     colours: Mapping[str, str],
     marks: Mapping[str, str],
 ) -> None:
-    unit, labelled = _unit(results), all("joint" in row for row in results)
-    score = "joint" if labelled else "average"
+    """Draw accuracy against FLOPs."""
+    unit = _unit(results)
+    measure = _measure(results)
+    score = "joint" if measure == "joint" else "average"
     for method, colour in colours.items():
         for calibrate, mark in marks.items():
-            mine = [r for r in merges if (r["method"], r["calibrate"]) == (method, calibrate)]
+            mine = [r for r in merges if (r.model, _setting(r, "calibrate")) == (method, calibrate)]
             for dash, _, curve in _curves(mine):
-                points = sorted((row["flops"] / unit, 100 * row[score]) for row in curve)
+                points = sorted((row.flops / unit, 100 * (getattr(row, score) or 0)) for row in curve)
                 axes.plot(*zip(*points, strict=True), ls=dash, marker=mark, ms=5, color=colour)
-    ensemble = [row for row in results if row["method"] == "ensemble"]
-    parents = [row for row in results if row["method"].startswith("parent:")]
+    ensemble = [row for row in results if row.model == "ensemble"]
+    parents = [row for row in results if row.model.startswith("parent:")]
     for row in ensemble:
-        axes.axhline(100 * row[score], color="black", lw=1, label="ensemble of the parents")
-        axes.plot(row["flops"] / unit, 100 * row[score], "*", ms=12, color="black")
+        axes.axhline(100 * (getattr(row, score) or 0), color="black", lw=1, label="ensemble of the parents")
+        axes.plot(row.flops / unit, 100 * (getattr(row, score) or 0), "*", ms=12, color="black")
     for i, row in enumerate(parents):
-        axes.axhline(100 * row[score], color="grey", lw=1, ls=("--", ":", "-.")[i % 3], label=row["method"])
-    what = "joint accuracy over all classes, %" if labelled else "same answer as the parent, %"
-    axes.set(xlabel="FLOPs for all tasks, in forwards of one parent", ylabel=what, title="Accuracy against cost")
+        axes.axhline(100 * (getattr(row, score) or 0), color="grey", lw=1, ls=("--", ":", "-.")[i % 3], label=row.model)
+    axes.set(
+        xlabel="FLOPs for all tasks, relative to one parent", ylabel=SCORES[measure], title="Accuracy against cost"
+    )
     axes.grid(alpha=0.3)
 
 
 def _legend(
     figure: Any, axes: Any, merges: Sequence[Result], colours: Mapping[str, str], marks: Mapping[str, str]
 ) -> None:
-    """One entry for each method (colour), calibration (mark) and kind of line, not for each of their combinations."""
+    """Add one entry for each method (colour), calibration (marker) and kind of line, not for their combinations."""
     for method, colour in colours.items():
-        axes.plot([], [], color=colour, lw=3, label=_name({"method": method}))
+        axes.plot([], [], color=colour, lw=3, label=_label(method))
     for calibrate, mark in marks.items():
         axes.plot([], [], mark, ms=5, color="grey", label=calibrate)
     for dash, varied in dict.fromkeys((dash, varied) for dash, varied, _ in _curves(merges)):
@@ -134,27 +180,32 @@ def _legend(
 
 
 def _curves(merges: Sequence[Result]) -> list[tuple[str, str, list[Result]]]:
-    """What one method's merges show: the line, what varies along it (but for cuts), and the merges on it."""
-    sized = [row for row in merges if not row["flops_budget"]]
-    found = [("-", "cuts", [row for row in sized if row["width"] == 1])]
-    for cut in dict.fromkeys(row["cut"] for row in sized if row["width"] != 1):
-        found.append(("--", "widths at each cut", [row for row in sized if row["cut"] == cut]))
-    found.append((":", "FLOP budgets", [row for row in merges if row["flops_budget"]]))
+    """The lines through the merges of one method: their style, the setting that varies, and their merges."""
+    sized = [row for row in merges if not _setting(row, "flops_budget")]
+    found = [("-", "cuts", [row for row in sized if _setting(row, "width") == 1])]
+    for cut in dict.fromkeys(_setting(row, "cut") for row in sized if _setting(row, "width") != 1):
+        found.append(("--", "widths at each cut", [row for row in sized if _setting(row, "cut") == cut]))
+    found.append((":", "FLOP budgets", [row for row in merges if _setting(row, "flops_budget")]))
     return [curve for curve in found if curve[2]]
 
 
 def _features(axes: Any, featured: Sequence[Result], colours: Mapping[str, str], marks: Mapping[str, str]) -> None:
-    """The deepest merges only, as wide as a model if there are any: a cut leaves the layers below as they are."""
+    """Draw the correlation of features, space by space.
+
+    If there are merges as wide as one model, only they are shown. Of these, only the deepest are shown, because a
+    later cut does not change the features before an earlier one.
+    """
     own = [row for row in featured if _size(row) == "1"]
     featured = own or featured
-    depth = max(len(row["correlation"]) for row in featured)
-    deepest = [row for row in featured if len(row["correlation"]) == depth]
-    for row in {(r["method"], r["calibrate"]): r for r in deepest}.values():
-        values = list(row["correlation"].values())
-        axes.plot(values, ms=3, marker=marks[row["calibrate"]], color=colours[row["method"]])
-    cut = deepest[0]["cut"]
+    depth = max(len(row.correlation) for row in featured)
+    deepest = [row for row in featured if len(row.correlation) == depth]
+    one_each = {(row.model, _setting(row, "calibrate")): row for row in deepest}
+    for row in one_each.values():
+        values = list(row.correlation.values())
+        axes.plot(values, ms=3, marker=marks[_setting(row, "calibrate")], color=colours[row.model])
+    cut = _setting(deepest[0], "cut")
     where = f"merged up to {cut}" if cut else "merged in all layers"
-    names = list(deepest[0]["correlation"])
+    names = list(deepest[0].correlation)
     step = max(1, len(names) // 24)
     axes.set_xticks(range(0, len(names), step), names[::step], rotation=60, ha="right", fontsize=7)
     axes.set(ylabel="correlation of merged and parents' units", title=f"Features, {where}", ylim=(None, 1.02))
@@ -163,26 +214,35 @@ def _features(axes: Any, featured: Sequence[Result], colours: Mapping[str, str],
 
 def _unit(results: Sequence[Result]) -> float:
     """FLOPs of one parent."""
-    parents = [row["flops"] for row in results if row["method"].startswith("parent:")]
-    return float(parents[0] if parents else min(row["flops"] for row in results))
+    parents = [row.flops for row in results if row.model.startswith("parent:")]
+    return float(parents[0] if parents else min(row.flops for row in results))
 
 
-def _name(row: Result) -> str:
-    """The method; a control is marked, as it is none."""
-    method = METHODS.get(row["method"])
-    return f"control:{row['method']}" if method and method.control else str(row["method"])
+def _measure(results: Sequence[Result]) -> str:
+    """What is measured besides the tasks: `joint` accuracy, `distance` from the parents' outputs, or nothing, `""`."""
+    if all(row.joint is not None for row in results):
+        return "joint"
+    return "distance" if all(row.distance is not None for row in results) else ""
+
+
+def _setting(row: Result, name: str) -> Any:
+    """An option of a merge; `None` for parents."""
+    return row.settings.get(name)
+
+
+def _label(method: str) -> str:
+    """The name of a method; controls are marked."""
+    known = METHODS.get(method)
+    return f"control:{method}" if known and known.control else method
 
 
 def _cut(row: Result) -> str:
-    return "-" if row["calibrate"] is None else row["cut"] or WHOLE
+    return (_setting(row, "cut") or NO_CUT) if row.merged else "-"
 
 
 def _size(row: Result) -> str:
-    """The width, or the budget."""
-    if row["calibrate"] is None:
+    """The width or the budget of a merge, for the table."""
+    if not row.merged:
         return "-"
-    return f"<={row['flops_budget']:g}x" if row["flops_budget"] else f"{row['width']:g}"
-
-
-def _mean(values: Mapping[str, float]) -> float:
-    return sum(values.values()) / len(values)
+    budget = _setting(row, "flops_budget")
+    return f"<={budget:g}x" if budget else f"{_setting(row, 'width'):g}"

@@ -1,4 +1,4 @@
-"""Images for a pass over the data: Hub ids, folders, parquet files, datasets, or batches of pixels."""
+"""Images to merge on: from Hub ids, folders, parquet files, `datasets.Dataset`s, or batches of pixels."""
 
 import hashlib
 import itertools
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from hf_zipit.data.hashing import digest
+from hf_zipit.data.hashing import tensor_digest
 from hf_zipit.data.rows import TRAIN, pinned, rows_of
 from hf_zipit.errors import DataError, OptionError
 
@@ -20,8 +20,13 @@ NO_DATA = "no data: merging needs images, without labels; give them with --data"
 class Images(Dataset[Tensor]):
     """Preprocessed images of one data set: `images[i]` is a `(3, H, W)` tensor.
 
-    `labels[i]` is the class id of image i or `None`, `names` the class names in id order or `None`; `name` says where
-    the images come from, `ref` how to name them again where they have a place, and `fingerprint()` which they are.
+    Attributes:
+        get: makes image i.
+        labels: the class id of every image, or `None` where it has none.
+        names: the class names in the order of their ids, if known.
+        name: what the data set is called in reports.
+        fingerprint: a function that returns a hash of the chosen images.
+        ref: the Hub id or path that opens the data set again, if it has one.
     """
 
     def __init__(
@@ -33,7 +38,11 @@ class Images(Dataset[Tensor]):
         fingerprint: Callable[[], str],
         ref: str | None = None,
     ) -> None:
-        self.get, self.labels, self.names, self.name, self.fingerprint = get, labels, names, name, fingerprint
+        self.get = get
+        self.labels = labels
+        self.names = names
+        self.name = name
+        self.fingerprint = fingerprint
         self.ref = ref
 
     def __len__(self) -> int:
@@ -56,15 +65,19 @@ def open_images(
 
     Args:
         data: a Hub id (`user/name`, `user/name@revision`) or a path (image folder, parquet file or folder of them),
-            either with `:split` at its end; a `datasets.Dataset`; or an iterable of pixel batches `(B, 3, H, W)`, of
+            either followed by `:split`; a `datasets.Dataset`; or an iterable of pixel batches `(B, 3, H, W)`, of
             `(pixels, labels)` pairs or of `{"pixel_values", "labels"}` dicts.
-        splits: the split to prefer where none is named.
-        num_images: use this many, chosen by the seed (of pixel batches the first ones); `None` uses all.
-        token: an access token of the Hub.
+        transform: makes pixels `(3, H, W)` from a PIL image. Batches of pixels need none.
+        splits: the splits to prefer if none is named.
+        num_images: use this many images, chosen by the seed, or the first ones of pixel batches; `None` uses all.
+        seed: of that choice.
+        token: an access token for the Hub.
 
     Raises:
-        DataError: it cannot be read, has no image column, or is empty.
-        OptionError: it holds fewer images than asked for, has no such split, or several and none is named.
+        DataError: the data cannot be read, has no image column, or is empty.
+        OptionError: there are fewer images than `num_images`, or no such split, or several splits and none is named.
+
+    >>> images = open_images("user/pets:train", source.transform, num_images=100)  # doctest: +SKIP
     """
     if isinstance(data, str | Path) or type(data).__module__.startswith("datasets."):
         rows, name = rows_of(data, splits, token)
@@ -80,7 +93,9 @@ def open_images(
     names = getattr(rows.features[label_column], "names", None) if label_column else None
     labels = list(rows[label_column]) if label_column else [None] * len(rows)
     if transform is None:
-        raise DataError(f"{name}: the models say nothing about their preprocessing; give batches of pixels instead")
+        raise DataError(
+            f"{name}: the preprocessing of the models is unknown; give batches of preprocessed pixels instead"
+        )
     convert = transform
 
     def get(index: int) -> Tensor:
@@ -100,13 +115,18 @@ def open_all(
     num_images: int | Sequence[int] | None = None,
     **options: Any,
 ) -> list[Images]:
-    """Open the data of `count` models: one data set for all of them, or a list with one for each.
+    """Open the data of several models: one data set for all of them, or one for each.
 
-    `num_images` is one number for all data sets, or a list with one for each.
+    Args:
+        data: a data set as for `open_images`, or a list with one for each model.
+        count: the number of models.
+        transform: makes pixels `(3, H, W)` from a PIL image.
+        num_images: one number for all data sets, or a list with one for each.
+        options: the other options of `open_images`.
 
     Raises:
-        OptionError: no data, or a list with another number of data sets, or of numbers.
-        DataError: as `open_images` does, or the data sets yield images of different shapes.
+        OptionError: there is no data, or the number of data sets or of `num_images` does not fit.
+        DataError: as for `open_images`, or the data sets yield images of different shapes.
     """
     if data is None:
         raise OptionError(NO_DATA)
@@ -126,19 +146,20 @@ def open_all(
 
 
 def _is_batch(item: Any, alone: bool) -> bool:
-    """Whether an item of a list is a batch; a list of one tensor is one unless it could be a model's whole data."""
+    """Whether an item of a list is a batch. With `alone`, a list of one tensor is a batch too, not a model's data."""
     if isinstance(item, list | tuple) and item and isinstance(item[0], Tensor):
         return not isinstance(item[1], Tensor) or item[1].ndim < 4 if len(item) > 1 else alone
     return isinstance(item, Tensor | dict)
 
 
 def _subset(length: int, num_images: int | None, seed: int, name: str) -> list[int]:
+    """The numbers of the chosen images, in order."""
     if not length:
-        raise DataError(f"{name} holds no image")
+        raise DataError(f"{name} holds no images")
     if num_images is None:
         return list(range(length))
     if num_images < 1:
-        raise OptionError(f"{num_images} images were asked for: at least one is needed")
+        raise OptionError(f"num_images is {num_images}: it must be at least 1")
     if num_images > length:
         raise OptionError(f"{name} holds {length} images, {num_images} were asked for; lower --num-images")
     order = torch.randperm(length, generator=torch.Generator().manual_seed(seed))
@@ -152,7 +173,7 @@ def _columns(rows: Any, name: str) -> tuple[str, str | None]:
     images = [k for k, f in rows.features.items() if isinstance(f, datasets.Image)]
     if len(images) != 1:
         found = ", ".join(f"{k} ({type(f).__name__})" for k, f in rows.features.items()) or "none"
-        raise DataError(f"{name} needs one image column and has {len(images)}; its columns: {found}")
+        raise DataError(f"{name} has {len(images)} image columns and needs exactly one; its columns: {found}")
     labels = [k for k, f in rows.features.items() if isinstance(f, datasets.ClassLabel)]
     if not labels:
         labels = [k for k in ("label", "labels") if k in rows.features]
@@ -160,9 +181,9 @@ def _columns(rows: Any, name: str) -> tuple[str, str | None]:
 
 
 def _pixel_batches(data: Iterable[Any], num_images: int | None) -> Images:
-    """Keep the pixels of an iterable of batches; it is read once and no further than needed."""
+    """Keep the pixels of an iterable of batches, which is read once and only as far as needed."""
     if num_images is not None and num_images < 1:
-        raise OptionError(f"{num_images} images were asked for: at least one is needed")
+        raise OptionError(f"num_images is {num_images}: it must be at least 1")
     pixels: list[Tensor] = []
     labels: list[int | None] = []
     for batch, target in _unpacked(data):
@@ -175,14 +196,16 @@ def _pixel_batches(data: Iterable[Any], num_images: int | None) -> Images:
         if num_images is not None and len(pixels) >= num_images:
             break
     if not pixels:
-        raise DataError("the given batches hold no image")
+        raise DataError("the given batches hold no images")
     if num_images is not None and len(pixels) < num_images:
         raise OptionError(f"the given batches hold {len(pixels)} images, {num_images} were asked for")
-    pixels, labels = pixels[:num_images], labels[:num_images]
-    return Images(pixels.__getitem__, labels, None, "the given batches", lambda: digest(enumerate(pixels)))
+    pixels = pixels[:num_images]
+    labels = labels[:num_images]
+    return Images(pixels.__getitem__, labels, None, "the given batches", lambda: tensor_digest(enumerate(pixels)))
 
 
 def _unpacked(data: Iterable[Any]) -> Iterator[tuple[Tensor, Any]]:
+    """Pixels and labels of every batch; the labels are `None` where there are none."""
     for batch in itertools.chain(data):
         if isinstance(batch, Tensor):
             yield batch, None
@@ -191,4 +214,4 @@ def _unpacked(data: Iterable[Any]) -> Iterator[tuple[Tensor, Any]]:
         elif isinstance(batch, list | tuple) and batch and isinstance(batch[0], Tensor):
             yield batch[0], batch[1] if len(batch) > 1 else None
         else:
-            raise DataError(f"a batch of type {type(batch).__name__} is no (B, 3, H, W) tensor of pixels")
+            raise DataError(f"a batch of type {type(batch).__name__} is not a (B, 3, H, W) tensor of pixels")

@@ -1,4 +1,4 @@
-"""The rows of a data set: a Hub id, a folder, parquet files, or a `datasets.Dataset`."""
+"""The rows of a data set: from a Hub id, a folder, parquet files, or a `datasets.Dataset`."""
 
 import re
 from collections.abc import Sequence
@@ -7,13 +7,25 @@ from typing import Any
 
 from hf_zipit.errors import DataError, OptionError
 from hf_zipit.sources.faults import redact
+from hf_zipit.text import first_line
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-TRAIN, TEST = ("train", "training"), ("test", "validation", "val", "valid")
+TRAIN = ("train", "training")
+TEST = ("test", "validation", "val", "valid")
 
 
 def rows_of(data: Any, splits: Sequence[str], token: str | None = None) -> tuple[Any, str]:
-    """The rows of a data set on the Hub, on disk or in memory, and its name; raises as `open_images` does."""
+    """The rows of a data set on the Hub, on disk or in memory, and its name.
+
+    Args:
+        data: a Hub id or a path, with or without `:split`, or a `datasets.Dataset` or `DatasetDict`.
+        splits: the splits to prefer if none is named.
+        token: an access token for the Hub.
+
+    Raises:
+        DataError: the data cannot be read.
+        OptionError: there is no such split, or there are several and none is named.
+    """
     if isinstance(data, str | Path):
         return _load(str(data), splits, token), display_name(data)
     return _one_split(data, splits, "the given dataset"), "the given dataset"
@@ -40,12 +52,11 @@ def _load(ref: str, splits: Sequence[str], token: str | None) -> Any:
         elif named is not None:
             loaded = datasets.load_dataset(named[0], revision=named[1], token=token)
         else:
-            raise DataError(f"no data at {ref}: there is no such file or folder, and a Hub id has the form user/name")
+            raise DataError(f"no data at {ref}: it is neither a file nor a folder, and a Hub id has the form user/name")
     except DataError:
         raise
-    except Exception as error:  # the library raises some twenty types here
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise DataError(redact(f"cannot read data from {ref}: {first}", token)) from error
+    except Exception as error:  # `datasets` raises some twenty types here
+        raise DataError(redact(f"cannot read data from {ref}: {first_line(error)}", token)) from error
     if split is None:
         return _one_split(loaded, splits, ref)
     if split not in loaded:
@@ -54,13 +65,14 @@ def _load(ref: str, splits: Sequence[str], token: str | None) -> Any:
 
 
 def _readable() -> set[str]:
-    """Suffixes of files that hold images."""
+    """The suffixes of files that hold images."""
     from PIL import Image
 
     return {".parquet", *Image.registered_extensions()}
 
 
 def _split_of(ref: str) -> tuple[str, str | None]:
+    """A Hub id or path, and the split named after it."""
     if Path(ref).exists() or ":" not in ref:
         return ref, None
     ref, _, split = ref.rpartition(":")
@@ -68,9 +80,9 @@ def _split_of(ref: str) -> tuple[str, str | None]:
 
 
 def hub_data(ref: str) -> tuple[str, str | None] | None:
-    """Name and revision of a data set on the Hub, named as `user/name`, `user/name@revision`, `...:split`.
+    """Name and revision of a data set on the Hub; `None` if the reference is a path.
 
-    `None` for what is a path.
+    A reference is `user/name` or `user/name@revision`, with or without `:split`.
 
     >>> hub_data("user/pets@main:test"), hub_data("./pets")
     (('user/pets', 'main'), None)
@@ -83,9 +95,9 @@ def hub_data(ref: str) -> tuple[str, str | None] | None:
 
 
 def pinned(ref: str, rows: Any) -> str:
-    """The name of a data set with the commit of the Hub that its rows were read from; a path as it is.
+    """A reference to a data set with the commit on the Hub that its rows were read from; a path is returned unchanged.
 
-    The library keeps what it prepares under the commit's name.
+    The commit is found in the paths of the files that `datasets` has prepared.
     """
     named = hub_data(ref)
     commits = {Path(file["filename"]).parent.name for file in getattr(rows, "cache_files", None) or []}
@@ -97,12 +109,13 @@ def pinned(ref: str, rows: Any) -> str:
 
 
 def display_name(ref: str | Path) -> str:
-    """What a data set is called in reports: no path of this machine, and no commit."""
+    """What a data set is called in reports: without folders and commit."""
     path, split = _split_of(str(ref))
     return (Path(path).name if Path(path).exists() else path.partition("@")[0]) + (f":{split}" if split else "")
 
 
 def _one_split(loaded: Any, splits: Sequence[str], name: str) -> Any:
+    """The rows of the first of the preferred splits, or of the only split."""
     if not isinstance(loaded, dict):
         if not hasattr(loaded, "select"):
             raise DataError(f"{name} is streamed: load it with streaming=False")
@@ -112,4 +125,4 @@ def _one_split(loaded: Any, splits: Sequence[str], name: str) -> Any:
             return loaded[split]
     if len(loaded) == 1:
         return next(iter(loaded.values()))
-    raise OptionError(f"{name} has the splits {', '.join(loaded)}: name one, as in {name}:{next(iter(loaded))}")
+    raise OptionError(f"{name} has the splits {', '.join(loaded)}; name one of them, e.g. {name}:{next(iter(loaded))}")

@@ -1,6 +1,7 @@
-"""Images with what a task should answer: classes, masks, depth, other images."""
+"""Images with the targets of a task: classes, masks, depth maps or other images."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +10,37 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from hf_zipit.data.hashing import tensor_digest
 from hf_zipit.data.rows import TEST, rows_of
 from hf_zipit.errors import DataError, OptionError
 
 Batches = Iterable[tuple[Tensor, Tensor]]  # pixels (B, 3, H, W) and targets (B, ...)
 
 
+@dataclass(frozen=True)
+class Targets:
+    """Batches of images with the targets of one task.
+
+    Attributes:
+        batches: pixels `(B, 3, H, W)` and targets `(B, ...)`.
+        fingerprint: identifies the images and their targets by content.
+    """
+
+    batches: Batches
+    fingerprint: Callable[[], str]
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return iter(self.batches)
+
+
 class _Pairs(Dataset[tuple[Tensor, Tensor]]):
+    """Pixels `(3, H, W)` and target of every row."""
+
     def __init__(self, rows: Any, columns: tuple[str, str], kind: str, transform: Callable[[Any], Tensor]) -> None:
-        self.rows, self.columns, self.kind, self.transform = rows, columns, kind, transform
+        self.rows = rows
+        self.columns = columns
+        self.kind = kind
+        self.transform = transform
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -43,55 +66,65 @@ def open_targets(
     num_images: int | None = None,
     batch_size: int = 64,
     seed: int = 0,
-) -> Batches:
+) -> Targets:
     """Batches of images with the targets of one task.
 
     Args:
-        data: a Hub id, a path (with or without `:split`) or a `datasets.Dataset` with a column `image` and, for
-            classes, one of labels, else one more image column (masks hold class ids, 255 is left out; depth is taken
-            as it is); or an iterable of `(pixels, targets)` batches, taken as they are.
-        kind: the kind of the task, as pipelines name it.
-        transform: PIL image -> pixels.
-        num_images: use this many, chosen by the seed; `None` uses all. Batches are used as they come.
+        data: a Hub id or a path, with or without `:split`, or a `datasets.Dataset`. It needs a column `image` and a
+            column of targets: labels for classes, otherwise images. Masks hold class ids, and 255 is ignored; depth
+            is used as it is. Or an iterable of `(pixels, targets)` batches, which are used as they are.
+        kind: the task, by its name in transformers pipelines.
+        transform: makes pixels `(3, H, W)` from a PIL image.
+        num_images: use this many images, chosen by the seed; `None` uses all. Batches are all used.
+        batch_size: images per batch.
+        seed: of the choice of images.
 
     Raises:
-        DataError: it cannot be read, or has no such column.
+        DataError: the data cannot be read, or a column is missing.
     """
     if not (isinstance(data, str | Path) or type(data).__module__.startswith("datasets.")):
         pairs = list(data)
         if not pairs or not all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in pairs):
-            raise DataError(f"the {kind} task needs batches of (pixels, targets)")
-        return [(pixels, targets) for pixels, targets in pairs]
+            raise DataError(f"the data for {kind} must be batches of (pixels, targets)")
+        batches = [(pixels, targets) for pixels, targets in pairs]
+        tensors = [tensor for pair in batches for tensor in pair]
+        return Targets(batches, lambda: tensor_digest(enumerate(tensors)))
+    if num_images is not None and num_images < 1:
+        raise OptionError(f"num_images is {num_images}: it must be at least 1")
     rows, name = rows_of(data, TEST)
     if transform is None:
-        raise DataError(f"{name}: the models say nothing about their preprocessing; give batches of pixels instead")
+        raise DataError(
+            f"{name}: the preprocessing of the models is unknown; give batches of preprocessed pixels instead"
+        )
     if num_images is not None:
         rows = rows.shuffle(seed=seed).select(range(min(num_images, len(rows))))
-    return DataLoader(_Pairs(rows, _columns(rows, kind, name), kind, transform), batch_size=batch_size)
+    columns = _columns(rows, kind, name)
+    loader = DataLoader(_Pairs(rows, columns, kind, transform), batch_size=batch_size)
+    return Targets(loader, lambda: f"{rows._fingerprint} {columns} {kind}")
 
 
 def _columns(rows: Any, kind: str, name: str) -> tuple[str, str]:
+    """The image column and the target column."""
     import datasets
 
     images = [k for k, feature in rows.features.items() if isinstance(feature, datasets.Image)]
     image = "image" if "image" in images else next(iter(images), "")
     if kind == "image-classification":
-        found = [k for k, feature in rows.features.items() if isinstance(feature, datasets.ClassLabel)] or [
-            k for k in ("label", "labels") if k in rows.features
-        ]
+        found = [k for k, feature in rows.features.items() if isinstance(feature, datasets.ClassLabel)]
+        found = found or [k for k in ("label", "labels") if k in rows.features]
     else:
         found = [k for k in images if k != image]
     if not image or len(found) != 1:
         shown = ", ".join(f"{k} ({type(f).__name__})" for k, f in rows.features.items())
-        raise DataError(f"{name}: the {kind} task needs an image column and one column of targets; it has {shown}")
+        raise DataError(f"{name}: {kind} needs an image column and one column of targets; its columns: {shown}")
     return image, found[0]
 
 
 def one_each(data: Any, count: int) -> Sequence[Any]:
-    """The data of every task: one data set for all, or a list with one for each.
+    """The data set of every task, from one for all tasks or a list with one for each.
 
     Raises:
-        OptionError: a list with another number of data sets.
+        OptionError: the list has another number of data sets.
     """
     listed = isinstance(data, list | tuple) and not (data and isinstance(data[0], tuple))
     sets = list(data) if listed else [data]

@@ -1,6 +1,6 @@
-"""What a merged model is worth.
+"""Evaluation of merged models.
 
-In: a merged model, its parents, labelled images.
-Out: one row per model: scores, FLOPs, parameters; and what a model consists of.
-Not here: no model is changed.
+In: a merged model, its parents, images with labels or targets.
+Out: one row per model, with scores, FLOPs and parameters; and a description of a model's parts.
+Not here: changes to a model.
 """

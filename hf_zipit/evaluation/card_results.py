@@ -1,4 +1,4 @@
-"""The results of an evaluation in the card of a saved merge."""
+"""Add the results of an evaluation to the model card of a saved merge."""
 
 import logging
 import os
@@ -7,38 +7,39 @@ from pathlib import Path
 
 from hf_zipit.data.rows import display_name
 from hf_zipit.errors import OptionError
-from hf_zipit.evaluation.classification import Row
 from hf_zipit.evaluation.report import plot
+from hf_zipit.evaluation.results import Result
 from hf_zipit.models.configuration_zipit import ZipItConfig
 from hf_zipit.saving.card import with_results
+from hf_zipit.saving.provenance import Provenance
 
 _log = logging.getLogger("hf_zipit")
 PICTURE = "results.png"
 
 
 def card_of(folder: str | Path) -> Path:
-    """The card of a saved merge.
+    """The path of a saved merge's model card.
 
     Raises:
         OptionError: the folder has no README.md.
     """
     file = Path(folder) / "README.md"
     if not file.is_file():
-        raise OptionError(f"{folder} has no README.md: only the card of a local folder can be updated")
+        raise OptionError(f"{folder} has no README.md: only the model card in a local folder can be updated")
     return file
 
 
-def add_results(folder: str | Path, config: ZipItConfig, rows: Sequence[Row], data: Sequence[str | Path]) -> Path:
-    """Put a table, a picture and the Hub's metadata of the results into a merge's README.md; the rest of it is kept.
+def add_results(folder: str | Path, config: ZipItConfig, rows: Sequence[Result], data: Sequence[str | Path]) -> Path:
+    """Write a table, a plot and Hub metadata of the results into a merge's README.md; the rest of the file is kept.
 
     Args:
-        folder: the saved merge.
-        config: its config.
-        rows: what `evaluate` returned.
-        data: the data sets it was given.
+        folder: Folder of the saved merge.
+        config: Config of the merge.
+        rows: Results that `evaluate` returned.
+        data: Data sets that `evaluate` was given.
 
     Returns:
-        The README.md.
+        The path of the README.md.
 
     Raises:
         OptionError: the folder has no README.md.
@@ -48,13 +49,13 @@ def add_results(folder: str | Path, config: ZipItConfig, rows: Sequence[Row], da
     file = card_of(folder)
     picture: str | None = PICTURE
     try:
-        plot({"merged": rows}, (config.zipit or {}).get("spaces", []), file.parent / PICTURE)
+        plot({"merged": rows}, Provenance.of(config).spaces, file.parent / PICTURE)
     except OptionError as error:
-        _log.info("no picture in the card: %s", error)
+        _log.info("the model card gets no plot: %s", error)
         picture = None
     results = {"data": [display_name(ref) for ref in data], "rows": [row.to_dict() for row in rows], "plot": picture}
     text = with_results(file.read_text(encoding="utf-8"), config, results)
-    begun = file.with_name(f".README.md.{os.getpid()}")
-    begun.write_text(text, encoding="utf-8")
-    begun.replace(file)
+    partial = file.with_name(f".README.md.{os.getpid()}")  # replaced atomically, so never half-written
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(file)
     return file

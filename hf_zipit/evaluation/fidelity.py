@@ -1,4 +1,4 @@
-"""How close a merged model is to its parents on images without labels: its outputs, and its features layer by layer."""
+"""How close a merged model is to its parents on unlabelled images, in its outputs and in each feature space."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -23,8 +23,10 @@ from hf_zipit.transform.match import Match
 class Distance:
     """How far a task's outputs are from its parent's.
 
-    `agreement` is the share of images, or pixels, with the same class. `error` is the squared distance of the outputs,
-    as a share of the parent's variance: 0 for the parent itself, 1 for the best constant.
+    Attributes:
+        agreement: Fraction of images or pixels with the same predicted class.
+        error: Squared distance of the outputs, relative to the variance of the parent's outputs: 0 for the parent
+            itself, 1 for the best constant.
     """
 
     agreement: float
@@ -33,19 +35,23 @@ class Distance:
 
 @torch.inference_mode()
 def distance(merged: ZipItPreTrainedModel, parents: Sequence[Source], passes: Passes) -> dict[str, Distance]:
-    """Compare each task's outputs with its parent's on the task's images, or on all where there is one data set.
+    """Compare each task's outputs with those of its parent, on the task's images, or on all if there is one data set.
 
     Args:
-        merged: the merged model.
-        parents: the source models, in task order.
-        passes: over the images; every process takes its share and all return the same.
+        merged: The merged model.
+        parents: The parents, in task order.
+        passes: Passes over the images. Every process reads its share, and all return the same result.
+
+    Returns:
+        Task -> distance.
 
     >>> distance(merged, merger.sources, merger.passes)["birds"].error  # doctest: +SKIP
     """
     model: Any = working_copy(merged, passes.device)
     tasks = merged.config.tasks
     copies = [working_copy(parent.model, passes.device) for parent in parents]
-    sums = torch.zeros(len(tasks), 4, dtype=torch.float64, device=passes.device)  # images, same class, errors, squares
+    # per task: images, images with the same class, squared errors, squares of the parent's outputs
+    sums = torch.zeros(len(tasks), 4, dtype=torch.float64, device=passes.device)
     totals = [torch.zeros(1, dtype=torch.float64, device=passes.device) for _ in tasks]
     for pixels, part in passes("Comparing outputs"):
         pixels = pixels.to(passes.device, next(model.parameters()).dtype, memory_format=torch.channels_last)
@@ -55,9 +61,10 @@ def distance(merged: ZipItPreTrainedModel, parents: Sequence[Source], passes: Pa
                 continue
             answers = model(mine, tasks=task)
             answer = (getattr(answers, "task_logits", None) or answers.task_outputs)[task]
-            own, found = logits_of(copy(mine)).double(), logits_of(answer).double()
+            own = logits_of(copy(mine)).double()
+            found = logits_of(answer).double()
             hits = (own.argmax(1) == found.argmax(1)).double()
-            same = hits.sum() * len(mine) / hits.numel()
+            same = hits.sum() * len(mine) / hits.numel()  # pixels count as fractions of their image
             sums[k] += torch.stack([same.new_tensor(len(mine)), same, (own - found).square().sum(), own.square().sum()])
             totals[k] = totals[k] + own.sum(0)
     out = {}
@@ -76,11 +83,20 @@ def feature_correlation(
     matches: Mapping[str, Match],
     passes: Passes,
 ) -> dict[str, float]:
-    """For each space of the trunk, how well the merged units stand for their members, in the order of the spaces.
+    """The mean correlation between the parents' units and their merged units, in each space of the trunk.
 
-    That is the correlation between a parent's unit and the merged unit it became, as both occur in the running models,
-    averaged over the units that are not constant and over the parents (ZipIt!, section 5). Spaces that are observed
-    behind the trunk are left out.
+    The activations are those of the running models (ZipIt!, section 5). The mean is over all parents and all units that
+    are not constant. Spaces that are only observed after the trunk are left out.
+
+    Args:
+        merged: The merged model.
+        parents: The parents, in task order.
+        binding: The spec bound to the parents.
+        matches: The match of each merged space.
+        passes: Passes over the images. Every process reads its share, and all return the same result.
+
+    Returns:
+        Space -> correlation, in the order of the spaces.
     """
     model: Any = working_copy(merged, passes.device)
     modules = dict(model.trunk.named_modules())
@@ -104,22 +120,30 @@ def feature_correlation(
                 copy(pixels)
             model(pixels, tasks=model.config.tasks[0])
             for name in spaces:
-                found, features = mine.pop(name), [reader.pop(name) for reader in readers]
+                found = mine.pop(name)
+                features = [reader.pop(name) for reader in readers]
                 for y, *values in zip(found, *features, strict=True):
                     _accumulate(sums[name], torch.cat(values, -1), y, matches[name].labels)
     return {name: _correlation(_reduced(sums[name], passes.accelerator)) for name in spaces}
 
 
 def _accumulate(sums: Tensor, x: Tensor, y: Tensor, labels: Tensor) -> None:
-    """Add a batch to count, sums, squares and products of every unit: x (B, P, N n), y (B, P, m), sums (6, N n)."""
+    """Add a batch to the moments of every parent unit and its merged unit.
+
+    Args:
+        sums: Count, sums of x and y, and sums of x^2, y^2 and xy, `(6, N n)`; changed in place.
+        x: Units of the N parents, `(B, P, N n)`.
+        y: Merged units, `(B, P, m)`.
+        labels: The merged unit of each parent unit, `(N n,)`; -1 for a dropped unit.
+    """
     x = x.flatten(0, -2).double()
     y = y.flatten(0, -2).double().index_select(1, labels.clamp(min=0).to(y.device)) * (labels >= 0).to(x)
     sums += torch.stack([torch.ones_like(x), x, y, x * x, y * y, x * y]).sum(1)
 
 
 def _correlation(sums: Tensor) -> float:
-    count, x, y, xx, yy, xy = sums
-    x, y, xx, yy, xy = x / count, y / count, xx / count, yy / count, xy / count
+    """The mean correlation over the units that are not constant, from the sums of `_accumulate`."""
+    x, y, xx, yy, xy = sums[1:] / sums[0]  # means
     spread = (xx - x * x).clamp(min=0) * (yy - y * y).clamp(min=0)
     alive = (xx - x * x > 1e-9 * xx) & (yy > 0)
     values = torch.where(spread > 0, (xy - x * y) / spread.clamp(min=1e-300).sqrt(), 0)
@@ -127,4 +151,5 @@ def _correlation(sums: Tensor) -> float:
 
 
 def _reduced(sums: Tensor, accelerator: Accelerator) -> Tensor:
+    """The sum over all processes."""
     return sums if accelerator.num_processes == 1 else accelerator.reduce(sums, "sum")

@@ -1,4 +1,4 @@
-"""Metrics of dense predictions, summed up batch by batch, and MuDSC's scaled performance."""
+"""Metrics of classification and dense prediction, accumulated over batches, and MuDSC's scaled performance."""
 
 from collections.abc import Callable, Iterable
 from typing import Protocol
@@ -6,42 +6,48 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-IGNORED = 255  # the label of pixels that do not count
+IGNORED = 255  # label of pixels that are left out
 
 
 class Metric(Protocol):
-    """Sums up batches of outputs and targets."""
+    """Accumulates batches of outputs and targets."""
 
     def update(self, output: Tensor, target: Tensor) -> None:
         """Add a batch."""
 
     def value(self) -> float:
-        """The metric over all that was added; NaN if nothing was."""
+        """The metric over all batches; NaN without any."""
 
 
 class Accuracy:
-    """The share of right answers, of images or of pixels: outputs `(B, C)` or `(B, C, h, w)`, targets of ids."""
+    """The share of images or pixels that are classified correctly."""
 
     def __init__(self) -> None:
-        self.hits, self.count = 0, 0
+        self.hits = 0
+        self.count = 0
 
     def update(self, output: Tensor, target: Tensor) -> None:
-        """Add a batch; maps are scaled to the size of their targets, pixels labelled 255 are left out."""
+        """Add a batch of outputs `(B, C)` or `(B, C, h, w)` and labels `(B,)` or `(B, H, W)`.
+
+        Outputs are resized to their targets. Pixels labelled 255 are left out.
+        """
         counted = target != IGNORED
         self.hits += int((classes_of(output, target) == target)[counted].sum())
         self.count += int(counted.sum())
 
     def value(self) -> float:
-        """Hits over all."""
+        """Correct answers as a share of all."""
         return self.hits / self.count if self.count else float("nan")
 
 
 class MeanIoU:
     """Intersection over union of each class over the whole data set, averaged over the classes that occur.
 
+    A class occurs if it is a label or a prediction of any pixel.
+
     >>> metric = MeanIoU()
     >>> metric.update(torch.tensor([[[[2.0, 2.0]], [[1.0, 3.0]]]]), torch.tensor([[[0, 0]]]))
-    >>> metric.value()  # class 0: 1 of 2; class 1: predicted once, 0
+    >>> metric.value()  # class 0: 1 of 2; class 1 is predicted once, wrongly: 0
     0.25
     """
 
@@ -50,29 +56,34 @@ class MeanIoU:
 
     def update(self, output: Tensor, target: Tensor) -> None:
         """Add a batch of outputs `(B, C, h, w)` and labels `(B, H, W)`."""
-        found = classes_of(output, target)
+        predicted = classes_of(output, target)
         counted = target != IGNORED
         classes = max(output.shape[1], 2)
         if not len(self.confusion):
             self.confusion = torch.zeros(classes, classes, dtype=torch.long)
-        places = target[counted].long() * classes + found[counted]
-        self.confusion += places.bincount(minlength=classes**2).view(classes, classes).cpu()
+        cells = target[counted].long() * classes + predicted[counted]  # index of (label, prediction) in the matrix
+        self.confusion += cells.bincount(minlength=classes**2).view(classes, classes).cpu()
 
     def value(self) -> float:
         """The mean over classes."""
-        both = self.confusion.diagonal()
-        either = self.confusion.sum(0) + self.confusion.sum(1) - both
-        return float((both[either > 0] / either[either > 0]).double().mean())
+        intersection = self.confusion.diagonal()
+        union = self.confusion.sum(0) + self.confusion.sum(1) - intersection
+        return float((intersection[union > 0] / union[union > 0]).double().mean())
 
 
 class MeanLoss:
     """`sum(loss * mask) / sum(mask)` over the whole data set (MuDSC's Taskonomy protocol).
 
-    A pixel counts where its target is finite; a loss gives `(B, ...)` values of the targets' shape.
+    The mask is 1 where a target is finite, or where a label is not 255.
+
+    Args:
+        loss: maps outputs and targets `(B, ...)` to losses of the targets' shape.
     """
 
     def __init__(self, loss: Callable[[Tensor, Tensor], Tensor]) -> None:
-        self.loss, self.total, self.count = loss, 0.0, 0
+        self.loss = loss
+        self.total = 0.0
+        self.count = 0
 
     def update(self, output: Tensor, target: Tensor) -> None:
         """Add a batch."""
@@ -84,32 +95,35 @@ class MeanLoss:
         self.count += int(counted.sum())
 
     def value(self) -> float:
-        """The mean over all that counts."""
+        """The mean loss."""
         return self.total / self.count if self.count else float("nan")
 
 
 class WeightedErrorRate:
-    """The share of wrong pixels, where every class of the data set counts as much as any other.
+    """The error rate of each class over the whole data set, averaged over the classes that occur as labels.
 
-    That is the error rate with weights of one over the pixels of the true class (MuDSC's protocol for semantic
-    segmentation; our reading of it, as its weights are not published).
+    This weights every pixel by one over the number of pixels of its true class. MuDSC uses a weighted error rate for
+    semantic segmentation; its weights are not published, so these are our reading of it.
 
     >>> metric = WeightedErrorRate()
     >>> metric.update(torch.tensor([[[[2.0, 2.0, 0.0]], [[1.0, 1.0, 3.0]]]]), torch.tensor([[[0, 1, 0]]]))
-    >>> metric.value()  # class 0: one of two is wrong; class 1: the only one is
+    >>> metric.value()  # class 0: one of two pixels is wrong; class 1: the only one
     0.75
     """
 
     def __init__(self) -> None:
-        self.wrong, self.count = torch.zeros(0, dtype=torch.long), torch.zeros(0, dtype=torch.long)
+        self.wrong = torch.zeros(0, dtype=torch.long)
+        self.count = torch.zeros(0, dtype=torch.long)
 
     def update(self, output: Tensor, target: Tensor) -> None:
         """Add a batch of outputs `(B, C, h, w)` or `(B, C)` and labels."""
         counted = target != IGNORED
-        truth, wrong = target[counted].long(), (classes_of(output, target) != target)[counted]
+        truth = target[counted].long()
+        wrong = (classes_of(output, target) != target)[counted]
         classes = max(output.shape[1], 2)
         if not len(self.count):
-            self.wrong, self.count = (torch.zeros(classes, dtype=torch.long) for _ in range(2))
+            self.wrong = torch.zeros(classes, dtype=torch.long)
+            self.count = torch.zeros(classes, dtype=torch.long)
         self.count += truth.bincount(minlength=classes)
         self.wrong += truth[wrong].bincount(minlength=classes)
 
@@ -120,12 +134,12 @@ class WeightedErrorRate:
 
 
 def absolute_error(output: Tensor, target: Tensor) -> Tensor:
-    """|output - target|, the loss of MuDSC's regression tasks."""
+    """`|output - target|`, the loss of MuDSC's regression tasks."""
     return (output.reshape(target.shape) - target).abs()
 
 
 def cross_entropy(output: Tensor, target: Tensor) -> Tensor:
-    """Cross-entropy of each label, or towards soft targets `(B, C)` of each image, repeated over the classes."""
+    """Cross-entropy of each label; for soft targets `(B, C)` that of each image, repeated over the classes."""
     if target.is_floating_point():
         loss = -(target * output.log_softmax(1)).sum(1, keepdim=True)
         return loss.expand_as(target)
@@ -146,24 +160,30 @@ OF_KIND = {
     "depth-estimation": ("L1",),
     "image-to-image": ("L1",),
 }
+LOWER_IS_BETTER = frozenset({"weighted error rate", "L1", "cross-entropy"})
 
 
 def classes_of(output: Tensor, target: Tensor) -> Tensor:
-    """The answered class of every image or pixel; one channel alone is the logit of class 1."""
+    """The predicted class of every image or pixel; a single channel is the logit of class 1."""
     if output.ndim == 4 and output.shape[2:] != target.shape[-2:]:
         output = nn.functional.interpolate(output, size=target.shape[-2:], mode="bilinear", align_corners=False)
     return (output[:, 0] > 0).long() if output.shape[1] == 1 else output.argmax(1)
 
 
 def constant_estimator(targets: Iterable[Tensor], published: bool = False) -> Tensor:
-    """The mean target, the answer of a model that does not look: `(...)` of one target.
+    """The mean target, which is the best constant answer under squared error.
 
     Args:
         targets: batches of targets `(B, ...)`, in the order of the data set.
-        published: as MuDSC's code computes it: the sum over the last batch alone, divided by the size of the data set.
-            It is near zero, which makes the scaled performances larger.
+        published: follow MuDSC's code, which divides the sum over the last batch alone by the size of the data set.
+            The result is near zero, which makes scaled performances larger.
+
+    Returns:
+        The constant, with the shape of one target, in double precision.
     """
-    total, last, count = torch.zeros(()), torch.zeros(()), 0
+    total = torch.zeros(())
+    last = torch.zeros(())
+    count = 0
     for batch in targets:
         last = batch.double().sum(0)
         total = total + last
@@ -172,11 +192,18 @@ def constant_estimator(targets: Iterable[Tensor], published: bool = False) -> Te
 
 
 def scaled_performance(loss: float, alone: float, constant: float) -> float:
-    """`(L0 - L) / (L0 - L1)`: 1 as good as the task's own model (`alone`), 0 no better than the constant estimator.
+    """How much of a model's gain over a constant answer a merge keeps: `(L0 - L) / (L0 - L1)` (MuDSC, section 4.2).
 
-    MuDSC, section 8 of its appendix. NaN where the model alone is no better than the constant estimator.
+    Args:
+        loss: loss `L` of the merge.
+        alone: loss `L1` of the task's own model.
+        constant: loss `L0` of a constant answer, see `constant_estimator`.
 
-    >>> scaled_performance(0.2, alone=0.1, constant=0.5)
+    Returns:
+        1 if the merge is as good as the task's own model, 0 if it is no better than the constant; values may lie
+        beyond both. NaN if the task's own model is no better than the constant, so that there is no gain to keep.
+
+    >>> scaled_performance(0.3, alone=0.2, constant=0.6)
     0.75
     """
     return (constant - loss) / (constant - alone) if constant > alone else float("nan")

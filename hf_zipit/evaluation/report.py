@@ -1,30 +1,36 @@
-"""Results as text tables and as a picture."""
+"""Results of an evaluation as a text table and as a plot."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from hf_zipit.errors import OptionError
-from hf_zipit.evaluation.classification import Row
-from hf_zipit.evaluation.dense import TaskRow
+from hf_zipit.evaluation.results import Result
 from hf_zipit.text import si, table
 
 
-def result_table(rows: Sequence[Row], tasks: Sequence[str]) -> str:
-    """Accuracy in percent, FLOPs and parameters, one line per model."""
+def result_table(rows: Sequence[Result], tasks: Sequence[str]) -> str:
+    """A table with the scores, FLOPs and parameters of each model.
+
+    The scores are accuracies in percent, or the metrics of each task if the tasks have outputs of different kinds.
+
+    Args:
+        rows: The results, one per line.
+        tasks: Names of the tasks, in order.
+    """
+    if any(row.scores for row in rows):
+        return _metric_table(rows)
     lines = []
     for row in rows:
         accuracies = [f"{100 * row.tasks[task]:.1f}" if task in row.tasks else "-" for task in tasks]
-        rest = [f"{100 * row.average:.1f}", f"{100 * row.joint:.1f}"]
+        rest = [_percent(row.average), _percent(row.joint)]
         lines.append([row.model, *accuracies, *rest, si(row.flops), si(row.parameters)])
     return table(["model", *tasks, "average", "joint", "FLOPs", "params"], lines)
 
 
-def task_table(rows: Sequence[TaskRow]) -> str:
-    """Each task's own metrics, FLOPs and parameters, one line per model."""
-    names = list(
-        dict.fromkeys((task, metric) for row in rows for task, found in row.scores.items() for metric in found)
-    )
+def _metric_table(rows: Sequence[Result]) -> str:
+    pairs = ((task, metric) for row in rows for task, found in row.scores.items() for metric in found)
+    names = list(dict.fromkeys(pairs))
     lines = []
     for row in rows:
         values = [row.scores.get(task, {}).get(metric) for task, metric in names]
@@ -33,13 +39,17 @@ def task_table(rows: Sequence[TaskRow]) -> str:
     return table(["model", *(f"{task}: {metric}" for task, metric in names), "FLOPs", "params"], lines)
 
 
-def plot(results: Mapping[str, Sequence[Row]], spaces: Sequence[Mapping[str, Any]], path: str | Path) -> Path:
-    """Accuracy against FLOPs for several merges of one pair, and what each merged space is made of.
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f}"
+
+
+def plot(results: Mapping[str, Sequence[Result]], spaces: Sequence[Mapping[str, Any]], path: str | Path) -> Path:
+    """Plot accuracy against FLOPs for several merges of the same models, and the composition of the merged spaces.
 
     Args:
-        results: name of the merge -> its rows with parents and ensemble.
-        spaces: composition of one merge's spaces, as in `config.zipit["spaces"]`.
-        path: the PNG to write.
+        results: Name of the merge -> its results, with those of the parents and the ensemble.
+        spaces: Composition of the spaces of one merge, as in `config.zipit["spaces"]`.
+        path: The PNG file to write.
 
     Raises:
         OptionError: matplotlib is not installed.
@@ -56,34 +66,33 @@ def plot(results: Mapping[str, Sequence[Row]], spaces: Sequence[Mapping[str, Any
     return Path(path)
 
 
-def _accuracy(axes: Any, results: Mapping[str, Sequence[Row]]) -> None:
+def _accuracy(axes: Any, results: Mapping[str, Sequence[Result]]) -> None:
     rows = next(iter(results.values()))
     ensemble = next((row for row in rows if row.model == "ensemble"), None)
     parents = [row for row in rows if row.model.startswith("parent:")]
     unit = parents[0].flops if parents else rows[0].flops
-    colours, drawn = [f"C{i}" for i in range(len(results))], list[tuple[float, float]]()  # a ring around what is there
+    colours = [f"C{i}" for i in range(len(results))]
+    drawn: list[tuple[float, float]] = []  # a point on top of others becomes a ring around them
     for colour, (name, mine) in zip(colours, results.items(), strict=True):
         merged = next(row for row in mine if row.model == "merged")
         x = merged.flops / unit
-        axes.plot([x, x], [100 * merged.joint, 100 * merged.average], color=colour, lw=1, alpha=0.5)
+        axes.plot([x, x], [100 * (merged.joint or 0), 100 * (merged.average or 0)], color=colour, lw=1, alpha=0.5)
         axes.plot([], [], "o", color=colour, label=name)
-        for value, mark, fill in ((100 * merged.average, "o", colour), (100 * merged.joint, "s", "none")):
+        for value, mark, fill in ((100 * (merged.average or 0), "o", colour), (100 * (merged.joint or 0), "s", "none")):
             under = sum(abs(x - a) < 0.02 and abs(value - b) < 2.5 for a, b in drawn)
             drawn.append((x, value))
             axes.plot(x, value, mark, ms=7 + 5 * under, mfc="none" if under else fill, mew=1.5, color=colour)
     if ensemble:
         x = ensemble.flops / unit
-        axes.plot([x, x], [100 * ensemble.joint, 100 * ensemble.average], color="black", lw=1, alpha=0.5)
-        axes.plot(x, 100 * ensemble.average, "*", ms=14, color="black", label="ensemble of the parents")
-        axes.plot(x, 100 * ensemble.joint, "s", ms=7, mfc="white", color="black")
+        axes.plot([x, x], [100 * (ensemble.joint or 0), 100 * (ensemble.average or 0)], color="black", lw=1, alpha=0.5)
+        axes.plot(x, 100 * (ensemble.average or 0), "*", ms=14, color="black", label="ensemble of the parents")
+        axes.plot(x, 100 * (ensemble.joint or 0), "s", ms=7, mfc="white", color="black")
     if parents:
-        mean = 100 * sum(row.average for row in parents) / len(parents)
+        mean = 100 * sum(row.average or 0 for row in parents) / len(parents)
         axes.axhline(mean, color="grey", ls="--", lw=1, label="parents, each on its own task")
     axes.plot([], [], "o", color="grey", label="circles: task average")
     axes.plot([], [], "s", mfc="white", color="grey", label="squares: joint, all classes")
-    axes.set(
-        xlabel="FLOPs for all tasks, in forwards of one parent", ylabel="accuracy, %", title="Accuracy against cost"
-    )
+    axes.set(xlabel="FLOPs for all tasks, relative to one parent", ylabel="accuracy, %", title="Accuracy against cost")
     axes.set_xlim(0.9, max(2.1, 1.05 * max(row.flops / unit for mine in results.values() for row in mine)))
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, loc="best")
@@ -92,12 +101,12 @@ def _accuracy(axes: Any, results: Mapping[str, Sequence[Row]]) -> None:
 def _composition(axes: Any, spaces: Sequence[Mapping[str, Any]]) -> None:
     names = [space["name"] for space in spaces]
     left = [0.0] * len(names)
-    kinds = {"shared": "shared by the tasks", "within": "merged within one model", "alone": "kept as it was"}
+    kinds = {"shared": "shared by the tasks", "within": "merged within one model", "alone": "unmerged"}
     for colour, (kind, label) in zip(("C0", "C1", "lightgrey"), kinds.items(), strict=True):
         share = [100 * space[kind] / space["width"] for space in spaces]
         axes.barh(names, share, left=left, color=colour, label=label)
         left = [a + b for a, b in zip(left, share, strict=True)]
     axes.invert_yaxis()
-    axes.set(xlabel="merged units, %", xlim=(0, 100), title="What the merged units of zip are made of")
+    axes.set(xlabel="merged units, %", xlim=(0, 100), title="Composition of the merged units")
     axes.tick_params(axis="y", labelsize=8)
     axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=3, frameon=False)

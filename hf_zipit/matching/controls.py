@@ -1,4 +1,4 @@
-"""Controls: matches that no method should lose to. Tables show them beside the methods."""
+"""Controls: matches without any matching, as baselines in every table."""
 
 import torch
 
@@ -6,10 +6,18 @@ from hf_zipit.transform.match import Match
 
 
 def parent_match(size: int, groups: int, models: int, parent: int) -> Match:
-    """The units of one model alone; those of the others are dropped.
+    """Keep the units of one model and drop those of all others, in O(N n).
 
-    With this match the trunk is that parent's, and a refit of the heads shows what its features already say about
-    the other tasks.
+    The trunk is then that parent's own. A refit of the heads shows how far its features alone solve the other tasks.
+
+    Args:
+        size: Units of one model in the space, n.
+        groups: Ignored; every control has the same signature.
+        models: Number of models, N.
+        parent: Index of the model to keep; -1 for the last one.
+
+    Returns:
+        A match whose labels are -1 for the dropped units.
 
     >>> parent_match(2, 1, 2, parent=0).labels
     tensor([ 0,  1, -1, -1])
@@ -20,17 +28,24 @@ def parent_match(size: int, groups: int, models: int, parent: int) -> Match:
 
 
 def random_match(size: int, groups: int, models: int) -> Match:
-    """A one-to-one match drawn at random, always the same one; groups move as wholes, alike in every space.
+    """Align the models one-to-one at random, in O(N n).
 
-    With this match a refit shows what least squares alone make of features that have nothing to do with each other.
+    A refit of this merge shows what least squares alone achieves with unrelated features. The draw depends on the
+    arguments only. Groups are permuted as wholes, in the same order in all spaces with this number of groups.
+
+    Args:
+        size: Units of one model in the space, n.
+        groups: Groups of equal size that are permuted as wholes; 1 for none.
+        models: Number of models, N. The first keeps its order.
 
     >>> sorted(random_match(4, 1, 2).of(1).tolist())
     [0, 1, 2, 3]
     """
+    units = size // groups
     labels = [torch.arange(size)]
     for model in range(1, models):
         order = torch.randperm(groups, generator=torch.Generator().manual_seed(model))
-        draw = torch.Generator().manual_seed(1000 * size + model)
-        inner = torch.stack([torch.randperm(size // groups, generator=draw) for _ in range(groups)])
-        labels.append((order[:, None] * (size // groups) + inner).reshape(-1))
+        generator = torch.Generator().manual_seed(1000 * size + model)
+        inner = torch.stack([torch.randperm(units, generator=generator) for _ in range(groups)])
+        labels.append((order[:, None] * units + inner).reshape(-1))
     return Match(torch.cat(labels), (size,) * models, size)

@@ -1,7 +1,7 @@
 """The greedy clustering behind `zip_match`, in O(n^2) after the similarity.
 
-The similarity matrix is updated in place. Each row keeps an upper bound of its largest entry; a bound is only made
-exact when its row comes up as the global maximum, so a step costs a few passes over one row and one column.
+The similarity matrix is updated in place. Each row keeps an upper bound on its largest entry. A bound is made exact
+only when it is the largest of all, so one merge costs a few passes over one row and one column.
 """
 
 from dataclasses import dataclass
@@ -16,9 +16,12 @@ _NEVER = np.float32(-np.inf)
 
 @dataclass
 class Budget:
-    """How many merges within each model the reference still allows in a space, and inside each group of groups.
+    """How many merges within each model the authors' code still allows in a space. Merging updates it.
 
-    A model is closed once a merge has used up its last one: from then on none of its units may meet.
+    Attributes:
+        left: For each model, the merges within it that are left in the whole space.
+        share: For each model, the merges within it inside one tuple of aligned groups; `None` without groups.
+        closed: Whether a model has used up its merges. Its units are then no longer merged with each other.
     """
 
     left: list[int]
@@ -27,10 +30,19 @@ class Budget:
 
     @classmethod
     def of(cls, sizes: tuple[int, ...], beta: float, keep: int, groups: int = 1) -> "Budget":
-        """The budget of a space whose models have `sizes` units, merged down to `keep`."""
+        """The budget of a space.
+
+        Args:
+            sizes: Units of each model.
+            beta: Share of the merges that may happen within a model, in [0, 1].
+            keep: Merged units.
+            groups: Number of groups of the space.
+        """
+        models = len(sizes)
         merges = sum(sizes) - keep
-        share = merges // (len(sizes) * groups) if groups > 1 else None
-        return cls([int((merges // len(sizes)) * beta + 1e-4)] * len(sizes), share, [False] * len(sizes))
+        within = int((merges // models) * beta + 1e-4)
+        share = merges // (models * groups) if groups > 1 else None
+        return cls([within] * models, share, [False] * models)
 
 
 def greedy_zip(
@@ -41,22 +53,37 @@ def greedy_zip(
     keep: int,
     budget: Budget | None = None,
 ) -> tuple[Labels, float]:
-    """Cluster the units down to `keep`, by the reference's rules if its budget is given.
+    """Merge the most similar clusters until `keep` remain, in O(n^2) time and memory.
 
-    Returns the label of every unit, clusters ordered by their smallest unit, and the mean of the similarities at
-    which clusters were merged.
+    Args:
+        similarity: `(n, n)`, units of model 0 first.
+        sizes: Units of each model.
+        alpha: Penalty on large clusters, in [0, 1].
+        beta: Share of the merges that may happen within a model, in [0, 1]; unused with a budget.
+        keep: Clusters to keep.
+        budget: With a budget, the rules of the authors' code apply.
+
+    Returns:
+        The label of every unit, clusters ordered by their first unit, -1 for a dropped unit; and the mean of the
+        similarities at which clusters were merged.
+
+    >>> s = np.array([[1, 0, 0.9, 0], [0, 1, 0, 0.8], [0.9, 0, 1, 0], [0, 0.8, 0, 1]])
+    >>> greedy_zip(s, (2, 2), alpha=0.1, beta=0.8, keep=2)[0]
+    array([0, 1, 0, 1])
     """
-    pairs, compat = _Pairs(similarity), budget is not None
+    compat = budget is not None
+    pairs = _Pairs(similarity)
     rules = _Reference(pairs, sizes, alpha, budget) if budget else _Repaired(pairs, sizes, alpha, beta, keep)
     cluster = np.arange(len(similarity))
-    left, values = len(similarity), []
+    left = len(similarity)  # clusters
+    values = []
     while left > keep:
         i, j = pairs.best_pair()
         if i < 0:
             if not compat:
-                cluster = _seat(similarity, cluster, sizes, keep)
+                cluster = _complete(similarity, cluster, sizes, keep)
                 break
-            first = int(np.flatnonzero(pairs.alive)[0])  # the reference drops its first cluster, unnoticed
+            first = int(np.flatnonzero(pairs.alive)[0])  # the authors' code silently drops its first cluster
             cluster[cluster == first] = -1
             pairs.remove(first)
         else:
@@ -70,7 +97,7 @@ def greedy_zip(
 
 
 class _Pairs:
-    """A similarity matrix with its rows' maxima, under merging and forbidding of pairs."""
+    """A similarity matrix and the maxima of its rows, kept up to date as pairs are merged and forbidden."""
 
     def __init__(self, similarity: NDArray[np.floating]) -> None:
         self.values = np.array(similarity, dtype=np.float32)
@@ -82,7 +109,7 @@ class _Pairs:
         self.exact = np.ones(n, dtype=bool)
 
     def best_pair(self) -> tuple[int, int]:
-        """The pair with the largest entry, lowest row then lowest column on ties; (-1, -1) if none is allowed."""
+        """The most similar pair; on ties the lowest row, then the lowest column. (-1, -1) if none is allowed."""
         while True:
             row = int(self.bound.argmax())
             if self.bound[row] == _NEVER:
@@ -93,7 +120,7 @@ class _Pairs:
             self._refresh(row)
 
     def set_column(self, i: int, values: NDArray[np.float32]) -> None:
-        """Replace column i and keep the rows' maxima right."""
+        """Replace column i and update the maxima of the rows."""
         self.values[:, i] = values
         pointed = self.column == i
         higher = values > self.bound
@@ -104,17 +131,20 @@ class _Pairs:
         self.column[higher | tied] = i
 
     def set_row(self, i: int, values: NDArray[np.float32]) -> None:
+        """Replace row i and update its maximum."""
         self.values[i] = values
         self._refresh(i)
 
     def remove(self, j: int) -> None:
+        """Remove cluster j, which has been merged or dropped."""
         self.alive[j] = False
         self.values[j] = self.values[:, j] = _NEVER
         self.exact[self.column == j] = False
-        self.bound[j], self.exact[j] = _NEVER, True
+        self.bound[j] = _NEVER
+        self.exact[j] = True
 
     def forbid(self, members: NDArray[np.bool_]) -> None:
-        """No two of the members may be merged any more."""
+        """Forbid merging any two of the members."""
         index = np.flatnonzero(members)
         self.values[np.ix_(index, index)] = _NEVER
         self.exact[index] = False
@@ -128,13 +158,14 @@ class _Pairs:
 class _Repaired:
     """The default rules.
 
-    Budgets count every merge that brings two units of a model together, in any cluster. A cluster pays `alpha` for
-    each merge from the size on that one unit of every model gives it; for two models that is every merge.
+    A merge counts against the budget of every model that has units in both clusters. The penalty `alpha` applies to
+    each merge that leaves a cluster with N or more units, for N models. For two models that is every merge.
     """
 
     def __init__(self, pairs: _Pairs, sizes: tuple[int, ...], alpha: float, beta: float, keep: int) -> None:
-        self.pairs, self.alpha = pairs, np.float32(alpha)
-        self.holds = np.repeat(np.eye(len(sizes), dtype=bool), sizes, axis=1)  # (N, n): model k has a unit in cluster
+        self.pairs = pairs
+        self.alpha = np.float32(alpha)
+        self.holds = np.repeat(np.eye(len(sizes), dtype=bool), sizes, axis=1)  # (N, n): model has a unit in cluster
         self.members = np.ones(sum(sizes), dtype=np.int64)
         share = int(beta * (sum(sizes) - keep) / len(sizes) + 1e-4)
         self.budget = [max(share, size - keep) for size in sizes]
@@ -143,10 +174,11 @@ class _Repaired:
                 pairs.forbid(self.holds[model])
 
     def merge(self, i: int, j: int) -> None:
+        """Merge cluster j into cluster i."""
         values = np.minimum(self.pairs.values[i], self.pairs.values[j])
         self.members[i] += self.members[j]
         if self.members[i] >= len(self.holds):
-            np.multiply(values, self.alpha, out=values, where=values > 0)  # a penalty must not raise a negative value
+            np.multiply(values, self.alpha, out=values, where=values > 0)  # the penalty would raise negative values
         both = np.flatnonzero(self.holds[:, i] & self.holds[:, j])
         self.holds[:, i] |= self.holds[:, j]
         self.holds[:, j] = False
@@ -161,10 +193,12 @@ class _Repaired:
 
 
 class _Reference:
-    """The rules of the authors' code, defects included; a cluster counts as the model of its smallest unit."""
+    """The rules of the authors' code, defects included. A cluster belongs to the model of its first unit."""
 
     def __init__(self, pairs: _Pairs, sizes: tuple[int, ...], alpha: float, budget: Budget) -> None:
-        self.pairs, self.alpha, self.budget = pairs, alpha, budget
+        self.pairs = pairs
+        self.alpha = alpha
+        self.budget = budget
         self.origin = np.repeat(np.arange(len(sizes)), sizes)
         self.width = sum(sizes) // len(sizes)
         self.share = [sum(sizes) if budget.share is None else budget.share] * len(sizes)
@@ -173,7 +207,9 @@ class _Reference:
                 self._close(model)
 
     def merge(self, i: int, j: int) -> None:
-        values, pairs = self.pairs.values, self.pairs
+        """Merge cluster j into cluster i."""
+        pairs = self.pairs
+        values = pairs.values
         column = self._penalised(np.minimum(values[:, i], values[:, j]), i, j)
         pairs.set_column(i, column)
         row = np.minimum(values[i], values[j])
@@ -192,46 +228,58 @@ class _Reference:
         self.pairs.forbid(self.pairs.alive & (self.origin == model))
 
     def _penalised(self, values: NDArray[np.float32], i: int, j: int) -> NDArray[np.float32]:
+        """The penalised similarities of a merged cluster; forbidden ones at `alpha = 0`."""
         if self.alpha > 0:
             return values * np.float32(self.alpha)
-        current = np.flatnonzero(self.pairs.alive)  # alpha = 0 masks by position in the shrunken matrix
+        current = np.flatnonzero(self.pairs.alive)  # at alpha = 0 positions in the shrunken matrix are masked
         for model in (self.origin[i], self.origin[j]):
             values[current[model * self.width : (model + 1) * self.width]] = _NEVER
         return values
 
 
-def _seat(
+def _complete(
     similarity: NDArray[np.floating], cluster: NDArray[np.int64], sizes: tuple[int, ...], keep: int
 ) -> NDArray[np.int64]:
-    """Finish when every remaining pair is forbidden (three models or more): seat the parts of incomplete clusters.
+    """Finish the clustering once every remaining pair is forbidden, which takes three or more models.
 
-    Clusters that hold all models stay. The others are split by model, and each model's parts are assigned to
-    different seats by their mean similarity to what already sits there, so no budget is exceeded.
+    Clusters with units of all models stay as they are. The others are split into parts, one per model. The parts of
+    each model are assigned one-to-one to the remaining clusters, by mean similarity, so that no budget is exceeded.
+
+    Args:
+        similarity: `(n, n)`.
+        cluster: The cluster of every unit so far, `(n,)`.
+        sizes: Units of each model.
+        keep: Clusters to keep.
+
+    Returns:
+        The cluster of every unit, `(n,)`, named by its first unit.
     """
-    model_of = np.repeat(np.arange(len(sizes)), sizes)
+    models = len(sizes)
+    model_of = np.repeat(np.arange(models), sizes)
     members = [np.flatnonzero(cluster == c) for c in np.unique(cluster)]
-    done = [m for m in members if len(np.unique(model_of[m])) == len(sizes)]
-    open_ = [m for m in members if len(np.unique(model_of[m])) < len(sizes)]
-    seats = keep - len(done)
-    parts = [[p for m in open_ if len(p := m[model_of[m] == k])] for k in range(len(sizes))]
-    parts = sorted((_fit(similarity, p, seats) for p in parts), key=len, reverse=True)
-    taken = list(parts[0])
+    complete = [m for m in members if len(np.unique(model_of[m])) == models]
+    incomplete = [m for m in members if len(np.unique(model_of[m])) < models]
+    open_slots = keep - len(complete)
+    parts = [[part for m in incomplete if len(part := m[model_of[m] == k])] for k in range(models)]
+    parts = sorted((_fit(similarity, p, open_slots) for p in parts), key=len, reverse=True)
+    filled = list(parts[0])
     for k, mine in enumerate(parts[1:], start=2):
         later = sum(len(p) for p in parts[k:])
-        fresh = min(len(mine), max(0, seats - len(taken) - later))  # seats that nobody after this model can fill
-        taken += [np.empty(0, dtype=np.int64)] * fresh
-        scores = np.array([[_mean(similarity, p, t) for t in taken] for p in mine]).reshape(len(mine), len(taken))
-        for part, seat in zip(*linear_sum_assignment(scores, maximize=True), strict=True):
-            taken[seat] = np.concatenate([taken[seat], mine[part]])
+        fresh = min(len(mine), max(0, open_slots - len(filled) - later))  # slots that no later model can fill
+        filled += [np.empty(0, dtype=np.int64)] * fresh
+        scores = np.array([[_mean(similarity, part, units) for units in filled] for part in mine])
+        scores = scores.reshape(len(mine), len(filled))
+        for part, slot in zip(*linear_sum_assignment(scores, maximize=True), strict=True):
+            filled[slot] = np.concatenate([filled[slot], mine[part]])
     out = np.empty_like(cluster)
-    for group in (*done, *taken):
+    for group in (*complete, *filled):
         out[group] = group.min()
     return out
 
 
-def _fit(similarity: NDArray[np.floating], parts: list[Labels], seats: int) -> list[Labels]:
-    """Join the most similar parts of one model until they have a seat each."""
-    while len(parts) > seats:
+def _fit(similarity: NDArray[np.floating], parts: list[Labels], slots: int) -> list[Labels]:
+    """Join the most similar parts of one model until there is a slot for each."""
+    while len(parts) > slots:
         scores = np.array([[_mean(similarity, a, b) if a is not b else -np.inf for a in parts] for b in parts])
         i, j = sorted(np.unravel_index(scores.argmax(), scores.shape))
         parts = [np.concatenate([p, parts[j]]) if n == i else p for n, p in enumerate(parts) if n != j]
@@ -239,5 +287,5 @@ def _fit(similarity: NDArray[np.floating], parts: list[Labels], seats: int) -> l
 
 
 def _mean(similarity: NDArray[np.floating], a: Labels, b: Labels) -> float:
-    """Mean similarity of two sets of units; an empty seat beats any other."""
+    """Mean similarity of two sets of units; larger than any similarity if `b` is empty, so empty slots come first."""
     return float(similarity[np.ix_(a, b)].mean()) if len(b) else 1e6

@@ -12,7 +12,7 @@ from torch import Tensor
 from hf_zipit.matching.permute import permute_match
 from hf_zipit.transform.match import Match, UnitMatch
 
-Blocks = NDArray[np.float64]  # (model, group, unit, model, group, unit)
+Blocks = NDArray[np.float64]  # a similarity as (model, group, unit, model, group, unit)
 
 
 def match_groups(
@@ -23,18 +23,28 @@ def match_groups(
     *,
     compat: bool = False,
 ) -> list[Match]:
-    """Match spaces whose groups move together, one order of groups for all of them.
+    """Match spaces whose groups move together, with one order of groups for all spaces.
 
-    The groups of all models are aligned one-to-one by the best inner match of the units of a pair, summed over the
-    spaces; then each space's method runs inside every group of groups, in the first model's order.
+    First the groups are aligned one-to-one across models. The score of two groups is the best assignment of their
+    units, summed over the spaces. Then each space's method matches the units inside every tuple of aligned groups.
+
+    The score table takes G^2 assignments of n / G units for each space and pair of models, O(N^2 n^3 / G) in all.
 
     Args:
-        similarities: one `(N * n_i, N * n_i)` matrix per space, `None` for a space with one unit per group that only
-            follows the others.
-        models: number of models N.
-        groups: how many groups each space has.
-        methods: for each space, the method for the units of one group.
-        compat: align every model's groups to the first model's, as the authors' code does.
+        similarities: For each space of n units, an `(N * n, N * n)` matrix; `None` for a space with one unit per
+            group that only follows the others.
+        models: Number of models, N.
+        groups: Number of groups of each space, G.
+        methods: For each space, the method that matches the units of one tuple of groups.
+        compat: Align the groups of every model to those of the first, as MuDSC's code does.
+
+    Returns:
+        A match for each space, groups in the order of the first model.
+
+    >>> swapped = torch.eye(4)[[0, 1, 1, 0]] @ torch.eye(4)[[0, 1, 1, 0]].T  # unit 0 of model 0 is unit 1 of model 1
+    >>> [match] = match_groups([swapped], 2, 2, [permute_match])
+    >>> match.labels
+    tensor([0, 1, 1, 0])
     """
     blocks = [None if s is None else _by_group(s, models, groups) for s in similarities]
     scores = np.zeros((models, groups, models, groups))
@@ -44,15 +54,17 @@ def match_groups(
             scores[j, :, i] = scores[i, :, j].T
     table = torch.from_numpy(scores.reshape(models * groups, -1))
     labels = permute_match(table, [groups] * models, compat=compat).labels.reshape(models, groups)
-    orders = labels.argsort(1).numpy()  # orders[k][g]: the group of model k that joins group g
+    orders = labels.argsort(1).numpy()  # orders[k][g]: the group of model k that joins merged group g
     return [
-        Match(labels.reshape(-1), (groups,) * models, groups) if block is None else _inside(block, orders, method)
+        Match(labels.reshape(-1), (groups,) * models, groups)
+        if block is None
+        else _match_inside_groups(block, orders, method)
         for block, method in zip(blocks, methods, strict=True)
     ]
 
 
 def _group_scores(pairs: Blocks) -> NDArray[np.float64]:
-    """Best summed similarity of the units of each group of one model with each group of another.
+    """Score of every group of one model with every group of another: the best assignment of their units.
 
     `pairs` has shape (group, unit, group, unit), the result (group, group).
     """
@@ -72,16 +84,24 @@ def _by_group(similarity: Tensor, models: int, groups: int) -> Blocks:
     return similarity.detach().cpu().double().numpy().reshape(*shape, *shape)
 
 
-def _inside(block: Blocks, orders: NDArray[np.int64], match: UnitMatch) -> Match:
+def _match_inside_groups(block: Blocks, orders: NDArray[np.int64], method: UnitMatch) -> Match:
+    """Match the units inside every tuple of aligned groups.
+
+    Args:
+        block: The similarity by groups.
+        orders: `(N, G)`: the group of each model that joins each merged group.
+        method: Matches the units of one tuple.
+    """
     models, groups, units = block.shape[:3]
     labels = np.empty((models, groups, units), dtype=np.int64)
     kept = np.ones((models, groups, units), dtype=bool)
-    width, scores = units, []
+    width = units
+    scores = []
     for group in range(groups):
         chosen = [int(order[group]) for order in orders]
         part = np.stack([[block[i, a, :, j, b] for j, b in enumerate(chosen)] for i, a in enumerate(chosen)])
         part = part.transpose(0, 2, 1, 3).reshape(models * units, models * units)
-        inner = match(torch.from_numpy(np.ascontiguousarray(part)), [units] * models)
+        inner = method(torch.from_numpy(np.ascontiguousarray(part)), [units] * models)
         width = inner.width
         scores.append(inner.score)
         for model, a in enumerate(chosen):
@@ -90,5 +110,5 @@ def _inside(block: Blocks, orders: NDArray[np.int64], match: UnitMatch) -> Match
             if inner.kept is not None:
                 kept[model, a] = torch.split(inner.kept, [units] * models)[model].numpy()
     sizes = (groups * units,) * models
-    some = None if kept.all() else torch.from_numpy(kept.reshape(-1))
-    return Match(torch.from_numpy(labels.reshape(-1)), sizes, groups * width, float(np.mean(scores)), some)
+    mask = None if kept.all() else torch.from_numpy(kept.reshape(-1))
+    return Match(torch.from_numpy(labels.reshape(-1)), sizes, groups * width, float(np.mean(scores)), mask)

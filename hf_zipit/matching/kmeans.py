@@ -1,4 +1,4 @@
-"""k-means over the units of all models."""
+"""k-means clustering of the units of all models."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -6,37 +6,47 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from hf_zipit.matching.average import common_width
 from hf_zipit.matching.quality import agreement
 from hf_zipit.matching.zip import zip_match
-from hf_zipit.transform.match import Match, average_match
+from hf_zipit.transform.match import Match
 
-STEPS = 100
+MAX_STEPS = 100
 
 
 def kmeans_match(similarity: Tensor, sizes: Sequence[int]) -> Match:
-    """k-means with one cluster per unit of a model (ZipIt!, appendix), across and within the models.
+    """Cluster the units of all models by k-means, into as many clusters as one model has units (ZipIt!, appendix).
 
-    Lloyd's steps on the standardised activations, whose inner products are the similarity: the squared distance of
-    unit i to the mean of a cluster is `s_ii - 2 mean_j s_ij + mean_jk s_jk` over its members. The first clusters are
-    those that the zip finds without penalty and budget; one that loses all units takes the unit that is farthest from
-    its own mean. Deterministic, and independent of the models' order.
+    Runs Lloyd's algorithm on the standardised activations, of which the similarity holds the inner products. The
+    squared distance of unit i to the mean of a cluster is `s_ii - 2 mean_j s_ij + mean_jk s_jk` over its members j, k.
+    The initial clusters are those of `zip_match` with `alpha=1, beta=1`. An empty cluster takes the unit that is
+    farthest from the mean of its own. The result is deterministic and independent of the order of the models. Takes
+    O(n^2) time per step, at most 100 steps, and O(n^2) memory.
+
+    Args:
+        similarity: Correlation of the units, `(n, n)`, units of model 0 first.
+        sizes: Units of each model, all equal, `sum(sizes) == n`.
+
+    Returns:
+        A match of width `sizes[0]`, clusters ordered by their first unit.
 
     Raises:
-        OptionError: models of different widths.
+        OptionError: The models have different widths, or the similarity another shape.
 
     >>> s = torch.tensor([[1, 0, 0.9, 0], [0, 1, 0, 0.8], [0.9, 0, 1, 0], [0, 0.8, 0, 1]])
     >>> kmeans_match(s, [2, 2]).labels
     tensor([0, 1, 0, 1])
     """
     sizes = tuple(sizes)
-    width = average_match(sizes).width
+    width = common_width(sizes, "kmeans")
     values = similarity.detach().cpu().double()
-    units, labels = torch.arange(len(values)), zip_match(values, sizes, alpha=1, beta=1).labels
-    for _ in range(STEPS):
+    units = torch.arange(len(values))
+    labels = zip_match(values, sizes, alpha=1, beta=1).labels
+    for _ in range(MAX_STEPS):
         distance = _distances(values, labels, width)  # (n, m)
         own = distance[units, labels]
-        near, closest = distance.min(1)
-        moved = torch.where(near < own - 1e-9, closest, labels)
+        nearest, closest = distance.min(1)
+        moved = torch.where(nearest < own - 1e-9, closest, labels)
         counts = torch.bincount(moved, minlength=width)
         for empty in (counts == 0).nonzero().flatten():
             unit = int(torch.where(counts[moved] > 1, distance[units, moved], -torch.inf).argmax())
@@ -51,7 +61,7 @@ def kmeans_match(similarity: Tensor, sizes: Sequence[int]) -> Match:
 
 
 def _distances(values: Tensor, labels: Tensor, width: int) -> Tensor:
-    """Squared distance of every unit to every cluster's mean, `(n, m)`."""
+    """Squared distance of every unit to the mean of every cluster, `(n, m)`."""
     counts = torch.bincount(labels, minlength=width)
     means = values.new_zeros(width, len(values)).index_add_(0, labels, values) / counts[:, None]  # (m, n)
     inner = values.new_zeros(width).index_add_(0, labels, means[labels, torch.arange(len(values))]) / counts
@@ -59,7 +69,7 @@ def _distances(values: Tensor, labels: Tensor, width: int) -> Tensor:
 
 
 def _numbered(labels: Tensor) -> Tensor:
-    """Clusters in the order of their first unit."""
+    """The labels renumbered, clusters in the order of their first unit."""
     first = torch.full((int(labels.max()) + 1,), len(labels))
     first.scatter_reduce_(0, labels, torch.arange(len(labels)), "amin")
     return first.argsort().argsort()[labels]

@@ -1,19 +1,21 @@
-"""Matching all spaces of a model by one method."""
+"""Matching all spaces of the models by one method."""
 
 import logging
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from hf_zipit.matching.fingerprint import fingerprints, likeness
+from hf_zipit.matching.fingerprint import fingerprint_similarity, fingerprints
 from hf_zipit.matching.greedy import Budget
 from hf_zipit.matching.groups import match_groups
-from hf_zipit.matching.methods import METHODS, Options
+from hf_zipit.matching.methods import METHODS, Method
+from hf_zipit.matching.options import Options
 from hf_zipit.matching.permute import permute_match
 from hf_zipit.matching.quality import agreement, optimality_gap
 from hf_zipit.matching.similarity import correlation, reference_correlation
@@ -28,74 +30,84 @@ from hf_zipit.transform.match import Match, UnitMatch
 logger = logging.getLogger(__name__)
 
 
-def match_spaces(
-    spaces: Iterable[FeatureSpace],
-    statistics: Mapping[str, SpaceStatistics],
-    states: Sequence[Mapping[str, Tensor]],
-    binding: Binding,
-    options: Options,
-    accelerator: Accelerator | None = None,
-    widths: Mapping[str, int] | None = None,
-    known: dict[Any, dict[str, Match]] | None = None,
-) -> dict[str, Match]:
-    """Match every space; spaces whose groups move together are matched together.
+@dataclass(frozen=True, eq=False)
+class Matcher:
+    """Matches the spaces of several models by one method.
 
-    Args:
-        spaces: the spaces to match; the weights that touch others are not compared along these.
-        statistics: by space name; empty for a method that reads none.
-        states: the models' state dicts: the weights to compare, and what tells units apart that the data does not.
-        binding: where the spaces are in them.
-        options: the method and its parameters.
-        accelerator: progress is shown on its main process only.
-        widths: merged units by space, where they are not as many as one model has.
-        known: matches by activations that were made before, for the same models and statistics; new ones are added.
+    Attributes:
+        statistics: Activation statistics by space name; empty if the method reads none.
+        states: State dicts of the models. Their weights are compared if the method does, and break ties otherwise.
+        binding: Maps each space to slices of parameters.
+        options: Method and parameters.
+        widths: Merged units by space name, where they differ from the width of one model.
+        accelerator: Progress is shown on its main process only.
 
-    Raises:
-        OptionError: the method cannot match these spaces (`optimal` without its extra, or with too many units).
+    >>> Matcher(statistics, states, binding, Options(method="zip")).matches(binding.spaces.values())  # doctest: +SKIP
     """
-    method, spaces = METHODS[options.method], list(spaces)
-    if method.fixed is not None:
-        return {space.name: method.fixed(space.size, space.groups, len(states)) for space in spaces}
-    matcher = _Matcher(statistics, states, binding, options, widths or {})
-    families = matcher.families(spaces)
-    matches: dict[str, Match] = {}
-    known = {} if known is None else known
-    if method.activations:
-        for family in progress(families, "Matching", accelerator):
-            key = (options, family, tuple(matcher.widths.get(space.name) for space in family))
-            if key not in known:
-                known[key] = matcher.match(family)
-            matches |= known[key]
-    if not method.weights:
-        return matches
-    if options.compat:
-        return reference_sweeps(families, matcher.rematch, matches, options.sweeps)
-    near = {space.name: matcher.weights.neighbours(space.name) for space in spaces}
-    return fixpoint(families, matcher.rematch, near, matches, options.sweeps)
 
+    statistics: Mapping[str, SpaceStatistics]
+    states: Sequence[Mapping[str, Tensor]]
+    binding: Binding
+    options: Options
+    widths: Mapping[str, int] = field(default_factory=dict)
+    accelerator: Accelerator | None = None
+    _activation_similarities: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)  # for sweeps
 
-class _Matcher:
-    """Everything that matches are made from."""
+    def matches(
+        self, spaces: Iterable[FeatureSpace], known: dict[Any, dict[str, Match]] | None = None
+    ) -> dict[str, Match]:
+        """Match every space; spaces whose groups move together are matched together.
 
-    def __init__(
-        self,
-        statistics: Mapping[str, SpaceStatistics],
-        states: Sequence[Mapping[str, Tensor]],
-        binding: Binding,
-        options: Options,
-        widths: Mapping[str, int],
-    ) -> None:
-        self.widths = widths
-        self.statistics, self.states, self.binding, self.options = statistics, states, binding, options
-        self.method, self.models = METHODS[options.method], len(states)
-        self.weights = WeightSimilarity(states, binding, options.compat)
-        self._seen: dict[str, Tensor] = {}  # similarities of activations that are needed again
+        Args:
+            spaces: Spaces to match. Weights are not compared along spaces that are not among them.
+            known: Earlier matches by activations, for the same models and statistics. New ones are added in place.
+
+        Returns:
+            A match by space name.
+
+        Raises:
+            OptionError: The method cannot match these spaces (`optimal` without its extra or with too many units).
+        """
+        spaces = list(spaces)
+        method = self.method
+        if method.fixed:
+            return {space.name: method.fixed_match(space.size, space.groups, self.models) for space in spaces}
+        families = self.families(spaces)
+        matches: dict[str, Match] = {}
+        if method.activations:
+            known = {} if known is None else known
+            for family in progress(families, "Matching", self.accelerator):
+                key = (self.options, family, tuple(self.widths.get(space.name) for space in family))
+                if key not in known:
+                    known[key] = self.match(family)
+                matches |= known[key]
+        if not method.weights:
+            return matches
+        if self.options.compat:
+            return reference_sweeps(families, self.rematch, matches, self.options.sweeps)
+        near = {space.name: self.weights.neighbours(space.name) for space in spaces}
+        return fixpoint(families, self.rematch, near, matches, self.options.sweeps)
+
+    @property
+    def method(self) -> Method:
+        """The method of the options."""
+        return METHODS[self.options.method]
+
+    @property
+    def models(self) -> int:
+        """Number of models, N."""
+        return len(self.states)
+
+    @cached_property
+    def weights(self) -> WeightSimilarity:
+        """The similarity of weights, given the current matches."""
+        return WeightSimilarity(self.states, self.binding, self.options.compat)
 
     def families(self, spaces: Sequence[FeatureSpace]) -> list[Family]:
-        """Spaces that are matched together, as their groups have one order.
+        """Spaces grouped by what must be matched together, because their groups share one order.
 
-        The authors' code orders the groups of every space by itself; grouped convolutions and spaces that only
-        follow do not allow that.
+        MuDSC's code orders the groups of every space separately. Under `compat` this is followed, except for grouped
+        convolutions and spaces without probes, which do not allow it.
         """
         tied = {self.binding.spaces[row.space].group_axis for row in self.binding.table if row.local}
         tied |= {space.group_axis for space in spaces if not space.probes}
@@ -107,45 +119,54 @@ class _Matcher:
 
     def match(self, family: Family) -> dict[str, Match]:
         """Match a family by activations alone."""
-        similarities = [self._of_activations(space) for space in family]
+        similarities = [self._activation_similarity(space) for space in family]
         found = self._matched(family, similarities)
         if self.method.within and not self.method.weights and logger.isEnabledFor(logging.INFO):
             for space, similarity in zip(family, similarities, strict=True):
-                if similarity is not None and self._within(space):
+                if similarity is not None and self._merges_within(space):
                     gap = optimality_gap(similarity, found[space.name])
                     logger.info("%s: %s is at most %.1f %% from optimal", space.name, self.options.method, 100 * gap)
         return found
 
     def rematch(self, family: Family, matches: Matches) -> tuple[dict[str, Match], float]:
-        """Match a family by weights, in the units of the current matches; also what each unit gains on average."""
+        """Match a family by weights, or by weights and activations, given the current matches.
+
+        Returns:
+            The new matches, and their gain in agreement over the current ones, summed over the family. The gain is
+            infinite under `compat` and for a family without current matches.
+        """
         similarities = [self._similarity(space, matches) for space in family]
         found = self._matched(family, similarities)
         if self.options.compat or any(space.name not in matches for space in family):
             return found, math.inf
         gain = 0.0
         for space, similarity in zip(family, similarities, strict=True):
-            new, old = found[space.name], matches[space.name]
+            new = found[space.name]
+            old = matches[space.name]
             if similarity is not None and not torch.equal(new.labels, old.labels):
                 gain += agreement(similarity, new) - agreement(similarity, old)
         return found, gain
 
     def _matched(self, family: Family, similarities: Sequence[Tensor | None]) -> dict[str, Match]:
-        first, methods = family[0], [self._method(space) for space in family]
+        """Match a family by the given similarities, one per space."""
+        first = family[0]
+        methods = [self._unit_match(space) for space in family]
         if first.group_axis is None:
             assert similarities[0] is not None
             return {first.name: methods[0](similarities[0], [first.size] * self.models)}
         found = match_groups(similarities, self.models, first.groups, methods, compat=self.options.compat)
         return {space.name: match for space, match in zip(family, found, strict=True)}
 
-    def _within(self, space: FeatureSpace) -> bool:
+    def _merges_within(self, space: FeatureSpace) -> bool:
         """Whether units of one model may be merged in this space."""
         return self.method.within and (self.options.compat or not space.one_to_one)
 
-    def _method(self, space: FeatureSpace) -> UnitMatch:
-        if self.method.within and not self._within(space):
+    def _unit_match(self, space: FeatureSpace) -> UnitMatch:
+        """The function that matches the units of this space, or of one tuple of its groups."""
+        if self.method.within and not self._merges_within(space):
             return permute_match
         budget = None
-        if self.options.compat and space.groups > 1:  # one for all groups of the space
+        if self.options.compat and space.groups > 1:  # all groups of the space share one budget
             budget = Budget.of((space.size,) * self.models, self.options.beta, space.size, space.groups)
         found: Callable[..., Match] = self.method.match(self.options, budget)
         if self.method.read and space.groups == 1 and space.probes:
@@ -158,25 +179,30 @@ class _Matcher:
         return partial(found, keep=keep) if self.method.sized else widened(found, keep)
 
     def _similarity(self, space: FeatureSpace, matches: Matches) -> Tensor | None:
-        """Of weights, or of weights and activations (MuDSC, eq. 4); `None` where a space only follows its groups."""
+        """Similarity of weights, or of weights and activations (MuDSC, eq. 4); `None` for a space without probes."""
         if not space.probes:
             return None
-        found = self.weights(space, matches, within=self._within(space))
-        if found is None:
-            found = likeness(fingerprints(self.states, self.binding, space))
+        by_weights = self.weights(space, matches, within=self._merges_within(space))
+        if by_weights is None:
+            by_weights = self._fingerprint_similarity(space)
         if not self.method.activations:
-            return found
-        seen = self._of_activations(space)
-        assert seen is not None
-        return torch.lerp(seen, found, self.options.balance)
+            return by_weights
+        by_activations = self._activation_similarity(space)
+        assert by_activations is not None
+        return torch.lerp(by_activations, by_weights, float(self.options.balance))
 
-    def _of_activations(self, space: FeatureSpace) -> Tensor | None:
+    def _activation_similarity(self, space: FeatureSpace) -> Tensor | None:
+        """Correlation of activations; `None` for a space without probes, which follows its groups."""
         if not space.probes:
             return None
-        if space.name in self._seen:
-            return self._seen[space.name]
+        if space.name in self._activation_similarities:
+            return self._activation_similarities[space.name]
         measure = reference_correlation if self.options.compat else correlation
-        found = measure(self.statistics[space.name].pooled, likeness(fingerprints(self.states, self.binding, space)))
-        if self.method.weights:
-            found = self._seen[space.name] = found.float().cpu()
+        found = measure(self.statistics[space.name].pooled, self._fingerprint_similarity(space))
+        if self.method.weights:  # every sweep needs it again
+            found = found.float().cpu()
+            self._activation_similarities[space.name] = found
         return found
+
+    def _fingerprint_similarity(self, space: FeatureSpace) -> Tensor:
+        return fingerprint_similarity(fingerprints(self.states, self.binding, space))

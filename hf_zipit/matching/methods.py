@@ -1,137 +1,178 @@
-"""Methods by name: which similarity they read and how they match. A new method is one entry of `METHODS`."""
+"""The registry of matching methods. A new method is one function and one entry of `METHODS`.
 
+Entries refer to their function as `module:name`, so that help texts can list the methods without loading torch.
+"""
+
+import pkgutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from hf_zipit.errors import OptionError
-from hf_zipit.matching.controls import parent_match, random_match
-from hf_zipit.matching.greedy import Budget
-from hf_zipit.matching.kmeans import kmeans_match
-from hf_zipit.matching.optimal import optimal_match
-from hf_zipit.matching.permute import permute_match
-from hf_zipit.matching.select import select_match
-from hf_zipit.matching.widen import check_ratio
-from hf_zipit.matching.zip import zip_match
-from hf_zipit.transform.match import Match, UnitMatch, average_match
-
-
-@dataclass(frozen=True)
-class Options:
-    """What the user chose about matching.
-
-    Args:
-        method: a name of `METHODS`.
-        alpha: penalty on merging many units into one, in [0, 1] (`*zip`).
-        beta: share of the merges that may happen within a model, in [0, 1] (`*zip`).
-        compat: follow the authors' code where it differs from the repaired method.
-        balance: how much the similarity of weights counts against that of activations, in [0, 1] (`mudsc-*`).
-        sweeps: over all spaces, at most, for methods that read weights.
-        width: merged units of a space for each unit that one model has in it.
-        flops_budget: choose cut and widths instead, for at most so many FLOPs, in forwards of one parent.
-
-    Raises:
-        OptionError: unknown method, or a number out of range.
-    """
-
-    method: str = "zip"
-    alpha: float = 0.1
-    beta: float = 0.8
-    compat: bool = False
-    balance: float = 0.5
-    sweeps: int = 100
-    width: float = 1.0
-    flops_budget: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise OptionError(f"unknown method '{self.method}'; methods: {', '.join(METHODS)}")
-        for name in ("alpha", "beta", "balance"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise OptionError(f"{name} is {getattr(self, name):g}: it must lie between 0 and 1")
-        if self.sweeps < 1:
-            raise OptionError(f"sweeps is {self.sweeps}: at least one is needed")
-        check_ratio("width", self.width)
-        if self.flops_budget is not None:
-            check_ratio("flops_budget", self.flops_budget)
-            if self.width != 1:
-                raise OptionError(f"width {self.width:g} and flops_budget {self.flops_budget:g}: give one of them")
-        if not METHODS[self.method].takes(self.width):
-            least = "width 1 only: it compares nothing" if METHODS[self.method].fixed else "no width below 1"
-            raise OptionError(f"width is {self.width:g}: method '{self.method}' has {least}")
-
-    @classmethod
-    def of(cls, values: Mapping[str, Any]) -> "Options":
-        """Those of a merge's keywords that are about matching; where the balance is chosen later it is the default."""
-        mine = {f.name: values[f.name] for f in fields(cls) if f.name in values}
-        if isinstance(mine.get("balance"), str):
-            del mine["balance"]
-        return cls(**mine)
-
-    @property
-    def needs_statistics(self) -> bool:
-        """Whether the method reads activations."""
-        return METHODS[self.method].activations
-
-    @property
-    def ignored(self) -> list[str]:
-        """Options that were set although the method does not read them."""
-        method = METHODS[self.method]
-        read = {"method", "compat", "width", "flops_budget", *(("alpha", "beta") if method.match is _zip else ())}
-        read |= {"balance"} if method.activations and method.weights else set()
-        read |= {"sweeps"} if method.weights else set()
-        return [f.name for f in fields(self) if f.name not in read and getattr(self, f.name) != f.default]
+if TYPE_CHECKING:
+    from hf_zipit.matching.greedy import Budget
+    from hf_zipit.transform.match import Match, UnitMatch
 
 
 @dataclass(frozen=True)
 class Method:
-    """What is compared and how it is matched. Where weights count, spaces are matched in sweeps, until none changes.
+    """One way to match units.
 
-    `match` makes the function that matches the units of one space or group; `within` says whether it may merge units
-    of one model, `sized` whether it takes a width (`keep`), `read` whether it takes how units are read (`readers`). A
-    method that compares nothing has `fixed` instead, from a space's size, its groups and the number of models. A
-    `control` is no method, but what methods have to beat.
+    Methods that compare weights match the spaces in repeated sweeps, until no match changes.
+
+    Attributes:
+        function: The matching function, or a reference to it, `module:name`. Its signature is `(similarity (n, n),
+            sizes, ...) -> Match`, or `(size, groups, models, ...) -> Match` if `fixed`.
+        summary: What the method does, in one line for help texts.
+        activations: Whether the similarity is computed from activations.
+        weights: Whether the similarity is computed from weights; with both, `balance` weighs them.
+        within: Whether the function may merge units of one model.
+        options: Names of the options that the function takes as keywords.
+        sized: Whether the function takes the number of merged units, `keep`.
+        read: Whether the function takes how the next layers read the units, `readers`.
+        fixed: Whether the match needs no similarity.
+        settings: Further keywords of the function.
+        control: Whether this is a baseline for the methods, not a method.
     """
 
-    match: Callable[[Options, Budget | None], UnitMatch] = field(default=lambda *_: permute_match)
+    function: str | Callable[..., "Match"]
+    summary: str
     activations: bool = False
     weights: bool = False
     within: bool = False
+    options: tuple[str, ...] = ()
     sized: bool = False
     read: bool = False
-    fixed: Callable[[int, int, int], Match] | None = None
+    fixed: bool = False
+    settings: Mapping[str, Any] = field(default_factory=dict)
     control: bool = False
 
     def takes(self, width: float) -> bool:
-        """Whether there are matches of this width: narrower ones need merges within the models."""
-        return width == 1 or (self.fixed is None and (width > 1 or self.sized))
+        """Whether the method can produce matches of this width; widths below 1 need merges within a model."""
+        return width == 1 or (not self.fixed and (width > 1 or self.sized))
+
+    def match(self, options: Any, budget: "Budget | None" = None) -> "UnitMatch":
+        """The matching function for one space or group, with its options filled in.
+
+        Args:
+            options: The user's `Options`.
+            budget: With `compat`, the budget of merges that all groups of a space share.
+        """
+        keywords = {name: getattr(options, name) for name in self.options}
+        if budget is not None and "beta" in self.options:
+            keywords["budget"] = budget
+        return partial(self._resolved, **keywords, **self.settings)
+
+    def fixed_match(self, size: int, groups: int, models: int) -> "Match":
+        """The match of a space by a method that needs no similarity.
+
+        Args:
+            size: Units of one model in the space.
+            groups: Number of groups of units.
+            models: Number of models.
+        """
+        return self._resolved(size, groups, models, **self.settings)
+
+    @property
+    def _resolved(self) -> Callable[..., "Match"]:
+        return pkgutil.resolve_name(self.function) if isinstance(self.function, str) else self.function
 
 
-def _zip(options: Options, budget: Budget | None) -> UnitMatch:
-    return partial(zip_match, alpha=options.alpha, beta=options.beta, compat=options.compat, budget=budget)
+def _average(size: int, _: int, models: int) -> "Match":
+    from hf_zipit.matching.average import average_match
+
+    return average_match([size] * models)
 
 
-def _permute(options: Options, _: Budget | None) -> UnitMatch:
-    return partial(permute_match, compat=options.compat)
-
+_ZIP: dict[str, Any] = {"within": True, "sized": True, "options": ("alpha", "beta", "compat")}
+_PERMUTE: dict[str, Any] = {"options": ("compat",)}
+_ROOM = "hf_zipit.matching"
 
 METHODS: dict[str, Method] = {
     "zip": Method(
-        _zip, activations=True, within=True, sized=True
-    ),  # ZipIt! (2024), section 4: greedy, across and within models
+        f"{_ROOM}.zip:zip_match",
+        "merge the most similar units greedily, across and within models (ZipIt!, section 4)",
+        activations=True,
+        **_ZIP,
+    ),
     "select": Method(
-        lambda *_: select_match, activations=True, within=True, sized=True, read=True
-    ),  # units from which the others are predicted best
-    "permute": Method(_permute, activations=True),  # activation alignment, Li et al. (2015): one-to-one across models
-    "average": Method(fixed=lambda size, _, models: average_match([size] * models)),  # unit i with unit i
-    "optimal": Method(lambda *_: optimal_match, activations=True, within=True),  # the best pairs (ZipIt!, section 5)
-    "kmeans": Method(lambda *_: kmeans_match, activations=True, within=True),  # ZipIt!, section 5
-    "git-rebasin": Method(_permute, weights=True),  # weight matching, Ainsworth et al. (2023)
-    "weight-zip": Method(_zip, weights=True, within=True, sized=True),  # zip on weights (MuDSC, section 4)
-    "mudsc-align": Method(_permute, activations=True, weights=True),  # MuDSC (2024): activations and weights
-    "mudsc-zip": Method(_zip, activations=True, weights=True, within=True, sized=True),
-    "first-parent": Method(fixed=partial(parent_match, parent=0), control=True),  # its trunk, with a head per task
-    "last-parent": Method(fixed=partial(parent_match, parent=-1), control=True),
-    "random": Method(fixed=random_match, control=True),  # one-to-one, drawn at random
+        f"{_ROOM}.select:select_match",
+        "keep the units that best predict the inputs of the next layers, and merge the others into them",
+        activations=True,
+        within=True,
+        sized=True,
+        read=True,
+    ),
+    "permute": Method(
+        f"{_ROOM}.permute:permute_match",
+        "align units one-to-one across models by activations (Li et al., 2015)",
+        activations=True,
+        **_PERMUTE,
+    ),
+    "average": Method(_average, "average the weights without matching, unit i with unit i", fixed=True),
+    "optimal": Method(
+        f"{_ROOM}.optimal:optimal_match",
+        "merge optimal pairs, across and within models (ZipIt!, section 5)",
+        activations=True,
+        within=True,
+    ),
+    "kmeans": Method(
+        f"{_ROOM}.kmeans:kmeans_match", "cluster units by k-means (ZipIt!, section 5)", activations=True, within=True
+    ),
+    "git-rebasin": Method(
+        f"{_ROOM}.permute:permute_match",
+        "align units one-to-one across models by weights (Ainsworth et al., 2023)",
+        weights=True,
+        **_PERMUTE,
+    ),
+    "weight-zip": Method(
+        f"{_ROOM}.zip:zip_match",
+        "as zip, by weights (MuDSC, section 4)",
+        weights=True,
+        **_ZIP,
+    ),
+    "mudsc-align": Method(
+        f"{_ROOM}.permute:permute_match",
+        "as permute, by activations and weights (MuDSC, 2024)",
+        activations=True,
+        weights=True,
+        **_PERMUTE,
+    ),
+    "mudsc-zip": Method(
+        f"{_ROOM}.zip:zip_match",
+        "as zip, by activations and weights (MuDSC, 2024)",
+        activations=True,
+        weights=True,
+        **_ZIP,
+    ),
+    "first-parent": Method(
+        f"{_ROOM}.controls:parent_match",
+        "keep the trunk of the first parent, with one head per task",
+        fixed=True,
+        settings={"parent": 0},
+        control=True,
+    ),
+    "last-parent": Method(
+        f"{_ROOM}.controls:parent_match",
+        "keep the trunk of the last parent, with one head per task",
+        fixed=True,
+        settings={"parent": -1},
+        control=True,
+    ),
+    "random": Method(f"{_ROOM}.controls:random_match", "match units one-to-one at random", fixed=True, control=True),
 }
+
+
+def balanced(method: str) -> bool:
+    """Whether a method weighs the similarity of weights against that of activations."""
+    return METHODS[method].weights and METHODS[method].activations
+
+
+def described() -> str:
+    """All methods with their summaries for a help text, one paragraph each.
+
+    >>> described().splitlines()[-1]
+    '- random (control): match units one-to-one at random.'
+    """
+    names = {name: f"{name} (control)" if method.control else name for name, method in METHODS.items()}
+    return "\n\n".join(f"- {names[name]}: {method.summary}." for name, method in METHODS.items())

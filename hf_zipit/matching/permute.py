@@ -1,9 +1,6 @@
-"""Matching: a similarity of all models' units -> which merged unit each of them becomes. Tensors only.
+"""One-to-one alignment of models by linear assignment."""
 
-A new method is one function `(similarity, sizes, ...) -> Match` and one line in `METHODS` (`methods.py`).
-"""
-
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -11,33 +8,46 @@ from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from hf_zipit.matching.average import common_width
 from hf_zipit.matching.greedy import Labels
-from hf_zipit.transform.match import Match, _equal, check_sizes
+from hf_zipit.transform.match import Match, check_sizes
 
 
 def permute_match(similarity: Tensor, sizes: Sequence[int], *, compat: bool = False) -> Match:
-    """Align the models one-to-one by assignments that maximise the summed similarity (eq. 3).
+    """Align the models one-to-one so that the summed similarity of matched units is largest (ZipIt!, eq. 3).
 
-    Two models: the optimum. More: every model is first aligned to the one that is most alike to all others; then,
-    time after time, the model that gains most is aligned anew to the sum of all others, until none gains. That sum
-    over all pairs of models never falls, and the result does not depend on the models' order.
+    For two models the result is optimal. For more, every model is first aligned to the one that is most similar to
+    all others. Then the model that gains most is repeatedly realigned to the sum of all others, until none gains. The
+    similarity summed over all pairs of models never falls, and the result does not depend on the order of the models.
+
+    Takes O(n^3) time for one assignment of n units; N models need about N^2 / 2 of them, and N for each realignment.
 
     Args:
-        similarity: `(n, n)`, units of model 0 first.
-        sizes: units per model, all the same.
-        compat: align every model to the first one, as the authors' code does.
+        similarity: `(N * n, N * n)`, units of model 0 first; larger is more similar.
+        sizes: Units of each model, all equal to n.
+        compat: Align every model to the first one, as the authors' code does.
 
-    >>> permute_match(torch.tensor([[1, 0, 0, 0.9], [0, 1, 0.9, 0], [0, 0.9, 1, 0], [0.9, 0, 0, 1]]), [2, 2]).labels
+    Returns:
+        A match of width n in the order of model 0's units. `score` is the mean similarity to model 0 of the pairwise
+        optimal assignments.
+
+    Raises:
+        OptionError: The models have different widths, or the similarity another shape.
+
+    >>> s = torch.tensor([[1, 0, 0, 0.9], [0, 1, 0.9, 0], [0, 0.9, 1, 0], [0.9, 0, 0, 1]])
+    >>> permute_match(s, [2, 2]).labels
     tensor([0, 1, 1, 0])
     """
     sizes, _ = check_sizes(similarity, sizes, None)
-    width, models = _equal(sizes, "permute"), range(len(sizes))
-    values = similarity.detach().cpu().double().numpy().reshape(len(sizes), width, len(sizes), width)
-    pairs = {(0, k): _assign(values[0, :, k]) for k in models[1:]}
-    score = float(np.mean([values[0, range(width), k, pairs[0, k]].mean() for k in models[1:]]))
-    columns = np.stack([np.arange(width), *(pairs[0, k] for k in models[1:])])  # (N, width): model k's unit at place m
-    if len(sizes) > 2 and not compat:
-        columns = _jointly(values, pairs)
+    width = common_width(sizes, "permute")
+    count = len(sizes)
+    values = similarity.detach().cpu().double().numpy().reshape(count, width, count, width)
+    first = {(0, k): _assign(values[0, :, k]) for k in range(1, count)}
+    score = float(np.mean([values[0, range(width), k, first[0, k]].mean() for k in range(1, count)]))
+    if count > 2 and not compat:
+        columns = _align_jointly(values, first)
+    else:
+        columns = np.stack([np.arange(width), *first.values()])
     labels = torch.from_numpy(np.argsort(columns, axis=1).reshape(-1))
     return Match(labels, sizes, width, score)
 
@@ -48,23 +58,39 @@ def _assign(scores: NDArray[np.float64]) -> Labels:
     return columns
 
 
-def _jointly(values: NDArray[np.float64], pairs: dict[tuple[int, int], Labels]) -> Labels:
-    """Which unit of each model sits at each place, `(N, width)`; the first model's units keep their order."""
+def _align_jointly(values: NDArray[np.float64], first: Mapping[tuple[int, int], Labels]) -> Labels:
+    """Align three or more models to each other.
+
+    Args:
+        values: The similarity, `(model, unit, model, unit)`.
+        first: The assignments of the first model's units to each other model's, by `(0, model)`.
+
+    Returns:
+        `(N, width)`: for each model, the unit that joins each merged unit. The first model's units keep their order.
+    """
     n, width = values.shape[:2]
-    rows = np.arange(width)
-    for i in range(1, n):
-        pairs |= {(i, j): _assign(values[i, :, j]) for j in range(i + 1, n)}
-    pairs |= {(j, i): np.argsort(columns) for (i, j), columns in pairs.items()}
-    totals = [sum(values[i, rows, j, pairs[i, j]].sum() for j in range(n) if j != i) for i in range(n)]
+    units = np.arange(width)
+    pairs = _all_pairs(values, first)
+    totals = [sum(values[i, units, j, pairs[i, j]].sum() for j in range(n) if j != i) for i in range(n)]
     hub = int(np.argmax(totals))
-    seats = np.stack([rows if k == hub else pairs[hub, k] for k in range(n)])
+    columns = np.stack([units if k == hub else pairs[hub, k] for k in range(n)])
     while True:
-        gains, found = [], []
+        gains = []
+        found = []
         for k in range(n):
-            others = sum(values[j, seats[j], k] for j in range(n) if j != k)  # (width, units of k)
+            others = sum(values[j, columns[j], k] for j in range(n) if j != k)  # (width, units of k)
             found.append(_assign(others))
-            gains.append(others[rows, found[k]].sum() - others[rows, seats[k]].sum())
+            gains.append(others[units, found[k]].sum() - others[units, columns[k]].sum())
         best = int(np.argmax(gains))
         if gains[best] <= 1e-9 * width:
-            return seats[:, np.argsort(seats[0])]
-        seats[best] = found[best]
+            return columns[:, np.argsort(columns[0])]
+        columns[best] = found[best]
+
+
+def _all_pairs(values: NDArray[np.float64], first: Mapping[tuple[int, int], Labels]) -> dict[tuple[int, int], Labels]:
+    """The optimal assignment of every ordered pair of models; those of the first model are given."""
+    n = len(values)
+    later = {(i, j): _assign(values[i, :, j]) for i in range(1, n) for j in range(i + 1, n)}
+    forward = {**first, **later}
+    backward = {(j, i): np.argsort(columns) for (i, j), columns in forward.items()}
+    return forward | backward

@@ -1,4 +1,4 @@
-"""How good a match is, and how good any match could be. Tensors only."""
+"""The quality of a match, and an upper bound on the quality of any match."""
 
 import numpy as np
 import torch
@@ -9,7 +9,13 @@ from hf_zipit.transform.match import Match
 
 
 def agreement(similarity: Tensor, match: Match) -> float:
-    """The mean over all units of a unit's mean similarity to those it is merged with; 0 for a unit left alone.
+    """Mean similarity of a unit to the other units of its cluster, averaged over all units.
+
+    A unit alone in its cluster and a dropped unit count 0. Takes O(n^2) time and memory.
+
+    Args:
+        similarity: `(n, n)`.
+        match: Labels of the n units.
 
     >>> s = torch.tensor([[1.0, 0.8, 0.1], [0.8, 1.0, 0.3], [0.1, 0.3, 1.0]])
     >>> round(agreement(s, Match(torch.tensor([0, 0, 1]), (2, 1), 2)), 3)
@@ -25,22 +31,29 @@ def agreement(similarity: Tensor, match: Match) -> float:
 
 
 def bound(similarity: Tensor) -> float:
-    """The largest `agreement` that any match could have, or more: an assignment of units to units.
+    """Upper bound on the `agreement` of any match, by one linear assignment of units to units in O(n^3).
 
-    The mean similarity of a unit to its k mates is a mean over the k cyclic orders of its cluster, each of which is
-    an assignment of every unit to another one. Cost: one linear assignment of n to n.
+    The mean similarity of a unit to its k mates is an average over k cyclic orders of its cluster. Each cyclic order
+    assigns every unit to another one, so no match exceeds the best assignment.
 
-    >>> bound(torch.tensor([[1.0, 0.8, 0.1], [0.8, 1.0, 0.3], [0.1, 0.3, 1.0]]))
-    0.5333333333333333
+    Args:
+        similarity: `(n, n)`.
+
+    >>> round(bound(torch.tensor([[1.0, 0.8, 0.1], [0.8, 1.0, 0.3], [0.1, 0.3, 1.0]])), 3)
+    0.533
     """
     values = similarity.detach().cpu().double().numpy().copy()
-    np.fill_diagonal(values, 0)  # left alone
+    np.fill_diagonal(values, 0)  # a unit alone in its cluster counts 0
     rows, columns = linear_sum_assignment(values, maximize=True)
     return float(values[rows, columns].mean())
 
 
 def optimality_gap(similarity: Tensor, match: Match) -> float:
-    """How far below the best possible `agreement` a match is at most, as a share of it; 0 is proved optimal.
+    """Upper bound on how far a match is from the best `agreement`, as a share of it; 0 if it is proved optimal.
+
+    Args:
+        similarity: `(n, n)`.
+        match: Labels of the n units.
 
     >>> s = torch.tensor([[1.0, 0.8, 0.1], [0.8, 1.0, 0.3], [0.1, 0.3, 1.0]])
     >>> round(optimality_gap(s, Match(torch.tensor([0, 0, 1]), (2, 1), 2)), 6)

@@ -1,6 +1,6 @@
-"""Similarity of units from statistics. Tensors only.
+"""Similarity of units from activation statistics.
 
-A new similarity is one function `(moments) -> (n, n)` tensor.
+A new similarity is one function from moments to an `(n, n)` tensor.
 """
 
 import torch
@@ -8,20 +8,27 @@ from torch import Tensor
 
 from hf_zipit.statistics.moments import AnyMoments
 
-TIE = 1e-3  # how far the likeness of weights may move a correlation: enough to decide between equals
+TIE_WEIGHT = 1e-3  # weight of the fingerprints against the correlation: just enough to break ties
 
 
-def correlation(moments: AnyMoments, likeness: Tensor | None = None) -> Tensor:
-    """Pearson correlation of every pair of units (ZipIt!, section 4.1), `(n, n)` in [-1, 1].
+def correlation(moments: AnyMoments, fingerprint_similarity: Tensor | None = None) -> Tensor:
+    """Pearson correlation of every pair of units (ZipIt!, section 4.1).
 
-    A dead unit, whose variance is nothing but rounding, has similarity 0 with every other. With `likeness`, a matrix
-    of how alike the units' weights are in (0, 1], equal correlations are told apart, and two dead units, which can be
-    merged without any loss on this data, have similarity between 0.5 and 1.
+    A dead unit, whose variance is only rounding error, has similarity 0 with every other. With fingerprints, equal
+    correlations are told apart. Two dead units then have a similarity between 0.5 and 1, since merging them costs
+    nothing on this data.
 
-    >>> from hf_zipit.moments import Moments
+    Args:
+        moments: Mean and covariance of the n units.
+        fingerprint_similarity: Similarity of the units' weights, `(n, n)` in (0, 1].
+
+    Returns:
+        `(n, n)` in [-1, 1].
+
+    >>> from hf_zipit.statistics.moments import Moments
     >>> moments = Moments.empty(2)
     >>> moments.update(torch.tensor([[0.0, 1.0], [1.0, 0.0], [2.0, -1.0]]))
-    >>> correlation(moments)[0, 1].item()
+    >>> round(correlation(moments)[0, 1].item(), 6)
     -1.0
     """
     covariance = moments.covariance
@@ -29,17 +36,23 @@ def correlation(moments: AnyMoments, likeness: Tensor | None = None) -> Tensor:
     alive = variance > 1e-12 * moments.mean.square()
     scale = torch.where(alive, variance, 1).rsqrt() * alive
     values = (covariance * scale * scale[:, None]).clamp_(-1, 1)
-    if likeness is None:
+    if fingerprint_similarity is None:
         return values
     dead = ~alive
-    values = torch.lerp(values, likeness.to(values), TIE).masked_fill_(dead[:, None] ^ dead, 0)
-    return torch.where(dead[:, None] & dead, (1 + likeness.to(values)) / 2, values)
+    weights = fingerprint_similarity.to(values)
+    values = torch.lerp(values, weights, TIE_WEIGHT).masked_fill_(dead[:, None] ^ dead, 0)
+    return torch.where(dead[:, None] & dead, (1 + weights) / 2, values)
 
 
-def reference_correlation(moments: AnyMoments, likeness: Tensor | None = None) -> Tensor:
-    """The correlation of the authors' code: float32, with a floor of 1e-7 on the product of deviations.
+def reference_correlation(moments: AnyMoments, fingerprint_similarity: Tensor | None = None) -> Tensor:
+    """The correlation of the authors' code, with a floor of 1e-7 on the product of two deviations.
 
-    `likeness` is not used: there is nothing of the kind in that code.
+    Args:
+        moments: Mean and covariance of the n units, in float32 to follow that code.
+        fingerprint_similarity: Ignored; that code does not read weights here.
+
+    Returns:
+        `(n, n)`.
     """
     covariance = moments.covariance
     deviation = covariance.diagonal().sqrt()

@@ -1,6 +1,6 @@
 """Similarity of units from the weights that touch them, in the coordinates of the merged model.
 
-Everything is read from the binding's flat table: no architecture is known here.
+Everything is read from the binding's flat table; nothing here depends on an architecture.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,14 +9,15 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
+from hf_zipit.matching.average import average_match
 from hf_zipit.specs.spaces import Binding, FeatureSpace, Row
-from hf_zipit.transform.match import Match, average_match
+from hf_zipit.transform.match import Match
 from hf_zipit.transform.transform import along
 
-CHUNK = 4096  # features of a unit that are gathered before they are multiplied
-SAFE = 1e-5  # what the authors' code adds to the size of a cluster
-OWN = 1e-6  # how much a unit counts that nothing reads, of one that is read
-ENOUGH = 3  # fewer features than this have no correlation to speak of
+CHUNK = 4096  # features per unit that are collected for one matrix product
+EPSILON = 1e-5  # added to the size of a cluster by MuDSC's code
+UNREAD_WEIGHT = 1e-6  # weight of an unread unit relative to a read one
+MIN_FEATURES = 3  # with fewer features than this, a correlation means nothing
 
 Matches = Mapping[str, Match]
 
@@ -24,49 +25,61 @@ Matches = Mapping[str, Match]
 class WeightSimilarity:
     """Pearson correlation of units over all weights that touch them (Git Re-Basin; MuDSC, section 3).
 
-    A unit's vector holds its slice of every parameter that writes, reads or carries its space. The other axes of
-    these parameters are brought to merged units first, as they are in the merged model: read axes are summed over
-    what is merged, written axes averaged. Only that makes the weights of two models comparable, so slices along
-    spaces that have no match are left out, and so are the classifiers, whose classes differ, and norms' running
-    statistics.
+    The vector of a unit holds its slice of every parameter that writes, reads or carries its space. The weights of two
+    models are comparable only in the coordinates of the merged model. So the other axes of each parameter are first
+    brought to merged units: read axes are summed over a merged unit, written axes averaged.
+
+    Left out are slices along spaces without a match, classifiers, whose classes differ, and running statistics.
 
     Args:
-        states: the models' state dicts.
-        binding: where the spaces are in them.
-        compat: follow the authors' code: unmatched spaces count unit by unit, classifiers count, and sums and
+        states: State dicts of the N models.
+        binding: Maps each space to slices of parameters.
+        compat: Follow MuDSC's code: spaces without a match are compared unit by unit, classifiers count, and sums and
             averages over merged units are swapped.
     """
 
     def __init__(self, states: Sequence[Mapping[str, Tensor]], binding: Binding, compat: bool = False) -> None:
-        self.states, self.compat, self.models = states, compat, len(states)
-        self.axes: dict[str, dict[int, list[Row]]] = {}
-        self.entries: dict[str, list[Row]] = {name: [] for name in binding.spaces}
+        self.states = states
+        self.compat = compat
+        self.models = len(states)
+        self.axes: dict[str, dict[int, list[Row]]] = {}  # parameter -> axis -> its rows
+        self.compared: dict[str, list[Row]] = {name: [] for name in binding.spaces}  # space -> rows that are compared
         for name, rows in binding.rows(states[0]).items():
             self.axes[name] = {row.axis: [r for r in rows if r.axis == row.axis] for row in rows}
-            alike = len({state[name].shape for state in states}) == 1
-            counted = alike if compat else name not in binding.classifier
+            same_shape = len({state[name].shape for state in states}) == 1
+            counted = same_shape if compat else name not in binding.classifier
             if counted and not name.endswith(("running_mean", "running_var")):
                 for row in rows:
-                    self.entries[row.space].append(row)
+                    self.compared[row.space].append(row)
         sizes = {name: (space.size,) * self.models for name, space in binding.spaces.items()}
         self.unit_by_unit = {name: average_match(n) for name, n in sizes.items()}
         self.left_out = {name: Match(torch.full((sum(n),), -1), n, 0) for name, n in sizes.items()}
 
     def neighbours(self, space: str) -> set[str]:
-        """The spaces on whose matches the similarity of this one depends."""
-        others = (rows for row in self.entries[space] for a, rows in self.axes[row.parameter].items() if a != row.axis)
-        return {row.space for rows in others for row in rows}
+        """The spaces on whose matches the similarity of this space depends."""
+        found = set()
+        for row in self.compared[space]:
+            for axis, rows in self.axes[row.parameter].items():
+                if axis != row.axis:
+                    found |= {other.space for other in rows}
+        return found
 
     def __call__(self, space: FeatureSpace, matches: Matches, *, within: bool = True) -> Tensor | None:
-        """The similarity `(N * n, N * n)` in [-1, 1], float32; `None` where too few weights can be compared.
+        """The similarity of the units of all models, in O((N n)^2) per feature.
 
         Args:
-            space: whose units to compare.
-            matches: the current matches of the other spaces, as far as there are any.
-            within: whether to compare units of one model with each other; else these blocks hold anything.
+            space: The space whose n units (per model) to compare.
+            matches: Current matches of the other spaces; some may be missing.
+            within: Whether to compare units of one model with each other. If not, the content of these blocks is
+                meaningless.
+
+        Returns:
+            `(N * n, N * n)` in [-1, 1], float32; `None` if too few weights can be compared.
         """
-        n, total = space.size, self.models * space.size
-        gram, sums = torch.zeros(total, total), torch.zeros(total, dtype=torch.float64)
+        n = space.size
+        total = self.models * n
+        gram = torch.zeros(total, total)
+        sums = torch.zeros(total, dtype=torch.float64)
         blocks = [slice(k * n, (k + 1) * n) for k in range(self.models)]
         count = 0
         for chunk in self._chunks(space, matches):  # one (n, features) per model
@@ -79,12 +92,12 @@ class WeightSimilarity:
                     gram[blocks[i], blocks[j]].addmm_(x, chunk[j].T)
         for upper, lower in combinations(blocks, 2):
             gram[lower, upper] = gram[upper, lower].T
-        return _pearson(gram, sums, count, self.compat) if count >= ENOUGH else None
+        return _pearson(gram, sums, count, self.compat) if count >= MIN_FEATURES else None
 
     def _chunks(self, space: FeatureSpace, matches: Matches) -> Iterator[list[Tensor]]:
-        """The units' vectors in pieces, each `(n, features)` for every model."""
+        """The vectors of the units in pieces: a list of `(n, features)`, one per model."""
         pieces: list[list[Tensor]] = []
-        for row in self.entries[space.name]:
+        for row in self.compared[space.name]:
             if self._comparable(row, matches):
                 pieces.append([self._slice(row, space, matches, k) for k in range(self.models)])
             if sum(piece[0].shape[1] for piece in pieces) >= CHUNK:
@@ -94,14 +107,14 @@ class WeightSimilarity:
             yield [torch.cat(parts, 1) for parts in zip(*pieces, strict=True)]
 
     def _comparable(self, row: Row, matches: Matches) -> bool:
-        """Grouped kernels count places inside groups: without a match of both sides they tell nothing."""
+        """Whether a row can be compared: grouped kernels, indexed inside their groups, need matches of both sides."""
         axes = self.axes[row.parameter]
         if self.compat or not any(r.local for rows in axes.values() for r in rows):
             return True
         return all(r.space in matches for axis, rows in axes.items() if axis != row.axis for r in rows)
 
     def _slice(self, row: Row, space: FeatureSpace, matches: Matches, model: int) -> Tensor:
-        """The part of every unit's vector that lies in one parameter, `(n, features)`."""
+        """The part of the units' vectors that comes from one parameter, `(n, features)`."""
         value = self.states[model][row.parameter].float()
         axes = self.axes[row.parameter]
         for axis, rows in axes.items():
@@ -113,14 +126,14 @@ class WeightSimilarity:
         return value.reshape(row.before, space.size, -1).movedim(1, 0).flatten(1)
 
     def _merged(self, value: Tensor, axis: int, rows: list[Row], matches: Matches, model: int) -> Tensor:
-        """Bring one axis to merged units: written axes averaged over what is merged, read axes summed."""
+        """Bring one axis to merged units: written axes are averaged over a merged unit, read axes summed."""
         missing = self.unit_by_unit if self.compat else self.left_out
         known = {row.space: matches.get(row.space, missing[row.space]) for row in rows}
         for row in rows:
             match = known[row.space]
             if row.local or (row.role == "read") != self.compat:
                 continue
-            share = self.models / (match.counts + (SAFE if self.compat else 0))  # (m,)
+            share = self.models / (match.counts + (EPSILON if self.compat else 0))  # (m,)
             if match.width and (share != 1).any():
                 share = share[match.of(model)].repeat(row.before).repeat_interleave(row.after)
                 part = value.narrow(axis, row.offset, row.length)
@@ -129,9 +142,9 @@ class WeightSimilarity:
         return along(value, axis, rows, known, model)
 
     def _columns(self, value: Tensor, row: Row, space: FeatureSpace, matches: Matches, model: int) -> Tensor:
-        """Input columns of a grouped kernel: unit i of group g is column i of the rows of group g.
+        """Vectors from the input axis of a grouped kernel: unit i of group g is column i of the rows of group g.
 
-        The rows are at merged places by now; `order` says where the groups have gone.
+        The rows are in merged coordinates already; `order` is the merged group of each group.
         """
         groups = space.size // row.length
         value = value.reshape(groups, -1, *value.shape[1:])  # (G, out / G, in / G, ...)
@@ -144,7 +157,14 @@ class WeightSimilarity:
 
 
 def _pearson(gram: Tensor, sums: Tensor, count: int, compat: bool) -> Tensor:
-    """Correlation from the Gram matrix and sums of vectors with `count` entries; 0 for a constant vector."""
+    """Correlation of vectors from their Gram matrix; 0 for a constant vector. `gram` is overwritten.
+
+    Args:
+        gram: Inner products of the vectors, `(n, n)`.
+        sums: Sum of the entries of each vector, `(n,)`.
+        count: Entries of each vector.
+        compat: Clamp the product of deviations as MuDSC's code does.
+    """
     mean = (sums / count).float()
     covariance = gram.div_(count).addr_(mean, mean, alpha=-1)
     variance = covariance.diagonal().clone()
@@ -159,19 +179,24 @@ def _pearson(gram: Tensor, sums: Tensor, count: int, compat: bool) -> Tensor:
 def readers(
     states: Sequence[Mapping[str, Tensor]], binding: Binding, space: FeatureSpace, covariance: Tensor
 ) -> Tensor:
-    """How errors of units add up in the layers that read them, `(N * n, N * n)`, block by block of a model.
+    """How errors of units combine in the layers that read them, as a quadratic form.
 
-    `Q` such that `e' Q e` is the squared error of all these layers' outputs, before their norms, for errors `e` of the
-    units in their own standard deviations; every layer counts alike, as a share of what its output varies. A little is
-    added for the units' own sake.
+    Returns `Q` such that `e' Q e` is the squared error at the outputs of these layers, before their norms, for errors
+    `e` of the units in units of their standard deviations. Every layer has the same weight: its error is divided by
+    its output variance. Q is block-diagonal, one block per model, as no layer reads units of two models. A small
+    multiple of the identity is added, for units that nothing reads.
 
     Args:
-        states: the models' state dicts.
-        binding: where the space is in them.
-        space: whose readers.
-        covariance: of the units of all models, `(N * n, N * n)`.
+        states: State dicts of the N models.
+        binding: Maps each space to slices of parameters.
+        space: The space whose n units (per model) are read.
+        covariance: Covariance of the units of all models, `(N * n, N * n)`.
+
+    Returns:
+        `(N * n, N * n)`, positive semi-definite.
     """
-    n, out = space.size, torch.zeros_like(covariance)
+    n = space.size
+    out = torch.zeros_like(covariance)
     reading = [row for row in binding.table if row.space == space.name and row.role == "read" and not row.local]
     for model, state in enumerate(states):
         mine = slice(model * n, (model + 1) * n)
@@ -182,4 +207,4 @@ def readers(
             out[mine, mine] += gram / (gram * covariance[mine, mine]).sum().clamp(min=1e-30)
     deviation = covariance.diagonal().clamp(min=0).sqrt()
     out = out * deviation * deviation[:, None]
-    return out + OWN * (out.diagonal().mean().clamp(min=1e-30) * torch.eye(len(out)).to(out))
+    return out + UNREAD_WEIGHT * (out.diagonal().mean().clamp(min=1e-30) * torch.eye(len(out)).to(out))

@@ -1,7 +1,4 @@
-"""Matching: a similarity of all models' units -> which merged unit each of them becomes. Tensors only.
-
-A new method is one function `(similarity, sizes, ...) -> Match` and one line in `METHODS` (`methods.py`).
-"""
+"""ZipIt!'s matching: greedy, across and within models."""
 
 from collections.abc import Sequence
 
@@ -23,25 +20,31 @@ def zip_match(
     compat: bool = False,
     budget: Budget | None = None,
 ) -> Match:
-    """Greedy matching across and within models (ZipIt!, section 4.3 and appendix B), in O(n^2) time and memory.
+    """Greedily merge the most similar units, across and within models (ZipIt!, section 4.3 and appendix B).
 
-    Merges the most similar pair of clusters until `keep` are left. A merged cluster is as similar to another as the
-    least similar of its members, times `alpha` for each merge that gave it N or more units. At most
-    `beta * (n - keep) / N` merges may bring two units of model k together, for each k. With `beta=0` no cluster holds
-    two units of a model (unless `keep` is below a model's size, which forces it); no unit is ever dropped; the result
-    does not depend on the order of the models.
+    The most similar pair of clusters is merged until `keep` clusters remain. The similarity of two clusters is that of
+    their least similar members, times `alpha` for each merge that left a cluster with N or more units. For each of the
+    N models, at most `beta * (n - keep) / N` merges may bring two of its units together.
+
+    With `beta=0` no cluster holds two units of a model, unless `keep` is below a model's size, which forces it. No
+    unit is ever dropped, and the result does not depend on the order of the models. Takes O(n^2) time and memory.
 
     Args:
-        similarity: `(n, n)`, units of model 0 first; larger is more alike. The diagonal is ignored.
-        sizes: units per model, `sum(sizes) == n`.
-        alpha: in [0, 1]; small values favour merges of few units.
-        beta: in [0, 1].
-        keep: merged units; the mean of `sizes` by default.
-        compat: follow the authors' code exactly instead: its ties, order, budgets and dropped units.
-        budget: under `compat`, the budget that the groups of one space share; by default this match's own.
+        similarity: `(n, n)`, units of model 0 first; larger is more similar. The diagonal is ignored.
+        sizes: Units of each model, `sum(sizes) == n`.
+        alpha: Penalty on large clusters, in [0, 1]; small values favour clusters of few units.
+        beta: Share of the merges that may happen within a model, in [0, 1].
+        keep: Merged units; the mean of `sizes` by default.
+        compat: Follow the authors' code exactly: its ties, order, budgets and dropped units.
+        budget: With `compat`, a budget that all groups of one space share; updated in place. By default this match
+            has a budget of its own.
+
+    Returns:
+        A match of width `keep`, clusters ordered by their first unit. `score` is the mean of the similarities,
+        penalties included, at which clusters were merged.
 
     Raises:
-        OptionError: alpha, beta or keep out of range, or a similarity of another shape.
+        OptionError: `alpha`, `beta` or `keep` is out of range, or the similarity has another shape.
 
     >>> s = torch.tensor([[1, 0, 0.9, 0], [0, 1, 0, 0.8], [0.9, 0, 1, 0], [0, 0.8, 0, 1]])
     >>> zip_match(s, [2, 2], alpha=0.1, beta=0.8).labels
@@ -53,7 +56,8 @@ def zip_match(
             raise OptionError(f"{name} is {value:g}: it must lie between 0 and 1")
     if compat and keep * len(sizes) != sum(sizes):
         raise OptionError(
-            f"keep={keep}: compat=True reproduces merges to one model's width, {sum(sizes) // len(sizes)}"
+            f"keep={keep}: compat=True merges to the width of one model only, {sum(sizes) // len(sizes)}; leave out "
+            "compat for other widths"
         )
     if compat and budget is None:
         budget = Budget.of(sizes, beta, keep)

@@ -1,146 +1,139 @@
-"""The merge as one call; what it does step by step is in `Merger`."""
+"""A merge as one function call, from keywords or from a recipe; `Merger` implements the steps."""
 
+import inspect
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from torch import nn
 
+from hf_zipit.assembly.parents import Merged
 from hf_zipit.data.images import NO_DATA
-from hf_zipit.errors import OptionError
-from hf_zipit.matching.methods import Options
-from hf_zipit.merging.balance import AUTO, merge_balanced
-from hf_zipit.merging.merger import Merged, Merger, check_calibration
-from hf_zipit.sources.access import Access
-from hf_zipit.sources.load import load
+from hf_zipit.errors import OptionError, SourceError
+from hf_zipit.merging.balance import merge_settled
+from hf_zipit.merging.merger import Merger
+from hf_zipit.merging.provenance import check_count
+from hf_zipit.recipe import PinnedSource, Recipe, read_recipe, takes_options
+from hf_zipit.sources.access import NOTHING, Access
+from hf_zipit.sources.load import load_source
 from hf_zipit.sources.source import Source
 
 _log = logging.getLogger("hf_zipit")
+Check = Callable[[Recipe, Sequence[Source]], None]
 
 
+@takes_options
 def merge(
     sources: Sequence[str | Path | nn.Module | Source],
     data: Any = None,
     *,
-    method: str = "zip",
-    cut: str | None = None,
-    alpha: float = 0.1,
-    beta: float = 0.8,
-    compat: bool = False,
-    balance: float | Literal["auto"] = 0.5,
     balance_data: Any = None,
-    sweeps: int = 100,
-    width: float = 1.0,
-    flops_budget: float | None = None,
-    num_images: int | Sequence[int] | None = None,
-    batch_size: int = 32,
-    calibrate: str = "batchnorm",
-    tasks: Sequence[str] | None = None,
-    seed: int = 0,
-    device: str | None = None,
-    spec: str | Path | None = None,
-    backbone: str | None = None,
-    cache: bool = True,
     token: str | None = None,
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
+    **options: Any,
 ) -> Merged:
     """Merge models of one architecture into one model with a head per task, without training.
 
-    Models of different classes (a classifier and a segmentation model) are merged as far as they hold the same
-    backbone; what surrounds it stays with its task.
+    For models of different classes, such as a classifier and a segmentation model, only the backbone that they share is
+    merged. The layers around it stay with their task.
 
     Args:
-        sources: two or more Hub ids, folders or timm modules; none of them is changed.
-        data: images for the statistics, no labels needed: one data set for all, or a list with one for each model.
-            A Hub id, an image folder, parquet files, a `datasets.Dataset`, or batches of pixels (see `open_images`).
-            Not read where neither the method nor the calibration needs images.
-        method: `zip`, `select`, `permute`, `average`, `optimal`, `kmeans`, `git-rebasin`, `weight-zip`,
-            `mudsc-align` or `mudsc-zip` (see `METHODS`).
-        cut: merge up to this step or stage (`layer2`); each task keeps its own layers after it. `None` merges
-            everything but the classifiers.
-        alpha: penalty on merging many units into one, in [0, 1] (`zip`, `*-zip`).
-        beta: share of the merges that may happen within a model, in [0, 1] (`zip`, `*-zip`).
-        compat: follow the authors' code where it differs from the repaired method.
-        balance: weight of the similarity of weights against that of activations, in [0, 1] (`mudsc-*`). `auto` tries
-            0.1 to 0.9 and takes the merge whose outputs are nearest to the parents' on the images.
-        balance_data: with `auto`, labelled images, as `data`: the most accurate merge on them is taken instead.
-        sweeps: over all spaces, at most (methods that compare weights; they stop when no match changes).
-        width: merged units for each unit of one model, in every space that can have another width.
-        flops_budget: choose the cut (if none is given) and the widths for at most so many FLOPs, in forwards of one
-            parent, all tasks together: where they save most error. 1 allows a full merge and its classifiers.
-        num_images: images per data set, chosen by the seed: one number for all, or one each; `None` uses all.
-        batch_size: images per forward pass.
-        calibrate: `batchnorm` re-estimates the norms' statistics on the data, `repair` gives every unit the mean and
-            deviation of its parents, `refit` fits layers and heads to the parents by least squares, `none` leaves
-            the merge as it is (see `CALIBRATIONS`).
-        tasks: a name for each task, in the models' order; by default a model's name is that of its task, and a merge's
-            tasks keep theirs.
-        seed: chooses the images.
-        device: where to run; by default what accelerate finds. The result is on the CPU.
-        spec: a spec file to use instead of the shipped one for the model's class.
-        backbone: the path of the backbone in models that surround it with more, such as `encoder`; found by itself.
-        cache: keep the statistics of every space on disk, for other merges of these models on these images.
-        token: an access token of the Hub for models and data sets; by default that of `HF_TOKEN` or `hf auth login`.
-        trust_remote_code: run code files that come with a model.
-        allow_pickle: read `.bin` weights of models that have no others, with torch's restricted unpickler.
+        sources: Two or more Hub ids, folders, modules or opened sources; none of them is changed.
+        data: Images for the statistics; labels are not used. One data set for all models, or a list with one per model:
+            a Hub id, an image folder, parquet files, a `datasets.Dataset`, or batches of pixels (see `open_images`).
+            Not read if neither the method nor the calibration needs images.
+        {options}
+        balance_data: Labelled images, as for `data`. With balance auto, the most accurate merge on them is kept.
+        token: Hub access token for models and data sets. Default: `HF_TOKEN` or `hf auth login`.
+        trust_remote_code: Run code files that come with a model.
+        allow_pickle: Read `.bin` weights of models that have no others, with torch's restricted unpickler.
 
     Returns:
-        The merged model in eval mode; `save_pretrained` writes it.
+        The merged model in eval mode, on the CPU; `save_pretrained` writes it.
 
     Raises:
-        OptionError: an option is unknown or out of range.
-        SourceError: a model cannot be loaded, or they are not alike.
-        SpecError: no spec describes the models.
-        DataError: the data cannot be read, is too small, or yields activations that are not finite.
+        OptionError: An option is out of range, or needs others that are not given.
+        SourceError: A model cannot be loaded, or the models have nothing in common.
+        SpecError: No spec describes the models.
+        DataError: The data cannot be read, is too small, or yields activations that are not finite.
 
     >>> merged = merge(["user/pets", "user/birds"], ["user/pets-data", "user/birds-data"])  # doctest: +SKIP
     """
+    unknown = set(options) - set(inspect.signature(merge).parameters)
+    if unknown:
+        raise TypeError(f"merge() got an unexpected keyword argument '{sorted(unknown)[0]}'")
+    recipe = Recipe(**options)
+    recipe.check_balance_data(balance_data)
+    check_recipe(recipe, len(sources), data)
     access = Access(token, trust_remote_code, allow_pickle)
-    options = checked_options(locals())
-    for name in options.ignored:
-        _log.warning("%s is %s, which %s does not use", name, getattr(options, name), method)
-    merger = Merger(
-        [load(source, access=access) for source in sources],
-        data if reads_images(options, calibrate) else None,
-        num_images=num_images,
-        batch_size=batch_size,
-        tasks=tasks,
-        seed=seed,
-        device=device,
-        spec=spec,
-        backbone=backbone,
-        cache=cache,
-        token=token,
-    )
-    if balance == AUTO:
-        return merge_balanced(merger, options, cut=cut, calibrate=calibrate, data=balance_data)[0]
-    return merger.merge(options, cut=cut, calibrate=calibrate)
+    opened = [load_source(source, access=access) for source in sources]
+    return _run(recipe, opened, data, balance_data, token)
 
 
-def checked_options(arguments: Mapping[str, Any]) -> Options:
-    """How to match, from the keyword arguments of `merge`: what is wrong with them is told before models are read.
+def merge_recipe(
+    recipe: str | Path | Recipe, access: Access = NOTHING, check: Check | None = None, **changes: Any
+) -> Merged:
+    """Merge as a recipe specifies; the `zipit_config.yml` of a merged repository makes the same weights again.
 
     Args:
-        arguments: every keyword argument of `merge`, and `sources` as far as they are known.
+        recipe: A YAML file, or what `read_recipe` returns.
+        access: Token and permissions for reading the models; a recipe cannot grant them.
+        check: Called with the recipe and the opened models before any image is read; an exception stops the merge.
+        changes: Values that override those of the recipe.
 
     Raises:
-        OptionError: an option is unknown or out of range, images are needed and none given, or there are fewer than
-            two sources.
+        OptionError: The recipe cannot be read, has an unknown key, or does not record where a model is.
+        SourceError: A model is not the one that the recipe was written for.
+        ZipItError: As for `hf_zipit.merge`.
+
+    >>> merged = merge_recipe("recipe.yml", cut="layer3")  # doctest: +SKIP
     """
-    if arguments["balance"] != AUTO and arguments["balance_data"] is not None:
-        given = arguments["balance"]
-        raise OptionError(f"balance_data chooses a balance, but it is given: {given}; pass balance='{AUTO}'")
-    options = Options.of(arguments)
-    check_calibration(arguments["calibrate"])
-    if len(arguments["sources"]) < 2:
-        raise OptionError(f"{len(arguments['sources'])} model given: a merge needs two or more")
-    if arguments["data"] is None and reads_images(options, arguments["calibrate"]):
+    recipe = recipe.changed(**changes) if isinstance(recipe, Recipe) else read_recipe(recipe, **changes)
+    check_recipe(recipe, len(recipe.sources), recipe.data)
+    sources = [_opened(entry, number, access) for number, entry in enumerate(recipe.sources, 1)]
+    if check is not None:
+        check(recipe, sources)
+    return _run(recipe, sources, recipe.data, recipe.balance_data, access.token)
+
+
+def check_recipe(recipe: Recipe, models: int, data: Any) -> None:
+    """Check the inputs of a merge before any model is read.
+
+    Args:
+        recipe: The options.
+        models: Number of models.
+        data: The images, or `None`.
+
+    Raises:
+        OptionError: Fewer than two models are given, or images are needed and none are given.
+    """
+    check_count(models)
+    if data is None and recipe.reads_images:
         raise OptionError(NO_DATA)
-    return options
 
 
-def reads_images(options: Options, calibrate: str) -> bool:
-    """Whether a merge looks at images."""
-    return options.needs_statistics or calibrate != "none"
+def _run(recipe: Recipe, sources: Sequence[Source], data: Any, balance_data: Any, token: str | None) -> Merged:
+    """Merge opened models."""
+    for name in recipe.ignored:
+        _log.warning("%s is %s, which %s does not use", name, getattr(recipe, name), recipe.method)
+    merger = Merger(sources, data if recipe.reads_images else None, recipe.changed(sources=[], data=None), token=token)
+    return merge_settled(merger, recipe, balance_data)[0]
+
+
+def _opened(entry: str | PinnedSource, number: int, access: Access) -> Source:
+    """Load one model of a recipe, and check its weights against the recorded hash."""
+    if isinstance(entry, str):
+        return load_source(entry, access=access)
+    if entry.ref is None:
+        known = f"the folder '{entry.folder}', whose location is unknown" if entry.folder else "a model in memory"
+        raise OptionError(f"model {number} of the recipe was {known}; pass the models along with the recipe")
+    source = load_source(entry.ref, access=access)
+    found = source.origin.get("sha256")
+    if entry.sha256 and found != entry.sha256:
+        raise SourceError(
+            f"{entry.ref} is not the model that the recipe was written for: its weights have the sha256 "
+            f"{str(found)[:12]}..., not {entry.sha256[:12]}.... To merge other models, pass them along with the recipe"
+        )
+    return source

@@ -1,44 +1,90 @@
-"""Models opened once, and any number of merges of them: bind, observe, match, transform, build, calibrate."""
+"""Provenance of a merge (sources, options, images, spaces) and the names of its tasks."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from hf_zipit import __version__
+from hf_zipit.assembly.parents import Parents
+from hf_zipit.data.batches import Passes
 from hf_zipit.data.images import Images
 from hf_zipit.data.rows import hub_data
 from hf_zipit.errors import OptionError
-from hf_zipit.saving.license import licence_of
+from hf_zipit.recipe import Recipe
+from hf_zipit.saving.license import license_of
+from hf_zipit.saving.provenance import Provenance
 from hf_zipit.sources.source import Source
+from hf_zipit.transform.match import Match
+
+
+def provenance(
+    parents: Parents, run: Recipe, recipe: Recipe, passes: Passes, matches: Mapping[str, Match]
+) -> Provenance:
+    """The provenance of a merge: enough to reproduce it and to see what went into it.
+
+    Args:
+        parents: the models.
+        run: options of the run, such as the seed.
+        recipe: options of the merge.
+        passes: passes over the images.
+        matches: by space.
+    """
+    counts = [len(part) for part in passes.images]
+    options = {**recipe.options.model_dump(), "calibrate": recipe.calibrate}
+    options |= {"seed": run.seed, "num_images": counts or None, "batch_size": run.batch_size, "backbone": run.backbone}
+    return Provenance(
+        generator=f"hf-zipit {__version__}",
+        sources=[recorded(source) for source in parents.sources],
+        recipe=options,
+        data=[_recorded_data(part) for part in passes.images],
+        spaces=[{"name": name, "width": match.width, **match.composition()} for name, match in matches.items()],
+    )
 
 
 def recorded(source: Source) -> dict[str, Any]:
-    """What a merge tells of a model: its origin, and what its card says about its licence."""
-    return {**source.origin, **licence_of(source.folder)}
+    """The record of a model: its origin, and the license stated in its card."""
+    return {**source.origin, **license_of(source.folder)}
 
 
-def _known(images: Images) -> dict[str, Any]:
-    """What a merge tells of a data set: its name, and if it can be found again by that of a place on the Hub."""
-    on_hub = images.ref is not None and hub_data(images.ref) is not None
-    place = {"ref": images.ref} if on_hub else {"folder": images.name} if images.ref else {}
-    return {"name": images.name, "num_images": len(images), **place}
+def _recorded_data(images: Images) -> dict[str, Any]:
+    """The record of a data set: its name, its size, and its Hub id or the name of its folder."""
+    recorded = {"name": images.name, "num_images": len(images)}
+    if images.ref is None:
+        return recorded
+    if hub_data(images.ref) is not None:
+        return {**recorded, "ref": images.ref}
+    return {**recorded, "folder": images.name}
 
 
-def _places(sources: Sequence[Source], images: Sequence[Images]) -> dict[str, Any]:
-    """Where models and images were found; no place for the images if some had none."""
+def places_of(sources: Sequence[Source], images: Sequence[Images]) -> dict[str, Any]:
+    """Paths or ids of models and images on this machine; `data` is `None` if any of the images have none."""
     refs = [part.ref for part in images]
     return {"sources": [source.folder for source in sources], "data": refs if refs and all(refs) else None}
 
 
 def task_names(sources: Sequence[Source], tasks: Sequence[str] | None) -> list[str]:
-    """The tasks' names: those given, else the models', told apart where they are the same.
+    """The names of the tasks: those given, or else the models' names, with numbers to tell equal ones apart.
+
+    Args:
+        sources: the opened models.
+        tasks: one name for each task, or `None`.
 
     Raises:
-        OptionError: fewer than two models, or not one name for each task.
+        OptionError: there are fewer than two models, or the names are not different, one for each task.
     """
-    if len(sources) < 2:
-        raise OptionError(f"{len(sources)} model given: a merge needs two or more")
+    check_count(len(sources))
     names = [name for source in sources for name, _ in source.tasks]
     if tasks is None:
         return [n if names.count(n) == 1 else f"{n}-{names[: i + 1].count(n)}" for i, n in enumerate(names)]
     if len(tasks) != len(names) or len(set(tasks)) != len(tasks):
         raise OptionError(f"tasks {list(tasks)}: {len(names)} different names are needed, one for each task")
     return list(tasks)
+
+
+def check_count(models: int) -> None:
+    """Check that there are enough models for a merge.
+
+    Raises:
+        OptionError: there are fewer than two.
+    """
+    if models < 2:
+        raise OptionError(f"{models} model given: a merge needs two or more")

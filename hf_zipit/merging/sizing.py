@@ -1,113 +1,136 @@
-"""How deep and how wide a merge is: a cut and widths as the user gives them, or as a budget of FLOPs allows."""
+"""Depth and width of a merge: as given by the user, or as chosen under a FLOPs budget."""
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable, Iterable
 
-from torch import Tensor
-
-from hf_zipit.assembly.plan import Plan
+from hf_zipit.assembly.parents import Parents
 from hf_zipit.errors import OptionError
-from hf_zipit.matching.methods import Options
-from hf_zipit.matching.widen import check_ratio, unit_count
-from hf_zipit.merging.budget import GRID, Costs, free_spaces, spend, unexplained
-from hf_zipit.sources.source import Source
-from hf_zipit.specs.cuts import resolve_cut
-from hf_zipit.specs.spaces import Binding
+from hf_zipit.matching.widen import unit_count
+from hf_zipit.merging.budget import GRID, Depth, free_spaces, runs_at, spend, unexplained
+from hf_zipit.recipe import Recipe
+from hf_zipit.specs.plan import Plan
 from hf_zipit.statistics.collect import SpaceStatistics
 from hf_zipit.transform.match import Match
 
 _log = logging.getLogger("hf_zipit")
 
-Widths = dict[str, int]  # merged units by space, where they are not as many as one model has
+Matched = Callable[[Plan, Recipe], dict[str, Match]]
+Observed = Callable[[Iterable[str], bool], dict[str, SpaceStatistics]]
 
 
-def touched_spaces(plan: Plan, state: Mapping[str, Tensor]) -> set[str]:
-    """The spaces that the trunk touches."""
-    rows = plan.binding.rows(plan.touched(state)).values()
-    return {row.space for mine in rows for row in mine}
+def sized_plan(parents: Parents, recipe: Recipe) -> Plan:
+    """The plan of a merge at a given cut and width; a FLOPs budget is ignored, because it needs images.
+
+    Raises:
+        OptionError: an unknown cut, or a width that these models cannot have.
+    """
+    check_width("width", recipe.width, len(parents.sources))
+    plan = parents.plan(recipe.cut)
+    if recipe.width == 1:
+        return plan
+    widths = _widths(parents, recipe.width, _free(parents) & parents.spaces(plan))
+    return _checked(parents, parents.plan(recipe.cut, widths), f"width is {recipe.width:g}")
 
 
-@dataclass(frozen=True)
-class Sizing:
-    """What the depth and the widths of a merge are chosen from.
+def budget_plan(parents: Parents, recipe: Recipe, match: Matched, observe: Observed) -> Plan:
+    """The plan with the cut and widths that lose the least variance within a FLOPs budget.
 
     Args:
-        sources: the models.
-        binding: their spec.
-        match: matches the spaces of a plan with given widths.
-        statistics: the statistics of the named spaces, as `compat` or not.
+        parents: the models.
+        recipe: has a `flops_budget`; its cut is used if it has one.
+        match: matches the spaces of a plan.
+        observe: returns the statistics of the named spaces, given whether to follow the authors' code (`compat`).
+
+    Raises:
+        OptionError: the method does not read activations, the cut is unknown, or the budget is too small.
     """
+    budget = recipe.flops_budget
+    assert budget is not None
+    if not recipe.needs_statistics:
+        raise OptionError(f"flops_budget reads activations, but method '{recipe.method}' does not; give a width")
+    fixed = next((source.cut for source in parents.sources if source.trunk is not None), None)
+    plans = _plans(parents, recipe.cut or fixed)  # a merge with a cut can only be merged again at that cut
+    deepest = max(plans, key=lambda plan: plan.depth)
+    names = parents.spaces(deepest)
+    free = _free(parents) & names
+    seen = observe(names, recipe.compat)
+    errors: dict[str, dict[float, float]] = {name: {} for name in seen}
+    for ratio in _grid(budget, bool(free), len(parents.sources)):
+        plan = parents.plan(deepest.cut, _widths(parents, ratio, free))
+        for name, found in match(plan, recipe).items():
+            if name in seen and (name in free or ratio == 1):
+                size = parents.binding.spaces[name].size
+                errors[name][found.width / size] = unexplained(seen[name], found)
+    costs = parents.layer_costs()
+    full = costs.flops(deepest.depth, {}, gathers=False)
+    if parents.joint and 1 <= budget < full and deepest.depth == parents.depth(None):
+        _log.warning("flops_budget raised to %.3f, the cost of a full merge with the classifiers of all tasks", full)
+        budget = full
+    depths = [_depth(parents, plan, errors) for plan in plans]
+    offer = spend(budget, depths, costs, errors)
+    chosen = next(plan for plan in plans if plan.depth == offer.depth)
+    widths = offer.widths(parents.binding, len(parents.sources))
+    where = chosen.cut or "before the classifiers"
+    _log.info("for %.2fx FLOPs: cut %s, widths %s", offer.flops, where, widths)
+    plan = Plan(parents.binding, chosen.depth, chosen.cut, widths)
+    return _checked(parents, plan, f"flops_budget is {budget:g}")
 
-    sources: Sequence[Source]
-    binding: Binding
-    match: Callable[[Plan, Options, Widths], dict[str, Match]]
-    statistics: Callable[[Iterable[str], bool], dict[str, SpaceStatistics]]
 
-    def plan(self, options: Options, cut: str | None) -> tuple[Plan, Widths]:
-        """Where a merge is cut, and which spaces are not as wide as in one model.
+def _checked(parents: Parents, plan: Plan, what: str) -> Plan:
+    """The plan, if the models run with its widths: some layers take only multiples of a number of channels."""
+    if runs_at(parents.reference.model, parents.binding, plan.ratios, parents.input_size):
+        return plan
+    shown = ", ".join(f"{name}: {width}" for name, width in list(plan.widths.items())[:4])
+    raise OptionError(f"{what}: these models do not run with the units that it gives ({shown}); try another one")
 
-        Args:
-            options: `width` or `flops_budget`.
-            cut: as the user named it; with a budget, `None` leaves it to the budget.
 
-        Raises:
-            OptionError: a width or budget that these models, or the method, cannot have.
-        """
-        check_ratio("width", options.width, self.sources)
-        if options.flops_budget is not None:
-            return self._within(options.flops_budget, options, cut)
-        plan = Plan(self.binding, resolve_cut(self.binding, cut), cut)
-        return plan, {} if options.width == 1 else self._at(options.width, self._touched(plan) & self._free)
+def check_width(name: str, value: float, models: int) -> None:
+    """Check that a width is positive and at most the number of models.
 
-    def _within(self, budget: float, options: Options, cut: str | None) -> tuple[Plan, Widths]:
-        if not options.needs_statistics:
-            raise OptionError(f"flops_budget reads activations, and method '{options.method}' does not: give a width")
-        plans, models = self._plans(cut), len(self.sources)
-        names = {depth: self._touched(plan) for depth, plan in plans.items()}
-        deepest = plans[max(plans)]
-        free = self._free & names[deepest.depth]
-        seen = self.statistics(names[deepest.depth], options.compat)
-        ratios = [1.0] if not free else [i / GRID for i in range(GRID if budget >= 1 else 2, GRID * models + 1)]
-        errors: dict[str, dict[float, float]] = {name: {} for name in seen}
-        for ratio in ratios:
-            widths = self._at(ratio, free)
-            for name, found in self.match(deepest, options, widths).items():
-                if name in seen and (name in free or ratio == 1):
-                    size = self.binding.spaces[name].size
-                    errors[name][widths.get(name, size) / size] = unexplained(seen[name], found)
-        costs = Costs(self.sources, self.binding)
-        depths = {depth: (names[depth], not plan.whole and plan.gathers) for depth, plan in plans.items()}
-        full = costs.flops(deepest.depth, {}, gathers=False)
-        if 1 <= budget < full and deepest.depth == resolve_cut(self.binding, None):
-            _log.warning("a full merge costs %.3fx, with its classifiers: that is the budget", full)
-            budget = full
-        offer = spend(budget, depths, costs, self.binding, errors)
-        plan = plans[offer.depth]
-        where = plan.cut or "before the classifiers"
-        _log.info("for %.2fx FLOPs: cut %s, widths %s", offer.flops, where, offer.widths)
-        sizes = {name: self.binding.spaces[name].size for name in free}
-        return plan, {name: width for name, width in offer.widths.items() if width != sizes.get(name, width)}
+    Args:
+        name: name of the option.
+        value: merged units per unit of one model.
+        models: number of models.
 
-    def _plans(self, cut: str | None) -> dict[int, Plan]:
-        """The cuts that a budget may choose from: the one named, or all."""
-        binding, last = self.binding, resolve_cut(self.binding, None)
-        if cut is not None or not last:
-            depth = resolve_cut(binding, cut)
-            return {depth: Plan(binding, depth, cut)}
-        depths = {binding.steps.index(step) + 1: step for step in binding.cuts}
-        return {depth: Plan(binding, depth, None if depth == last else step) for depth, step in depths.items()}
+    Raises:
+        OptionError: the width is not positive, or too large.
+    """
+    if not 0 < value <= models:
+        raise OptionError(f"{name} is {value:g}: it must be above 0 and at most {models}, the number of models")
 
-    def _touched(self, plan: Plan) -> set[str]:
-        return touched_spaces(plan, self.sources[0].model.state_dict())
 
-    def _at(self, ratio: float, names: Iterable[str]) -> Widths:
-        spaces, models = [self.binding.spaces[name] for name in sorted(names)], len(self.sources)
-        widths = {space.name: unit_count(space.size, space.groups, models, ratio) for space in spaces}
-        return {space.name: widths[space.name] for space in spaces if widths[space.name] != space.size}
+def _plans(parents: Parents, cut: str | None) -> list[Plan]:
+    """The candidate cuts for a budget: the given one, or all."""
+    binding = parents.binding
+    last = parents.depth(None)
+    if cut is not None or not last:
+        return [parents.plan(cut)]
+    depths = {step: binding.steps.index(step) + 1 for step in binding.cuts}
+    return [Plan(binding, depth, None if depth == last else step) for step, depth in depths.items()]
 
-    @cached_property
-    def _free(self) -> set[str]:
-        """The spaces that can have another width."""
-        return free_spaces(self.sources[0].model, self.binding, self.sources[0].input_size)
+
+def _grid(budget: float, any_free: bool, models: int) -> list[float]:
+    """The widths to try, relative to one model's."""
+    if not any_free:
+        return [1.0]
+    smallest = GRID if budget >= 1 else 2
+    return [number / GRID for number in range(smallest, GRID * models + 1)]
+
+
+def _depth(parents: Parents, plan: Plan, errors: Iterable[str]) -> Depth:
+    """The cut of a plan, with those of its spaces that have errors."""
+    touched = parents.spaces(plan)
+    return Depth(plan.depth, tuple(name for name in errors if name in touched), parents.gathers(plan))
+
+
+def _widths(parents: Parents, ratio: float, names: Iterable[str]) -> dict[str, int]:
+    """Number of merged units, for those of the named spaces where it differs from one model's."""
+    spaces = [parents.binding.spaces[name] for name in sorted(names)]
+    models = len(parents.sources)
+    widths = {space.name: unit_count(space.size, space.groups, models, ratio) for space in spaces}
+    return {space.name: widths[space.name] for space in spaces if widths[space.name] != space.size}
+
+
+def _free(parents: Parents) -> set[str]:
+    """The spaces that can change width."""
+    return free_spaces(parents.reference.model, parents.binding, parents.input_size)

@@ -1,6 +1,6 @@
-"""Merged models as transformers runs them. Its files travel into merged repositories.
+"""Model classes of merged models, for transformers. These files are copied into merged repositories.
 
 In: a config, or the parts of a merge.
 Out: `ZipItForImageClassification`, `ZipItModel` and their configs.
-Not here: nothing else of the package is imported: a merged repository has only these files.
+Not here: imports from the rest of the package, which a merged repository does not contain.
 """

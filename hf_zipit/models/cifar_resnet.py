@@ -1,7 +1,7 @@
 # Copyright the hf-zipit authors. Licensed under the Apache License, Version 2.0.
 """The CIFAR ResNet of He et al. (2016), section 4.2, as a timm model: `timm.create_model("cifar_resnet20", width=4)`.
 
-Importing this module registers it. A leaf file: it is copied into merged repositories that need it.
+Importing this module registers the architecture. The file is copied into merged repositories that need it.
 """
 
 from typing import Any
@@ -12,12 +12,22 @@ from torch import nn
 
 
 class CifarResNet(ResNet):
-    """Three stages of 16, 32 and 64 channels times `width`, a 3 x 3 stem without pooling, 1 x 1 projections."""
+    """A ResNet with three stages of 16, 32 and 64 channels, a 3 x 3 stem without pooling, and 1 x 1 projections.
+
+    Args:
+        width: multiplies all channels.
+        depth: number of layers, 6 n + 2.
+        **kwargs: passed to timm's `ResNet`.
+
+    Raises:
+        ValueError: the depth is not 6 n + 2.
+    """
 
     def __init__(self, width: int = 1, depth: int = 20, **kwargs: Any) -> None:
         if depth < 8 or (depth - 2) % 6:
             raise ValueError(f"depth is {depth}: a CIFAR ResNet has 6 n + 2 layers (8, 14, 20, ...)")
-        blocks, channels = (depth - 2) // 6, tuple(c * width for c in (16, 32, 64))
+        blocks = (depth - 2) // 6
+        channels = tuple(c * width for c in (16, 32, 64))
         super().__init__(BasicBlock, (blocks,) * 3, channels=channels, stem_type="deep", stem_width=8 * width, **kwargs)
         self.model_args = {"width": width, "depth": depth}
         self.conv1 = nn.Conv2d(kwargs.get("in_chans", 3), channels[0], 3, padding=1, bias=False)
@@ -45,9 +55,9 @@ default_cfgs = generate_default_cfgs(
 
 
 def cifar_resnet20(pretrained: bool = False, **kwargs: Any) -> ResNet:
-    """ResNet-20 for 32 x 32 images; `width` multiplies the channels, `depth` is 6 n + 2."""
+    """ResNet-20 for 32 x 32 images; `width` and `depth` are those of `CifarResNet`."""
     return build_model_with_cfg(CifarResNet, "cifar_resnet20", pretrained, **kwargs)
 
 
-if not is_model("cifar_resnet20"):  # two merged repositories bring this file twice
+if not is_model("cifar_resnet20"):  # several merged repositories may each bring this file
     register_model(cifar_resnet20)

@@ -1,7 +1,7 @@
 # Copyright the hf-zipit authors. Licensed under the Apache License, Version 2.0.
 """VGG-11 for 32 x 32 images (Simonyan and Zisserman, 2015) in timm: `timm.create_model("cifar_vgg11", width=1)`.
 
-Importing this module registers it. A leaf file: it is copied into merged repositories that need it.
+Importing this module registers the architecture. The file is copied into merged repositories that need it.
 """
 
 from typing import Any
@@ -13,7 +13,13 @@ from torch import nn
 
 
 class CifarVGG(VGG):
-    """Eight convolutions of 64 to 512 channels times `width`; after five poolings one position is left."""
+    """A VGG-11 whose five poolings reduce a 32 x 32 image to one position, which a linear classifier reads.
+
+    Args:
+        width: multiplies all channels.
+        batch_norm: add a batch norm after each convolution.
+        **kwargs: passed to timm's `VGG`.
+    """
 
     def __init__(self, width: float = 1, batch_norm: bool = False, **kwargs: Any) -> None:
         a, b, c, d = (int(n * width) for n in (64, 128, 256, 512))
@@ -47,9 +53,9 @@ default_cfgs = generate_default_cfgs(
 
 
 def cifar_vgg11(pretrained: bool = False, **kwargs: Any) -> VGG:
-    """VGG-11 for 32 x 32 images; `width` multiplies the channels, `batch_norm` puts norms behind the convolutions."""
+    """VGG-11 for 32 x 32 images; `width` and `batch_norm` are those of `CifarVGG`."""
     return build_model_with_cfg(CifarVGG, "cifar_vgg11", pretrained, **kwargs)
 
 
-if not is_model("cifar_vgg11"):  # two merged repositories bring this file twice
+if not is_model("cifar_vgg11"):  # several merged repositories may each bring this file
     register_model(cifar_vgg11)

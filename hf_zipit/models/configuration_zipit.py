@@ -1,5 +1,5 @@
 # Copyright the hf-zipit authors. Licensed under the Apache License, Version 2.0.
-"""Configuration of a merged multi-head model. A leaf file: it is copied into every merged repository."""
+"""Configuration of a merged classifier with a head per task. Copied into every merged repository."""
 
 from typing import Any
 
@@ -7,23 +7,23 @@ from transformers import PreTrainedConfig
 
 
 class ZipItConfig(PreTrainedConfig):
-    """What is needed to rebuild a merged model: the backbone, which steps are trunk and head, and the tasks.
+    """Everything needed to rebuild a merged model except its weights.
 
     Attributes:
-        backbone: `{"library": "timm", "architecture": name, "model_args": {...}}` or
-            `{"library": "transformers", "architecture": name of the class, "config": {...}}`.
+        backbone: how the backbone is built: `{"library": "timm", "architecture": name, "model_args": {...}}` or
+            `{"library": "transformers", "architecture": class name, "config": {...}}`.
         trunk: the merged steps in running order: module paths of the backbone, `call:method`, or `op:name`.
-        head: the steps after the cut; every task has its own copy. Without trunk and head steps the whole backbone
-            is merged, and its classifier has the classes of all tasks.
+        head: the steps after the cut, of which every branch has its own copy. Without trunk and head steps the whole
+            backbone is merged, and its classifier holds the classes of all tasks.
         owns: for steps that are methods, the modules and parameters they use.
-        cut: the name the user gave the cut, `None` for a full merge.
-        unmerge: `{"axis": 1, "size": n}`: each head reads its own n units of the trunk's output; `None` for a full
-            merge, where the classifiers read merged units.
+        cut: the name of the cut as the user gave it; `None` for a full merge.
+        unmerge: `{"axis": 1, "size": n}`: each head gathers its own n units from the trunk's output. `None` if the
+            heads read the merged units directly, as the classifiers of a full merge do.
         heads: one entry per task, in the order of the joint classes: `{"task", "id2label", "source", "branch"}`. Tasks
-            of one branch share the layers behind the trunk, and have their classes side by side in its classifier.
-        shapes: parameters whose shape differs from the one the backbone is built with.
+            of one branch share the layers after the trunk, and their classes lie side by side in its classifier.
+        shapes: shapes of the parameters that differ from those the backbone is built with, by name.
         active_task: the task whose classes `logits` holds; `None` for the joint classes of all tasks.
-        zipit: provenance: sources, method, options, data, and the composition of the merged units.
+        zipit: provenance: software, sources, recipe, data, and the composition of the merged units.
     """
 
     model_type = "zipit"
@@ -46,7 +46,7 @@ class ZipItConfig(PreTrainedConfig):
             raise ValueError(f"unknown active_task '{self.active_task}'; tasks: {', '.join(self.tasks)}")
         chosen = [head for head in self.heads if self.active_task in (None, head["task"])]
         names = [(head["task"], head["id2label"][i]) for head in chosen for i in sorted(head["id2label"])]
-        if names:  # derived, never trusted from the file
+        if names:  # the joint labels are always derived, never read from the file
             clash = len({name for _, name in names}) < len(names)
             self.id2label = {i: f"{task}/{name}" if clash else name for i, (task, name) in enumerate(names)}
             self.label2id = {name: i for i, name in self.id2label.items()}
@@ -61,7 +61,7 @@ class ZipItConfig(PreTrainedConfig):
 
     @property
     def branches(self) -> list[list[int]]:
-        """The numbers of each branch's tasks; without head steps the one branch is the whole network."""
+        """The indices of each branch's tasks; without head steps the whole network is the only branch."""
         heads = self.heads or []
         if not self.head:
             return [list(range(len(heads)))]
@@ -72,7 +72,7 @@ class ZipItConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """Fold `active_task` in before the joint labels are derived."""
+        """As in transformers; `active_task` is set before the joint labels are derived."""
         if "active_task" in kwargs:
             config_dict = {**config_dict, "active_task": kwargs.pop("active_task")}
         return super().from_dict(config_dict, **kwargs)

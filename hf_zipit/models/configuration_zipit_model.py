@@ -1,5 +1,5 @@
 # Copyright the hf-zipit authors. Licensed under the Apache License, Version 2.0.
-"""Configuration of a merged model with outputs of any kind. A leaf file: it is copied into merged repositories."""
+"""Configuration of a merged model whose tasks have outputs of any kind. Copied into merged repositories."""
 
 from typing import Any
 
@@ -7,22 +7,32 @@ from .configuration_zipit import ZipItConfig
 
 
 class ZipItModelConfig(ZipItConfig):
-    """What is needed to rebuild a merge of models of several classes.
+    """Everything needed to rebuild a merge of models of several classes except its weights.
+
+    `head`, `owns` and `unmerge` are not used.
 
     Attributes:
-        backbone: how the model is built whose layers are the trunk's architecture.
-        backbone_path: where its backbone lies in it; `""` is the model itself.
-        trunk: the merged steps in running order: paths of modules of the backbone, and of methods (`_pos_embed`).
+        backbone: how the model is built from which the trunk is taken.
+        backbone_path: path of the backbone inside that model; `""` is the model itself.
+        trunk: the merged steps in running order: paths of modules of the backbone, or of its methods (`_pos_embed`).
+        cut: the name of the cut as the user gave it; `None` to share all common layers.
         heads: one entry per task: `{"task", "kind", "id2label", "source", "model", "steps", "fields", "taps"}`. `kind`
-            is the task as pipelines name it, `model` how the task's own model is built, `steps` its modules that the
-            trunk has run already, `fields` where their tensors lie in what they return, if that is more than a tensor,
-            `taps` the steps whose outputs it reads: `[{"step", "axis", "size"}]`.
+            is the task as pipelines name it, `model` how the task's own model is built, `steps` are the paths of its
+            modules that the trunk replaces, `fields` tells where in the output of a step its tensor lies, if the output
+            is more than a tensor, and `taps` lists the steps whose outputs it reads: `[{"step", "axis", "size"}]`.
+        shapes: shapes of the trunk's parameters that differ from those the backbone is built with, by name.
         input_size: (channels, height, width) of an input image.
-        preprocessing: timm's settings, where another image processor is saved beside the model.
-        active_task: the task whose output the model returns by itself.
+        preprocessing: timm's settings, if another image processor is saved beside the model.
+        active_task: the task whose output the model returns by itself; `None` for those of all tasks.
+        zipit: provenance: software, sources, recipe, data, and the composition of the merged units.
     """
 
     model_type = "zipit-model"
     backbone_path: str = ""
     input_size: list[int] | None = None
     preprocessing: dict[str, Any] | None = None
+
+    @property
+    def branches(self) -> list[list[int]]:
+        """The task numbers of each branch: every task has a model of its own."""
+        return [[number] for number in range(len(self.heads or []))]

@@ -1,7 +1,7 @@
 # Copyright the hf-zipit authors. Licensed under the Apache License, Version 2.0.
-"""A merged model: one trunk, a head per task. A leaf file: it is copied into every merged repository.
+"""A merged classifier: one trunk, and a head per task. Copied into every merged repository.
 
-It needs torch, transformers and the library of the backbone, and nothing else of hf-zipit but its configuration.
+It imports torch, transformers, the library of the backbone, and the files beside it.
 """
 
 import copy
@@ -18,23 +18,30 @@ from .configuration_zipit import ZipItConfig
 from .pretrained_zipit import ZipItPreTrainedModel
 from .steps import part, run_steps, step_name
 
-# arguments of timm.create_model that make it read files or other repositories
+# arguments that make timm.create_model read files or repositories; refused, as a config may come from anybody
 READING = frozenset({"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"})
 
 
 @dataclass
 class ZipItOutput(ImageClassifierOutput):
-    """`logits (B, classes)` over the joint classes, and `task_logits`, one `(B, classes of the task)` per task.
+    """The output of a merged classifier.
 
-    With several tasks `logits` holds each task's log-probabilities side by side, so its argmax is the joint
-    prediction of ZipIt!, section 5: softmax per task, argmax over all. With one task it holds that task's logits.
+    Attributes:
+        loss: cross-entropy, if labels were given.
+        logits: `(B, joint classes)`. With several tasks, the log-probabilities of all tasks side by side, so that
+            their argmax is the joint prediction of ZipIt!, section 5: softmax per task, then argmax over all. With
+            one task, the logits of that task.
+        task_logits: for each task its logits, `(B, classes of the task)`.
     """
 
     task_logits: dict[str, Tensor] | None = None
 
 
 class Unmerge(nn.Module):
-    """Merged units -> one model's units: a gather, no arithmetic."""
+    """Gather the units of one parent from the merged units.
+
+    `index (size,)` holds the merged unit of each of the parent's units.
+    """
 
     def __init__(self, size: int, axis: int) -> None:
         super().__init__()
@@ -43,12 +50,12 @@ class Unmerge(nn.Module):
         self.register_buffer("index", torch.zeros(size, dtype=torch.long))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Gather this model's units along the channel axis."""
+        """The parent's units, along the channel axis."""
         return x.index_select(self.axis, self.index)
 
 
 class ZipItForImageClassification(ZipItPreTrainedModel):
-    """The trunk runs once, then only the heads asked for.
+    """A merged classifier. The trunk runs once, then the heads of the tasks asked for.
 
     >>> model = ZipItForImageClassification.from_pretrained("merged")  # doctest: +SKIP
     >>> model(pixel_values=pixels, tasks=["birds"]).task_logits["birds"]  # doctest: +SKIP
@@ -58,19 +65,25 @@ class ZipItForImageClassification(ZipItPreTrainedModel):
     auto_classes = ("AutoModelForImageClassification",)
 
     def __init__(self, config: ZipItConfig, backbones: Sequence[nn.Module] | None = None) -> None:
-        """Build from the config alone, or from one backbone per branch, which are then taken apart."""
+        """Build from the config alone, or from given backbones.
+
+        Args:
+            config: config of the merged model.
+            backbones: one per branch; they are taken apart and become parts of this model.
+        """
         super().__init__(config)
-        trunk, head = config.trunk or [], config.head or []
+        trunk = config.trunk or []
+        head = config.head or []
         if backbones is None:
             backbones = [build_backbone(config.backbone or {}, sum(sizes)) for sizes in self._sizes]
-        self.heads, self.unmerge = nn.ModuleList(), nn.ModuleList()
+        self.heads = nn.ModuleList()
+        self.unmerge = nn.ModuleList()
         if not head:
             self.trunk = backbones[0]
         else:
-            owns, unmerge = config.owns or {}, config.unmerge
-            used = [[n for s in map(step_name, steps) for n in owns.get(s, [s])] for steps in (trunk, head)]
-            self.trunk = part(copy.deepcopy(backbones[0]), used[0])
-            self.heads.extend(part(b, used[1]) for b in backbones)
+            unmerge = config.unmerge
+            self.trunk = part(copy.deepcopy(backbones[0]), self._owned(trunk))
+            self.heads.extend(part(backbone, self._owned(head)) for backbone in backbones)
             self.unmerge.extend(
                 Unmerge(unmerge["size"], unmerge["axis"]) if unmerge else nn.Identity() for _ in backbones
             )
@@ -89,11 +102,11 @@ class ZipItForImageClassification(ZipItPreTrainedModel):
 
         Args:
             pixel_values: `(B, 3, H, W)`.
-            labels: `(B,)` ids among the classes of `logits`; adds the cross-entropy as `loss`.
-            tasks: the tasks to run, all (or the active one) by default.
+            labels: `(B,)` class ids that index `logits`; with them the output has the cross-entropy as `loss`.
+            tasks: the tasks to run; by default the active task, or all if none is active.
 
         Raises:
-            ValueError: an unknown task.
+            ValueError: a task is unknown.
         """
         task_logits = self._heads(pixel_values, self._chosen(tasks))
         parts = list(task_logits.values())
@@ -103,13 +116,22 @@ class ZipItForImageClassification(ZipItPreTrainedModel):
 
     @property
     def _sizes(self) -> list[list[int]]:
-        """The numbers of classes of each branch's tasks."""
+        """For each branch, the number of classes of each of its tasks."""
         heads = self.config.heads or []
         return [[len(heads[i]["id2label"]) for i in group] for group in self.config.branches]
 
+    def _owned(self, steps: Sequence[str]) -> list[str]:
+        """The modules and parameters of the backbone that some steps use."""
+        owns = self.config.owns or {}
+        return [name for step in map(step_name, steps) for name in owns.get(step, [step])]
+
     def _heads(self, pixel_values: Tensor, tasks: Sequence[str]) -> dict[str, Tensor]:
-        """One trunk pass, then the branches of the chosen tasks; without a chain the network is the one branch."""
-        head, size = self.config.head or [], pixel_values.shape[-2:]
+        """The logits of the chosen tasks: one pass of the trunk, then the branches of these tasks.
+
+        Without head steps the whole network is the trunk, and its output holds the logits of all tasks.
+        """
+        head = self.config.head or []
+        size = pixel_values.shape[-2:]
         if not head:
             output = self.trunk(pixel_values)
             features = output if isinstance(output, Tensor) else output.logits
@@ -125,16 +147,24 @@ class ZipItForImageClassification(ZipItPreTrainedModel):
 
 
 def build_backbone(backbone: dict[str, Any], num_classes: int) -> nn.Module:
-    """The backbone with a classifier of its own, untrained."""
+    """Build an untrained backbone with a classifier.
+
+    Args:
+        backbone: its description, as in `ZipItConfig.backbone`.
+        num_classes: outputs of the classifier.
+
+    Raises:
+        ValueError: the architecture is not a plain timm or transformers model.
+    """
     if backbone["library"] == "transformers":
         import transformers
 
         config = transformers.AutoConfig.for_model(**{**backbone["config"], "num_labels": num_classes})
         classifier: nn.Module
-        if "architecture" in backbone:  # several classes may share one kind of configuration
+        if "architecture" in backbone:  # one config class may belong to several models
             kind = getattr(transformers, backbone["architecture"])
             if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
-                raise ValueError(f"{backbone['architecture']} is no model of transformers")
+                raise ValueError(f"{backbone['architecture']} is not a transformers model")
             classifier = kind(config)
         else:
             classifier = transformers.AutoModelForImageClassification.from_config(config)
@@ -144,13 +174,13 @@ def build_backbone(backbone: dict[str, Any], num_classes: int) -> nn.Module:
     _register(backbone["architecture"])
     args = backbone.get("model_args", {})
     if not timm.is_model(backbone["architecture"]) or not READING.isdisjoint(args):
-        raise ValueError(f"{backbone['architecture']}({', '.join(args)}) is no plain model of timm")
+        raise ValueError(f"{backbone['architecture']}({', '.join(args)}) is not a plain timm model")
     model: nn.Module = timm.create_model(backbone["architecture"], pretrained=False, num_classes=num_classes, **args)
     return model.eval()
 
 
 def _register(architecture: str) -> None:
-    """Tell timm of an architecture that comes with hf-zipit; a saved merge has only the lines that it needs."""
+    """Register an architecture of hf-zipit in timm; a saved merge keeps only the lines it needs."""
     if architecture == "cifar_resnet20":
         from .cifar_resnet import cifar_resnet20  # noqa: F401
     if architecture == "cifar_vgg11":
@@ -158,7 +188,13 @@ def _register(architecture: str) -> None:
 
 
 def resize(root: nn.Module, name: str, shape: Sequence[int]) -> None:
-    """Give one parameter or buffer another shape, and its module the widths that go with it."""
+    """Replace a parameter or buffer by zeros of another shape, and adapt the widths of its module.
+
+    Args:
+        root: the model, changed in place.
+        name: the parameter's name in the state dict.
+        shape: the new shape.
+    """
     path, _, leaf = name.rpartition(".")
     module = root.get_submodule(path)
     old = getattr(module, leaf)

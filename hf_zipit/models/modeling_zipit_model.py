@@ -1,7 +1,7 @@
 # Copyright the hf-zipit authors. Licensed under the Apache License, Version 2.0.
-"""A merged model with outputs of any kind: one trunk, and what is left of every task's own model. A leaf file.
+"""A merge of models of several classes: one trunk, and the remaining layers of each. Copied into merged repositories.
 
-It needs torch, transformers and the libraries of the tasks' models, and of hf-zipit only the files beside it.
+It imports torch, transformers, the libraries of the tasks' models, and the files beside it.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ from transformers.modeling_outputs import (
 from .configuration_zipit_model import ZipItModelConfig
 from .modeling_zipit import Unmerge, build_backbone, resize
 from .pretrained_zipit import ZipItPreTrainedModel
-from .resume import Steps, after, find_step, resumed
+from .resume import Steps, find_step, resume_after, trunk_outputs
 
 AUTO_CLASSES = (
     "AutoModel",
@@ -33,14 +33,19 @@ AUTO_CLASSES = (
 
 @dataclass
 class ZipItModelOutput(ModelOutput):
-    """`task_outputs`: what each task's own model returns; a bare tensor is put in the output class of its kind."""
+    """The outputs of several tasks.
+
+    Attributes:
+        loss: always `None`; with an active task, the loss is in that task's own output.
+        task_outputs: the output of each task's own model. A bare tensor is wrapped in the output class of its kind.
+    """
 
     loss: Tensor | None = None
     task_outputs: dict[str, Any] | None = None
 
 
 class ZipItModel(ZipItPreTrainedModel):
-    """The trunk runs once, then what is left of the models of the tasks asked for.
+    """A merge of models of several classes. The trunk runs once, then the remaining layers of the tasks asked for.
 
     >>> model = ZipItModel.from_pretrained("merged")  # doctest: +SKIP
     >>> model(pixel_values=pixels).task_outputs["scenes"].logits  # doctest: +SKIP
@@ -54,17 +59,24 @@ class ZipItModel(ZipItPreTrainedModel):
     def __init__(
         self, config: ZipItModelConfig, trunk: Steps | None = None, models: Sequence[nn.Module] | None = None
     ) -> None:
-        """Build from the config alone, or from a trunk and one whole model per task, which are then taken apart."""
+        """Build from the config alone, or from given parts.
+
+        Args:
+            config: config of the merged model.
+            trunk: the merged steps.
+            models: one whole model per task; they are taken apart and become parts of this model.
+        """
         super().__init__(config)
-        heads, steps = config.heads or [], config.trunk or []
+        heads = config.heads or []
         if trunk is None:
             whole = build_model(config.backbone or {})
-            trunk = Steps({step: find_step(whole, _joined(config.backbone_path, step)) for step in steps})
+            paths = {step: _joined(config.backbone_path, step) for step in config.trunk or []}
+            trunk = Steps({step: find_step(whole, path) for step, path in paths.items()})
         if models is None:
             models = [build_model(head["model"]) for head in heads]
         self.trunk = trunk
         self.heads = nn.ModuleList(
-            resumed(model, head["steps"], head["fields"]) for model, head in zip(models, heads, strict=True)
+            resume_after(model, head["steps"], head["fields"]) for model, head in zip(models, heads, strict=True)
         )
         self.unmerge = nn.ModuleList(
             nn.ModuleDict({str(tap["step"]): Unmerge(tap["size"], tap["axis"]) for tap in head["taps"]})
@@ -75,52 +87,54 @@ class ZipItModel(ZipItPreTrainedModel):
         self.post_init()
 
     def forward(self, pixel_values: Tensor, tasks: Sequence[str] | str | None = None, **kwargs: Any) -> Any:
-        """Run the trunk and the heads of some tasks.
+        """Run the trunk, then the models of some tasks from where it ends.
 
         Args:
             pixel_values: `(B, 3, H, W)`.
-            tasks: the tasks to run; all by default.
+            tasks: the tasks to run; by default the active task, or all if none is active.
             **kwargs: passed to the active task's own model, such as `labels`.
 
         Returns:
-            The active task's own output if there is one and no `tasks` are named, else a `ZipItModelOutput`.
+            The active task's own output if one is active and `tasks` is `None`, else a `ZipItModelOutput`.
 
         Raises:
-            ValueError: an unknown task.
+            ValueError: a task is unknown.
         """
-        chosen, known = self._chosen(tasks), self.config.tasks
+        chosen = self._chosen(tasks)
         alone = tasks is None and self.config.active_task is not None
-        numbers = [known.index(task) for task in chosen]
+        numbers = [self.config.tasks.index(task) for task in chosen]
         outputs = {}
-        for task, number, done in zip(chosen, numbers, self._trunk(pixel_values, numbers), strict=True):
-            with after(done):
+        for task, number, computed in zip(chosen, numbers, self._trunk(pixel_values, numbers), strict=True):
+            with trunk_outputs(computed):
                 output = self.heads[number](pixel_values, **(kwargs if alone else {}))
             outputs[task] = _typed(output, (self.config.heads or [])[number]["kind"])
         return outputs[chosen[0]] if alone else ZipItModelOutput(task_outputs=outputs)
 
     def _trunk(self, pixel_values: Tensor, numbers: Sequence[int]) -> list[list[Tensor]]:
-        """One pass of the trunk; for each head what its steps return: its own units where it reads them.
+        """Run the trunk once; for each head, the output of every step in the head's own units.
 
-        Where it does not, the place is held by a tensor of the right shape that takes no memory.
+        An output that the head does not read is replaced by zeros of the same shape that take no memory.
         """
-        done: list[list[Tensor]] = [[] for _ in numbers]
+        computed: list[list[Tensor]] = [[] for _ in numbers]
         for i, value in enumerate(self.trunk.outputs(pixel_values)):
             unread = value.new_zeros(()).expand(value.shape)
-            for number, mine in zip(numbers, done, strict=True):
+            for number, outputs in zip(numbers, computed, strict=True):
                 taps: Any = self.unmerge[number]
-                mine.append(taps[str(i)](value) if str(i) in taps else unread)
-        return done
+                outputs.append(taps[str(i)](value) if str(i) in taps else unread)
+        return computed
 
 
 def build_model(description: dict[str, Any]) -> nn.Module:
-    """A whole model of a task, untrained, from its description in the config.
+    """Build the untrained model of a task from its description in the config.
 
     Raises:
-        ValueError: it was given in memory, and no library can build it.
+        ValueError: the model was passed in memory, so that no library can build it.
     """
     library, architecture = description["library"], description.get("architecture", "")
     if library == "memory":
-        raise ValueError(f"a {architecture} given in memory cannot be rebuilt: its merges run, but cannot be saved")
+        raise ValueError(
+            f"{architecture} was passed in memory and cannot be rebuilt: a merge of it runs, but cannot be saved"
+        )
     if library == "segmentation-models-pytorch":
         import segmentation_models_pytorch as smp
 
@@ -141,7 +155,7 @@ def _joined(*parts: str) -> str:
 
 
 def _typed(output: Any, kind: str) -> Any:
-    """A bare tensor in the output class that pipelines of its kind read; everything else as it is."""
+    """Wrap a bare tensor in the output class that pipelines of its kind read; other outputs are unchanged."""
     if not isinstance(output, Tensor):
         return output
     if kind == "image-classification":

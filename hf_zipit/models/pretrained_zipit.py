@@ -1,7 +1,7 @@
 # Copyright the hf-zipit authors. Licensed under the Apache License, Version 2.0.
-"""What merged models of all kinds share: task names, saving, pushing. A leaf file, copied into merged repositories.
+"""The base class of merged models: choosing tasks, saving and pushing. Copied into every merged repository.
 
-It needs torch, transformers and huggingface_hub, and nothing else of hf-zipit but its configuration.
+It imports torch, transformers, huggingface_hub, and the configuration beside it.
 """
 
 import json
@@ -19,14 +19,27 @@ from transformers.utils import cached_file
 
 from .configuration_zipit import ZipItConfig
 
-COMPANIONS = ("README.md", "zipit_config.yml", "zipit_spec.yaml", "preprocessor_config.json")
-OWN_ARCHITECTURES = {"cifar_resnet20": "cifar_resnet", "cifar_vgg11": "cifar_vgg"}  # by the files that define them
-BUILDER = "modeling_zipit.py"  # imports them where they are needed
-_REPLACED = ["*.safetensors", "*.safetensors.index.json", "*.py", "preprocessor_config.json"]  # of an earlier merge
+SIDECARS = ("README.md", "zipit_config.yml", "zipit_spec.yaml", "preprocessor_config.json")
+OWN_ARCHITECTURES = {
+    "cifar_resnet20": "cifar_resnet",
+    "cifar_vgg11": "cifar_vgg",
+}  # architecture -> module that defines it
+BUILDER = "modeling_zipit.py"  # imports these modules when they are needed
+# files of an earlier upload that a new one deletes if it does not replace them
+_REPLACED = ["*.safetensors", "*.safetensors.index.json", "*.py", "preprocessor_config.json"]
 
 
 class ZipItPreTrainedModel(PreTrainedModel):
-    """What all merged models share: how tasks are named, and how a merge is saved."""
+    """The base class of merged models.
+
+    Attributes:
+        auto_classes: the transformers Auto classes that load the model with `trust_remote_code=True`.
+        spec_text: the spec the model was merged with, if known.
+        locations: paths or ids that sources and data were read from, for the recipe beside the model.
+        image_processor: image processor to save beside the model, for parents from transformers.
+        sidecars: texts to save beside the model, by file name: card, recipe and spec.
+        origin: folder or Hub id that the model was loaded from, and the revision.
+    """
 
     config: ZipItConfig
     trunk: nn.Module
@@ -34,22 +47,23 @@ class ZipItPreTrainedModel(PreTrainedModel):
     input_modalities = ("image",)
     base_model_prefix = "trunk"
     model_tags = ["zipit", "merge"]  # noqa: RUF012  (transformers reads a list)
-    auto_classes: tuple[str, ...] = ()  # the Auto classes that load it where the code is trusted
-    spec_text: str | None = None  # the spec it was merged with, where it is known
-    places: dict[str, Any] | None = None  # where sources and data were, for the recipe that is saved beside the model
-    image_processor: Any = None  # transformers sources: what is saved beside the model
-    companions: dict[str, str] | None = None  # texts that are saved beside the model: card, recipe, spec
-    origin: tuple[Any, str | None] | None = None  # where it was loaded from, and the revision
+    auto_classes: tuple[str, ...] = ()
+    spec_text: str | None = None
+    locations: dict[str, Any] | None = None
+    image_processor: Any = None
+    sidecars: dict[str, str] | None = None
+    origin: tuple[Any, str | None] | None = None
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """Load as every model of transformers, and remember from where, so that saving it keeps its card."""
+        """As in transformers; the origin is recorded, so that saving the model again keeps its card."""
         out = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         model = out[0] if isinstance(out, tuple) else out
         model.origin = (pretrained_model_name_or_path, kwargs.get("revision"))
         return out
 
     def _chosen(self, tasks: Sequence[str] | str | None) -> list[str]:
+        """The tasks to run: the given ones, else the active one, else all."""
         known = self.config.tasks
         if tasks is None:
             return known if self.config.active_task is None else [self.config.active_task]
@@ -60,13 +74,13 @@ class ZipItPreTrainedModel(PreTrainedModel):
         return tasks
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
-        """Write the model, its code files, card, recipe and spec, after making sure that its config describes it.
+        """Write the model with its code files, card, recipe and spec, as in transformers.
 
         Raises:
-            ValueError: as `check_described`.
+            ValueError: the config does not describe the model (see `check_described`).
         """
         self.check_described()
-        type(self.config).register_for_auto_class()  # so the code files go along
+        type(self.config).register_for_auto_class()  # makes transformers copy the code files
         type(self).register_for_auto_class(self.auto_classes[0])
         name = f"{type(self).__module__.rpartition('.')[2]}.{type(self).__name__}"
         self.config.auto_map = dict.fromkeys(self.auto_classes, name)
@@ -76,41 +90,41 @@ class ZipItPreTrainedModel(PreTrainedModel):
             return
         if self.image_processor is not None:
             self.image_processor.save_pretrained(save_directory)
-        for name, text in (self.companions or self._loaded_with()).items():
+        for name, text in (self.sidecars or self._sidecars_at_origin()).items():
             Path(save_directory, name).write_text(text, encoding="utf-8")
 
     def check_described(self) -> None:
-        """Make sure that the config alone builds this model.
+        """Check that the config alone rebuilds this model.
 
         Raises:
-            ValueError: a backbone that was given in memory is not what its name and arguments build, or its arguments
-                are no JSON.
+            ValueError: the architecture's name and arguments build another model than the one passed in memory, or an
+                argument cannot be written as JSON.
         """
         try:
             json.dumps(self.config.backbone)
         except TypeError as error:
             raise ValueError(
-                f"{(self.config.backbone or {}).get('architecture')} cannot be rebuilt: its arguments are not all "
-                f"plain values ({error}); its merges run, but cannot be saved"
+                f"{(self.config.backbone or {}).get('architecture')} cannot be rebuilt: one of its arguments is not "
+                f"a plain value ({error}). A merge of it runs, but cannot be saved"
             ) from None
         with torch.device("meta"):
             planned = {k: v.shape for k, v in type(self)(self.config).state_dict().items()}
-        mine = {k: v.shape for k, v in self.state_dict().items()}
-        odd = sorted(k for k in planned.keys() | mine.keys() if planned.get(k) != mine.get(k))
-        if odd:
+        actual = {k: v.shape for k, v in self.state_dict().items()}
+        different = sorted(k for k in planned.keys() | actual.keys() if planned.get(k) != actual.get(k))
+        if different:
             raise ValueError(
-                f"{(self.config.backbone or {}).get('architecture')} cannot be rebuilt by name: {odd[0]} differs. "
-                "Merge Hub-format folders, whose config.json holds the models' arguments, or "
+                f"{(self.config.backbone or {}).get('architecture')} cannot be rebuilt by name: {different[0]} "
+                "differs. Merge Hub-format folders, whose config.json holds the models' arguments, or pass "
                 "hf_zipit.load_source(module, model_args={...})"
             )
 
-    def _loaded_with(self) -> dict[str, str]:
-        """The texts beside the weights that this model was loaded from."""
-        place, revision = self.origin or (None, None)
-        if place is None:
+    def _sidecars_at_origin(self) -> dict[str, str]:
+        """The texts beside the weights where this model was loaded from."""
+        origin, revision = self.origin or (None, None)
+        if origin is None:
             return {}
         quiet = dict.fromkeys([f"_raise_exceptions_for_{k}" for k in ("missing_entries", "connection_errors")], False)
-        files = {name: cached_file(place, name, revision=revision, **quiet) for name in COMPANIONS}
+        files = {name: cached_file(origin, name, revision=revision, **quiet) for name in SIDECARS}
         return {name: Path(file).read_text(encoding="utf-8") for name, file in files.items() if file}
 
     def push_to_hub(
@@ -124,14 +138,14 @@ class ZipItPreTrainedModel(PreTrainedModel):
         token: str | None = None,
         **save_arguments: Any,
     ) -> CommitInfo:
-        """Upload the model with its card, code files and recipe in one go; see `upload` for the arguments."""
+        """Upload the model with its card, code files and recipe in one commit; see `upload` for the arguments."""
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder, **save_arguments)
             return upload(HfApi(token=token), folder, repo_id, private, revision, create_pr, commit_message)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """All weights come from the checkpoint; only buffers that are never saved need values."""
+        """Fill the buffers that are never saved; everything else comes from the checkpoint."""
         for name in ("init_non_persistent_buffers", "_init_buffers"):
             if hasattr(module, name):
                 getattr(module, name)()
@@ -139,7 +153,7 @@ class ZipItPreTrainedModel(PreTrainedModel):
 
 
 def _remove_unused(folder: Path, config: str) -> None:
-    """Remove the code of architectures that a merge does not have, and the lines that would ask for it."""
+    """Remove the code files of architectures that the config does not name, and the lines that import them."""
     for architecture, file in OWN_ARCHITECTURES.items():
         code, builder = folder / f"{file}.py", folder / BUILDER
         if architecture not in config and code.is_file():
@@ -157,16 +171,19 @@ def upload(
     create_pr: bool = False,
     commit_message: str | None = None,
 ) -> CommitInfo:
-    """Upload a folder as it is, and remove weights and code of an earlier merge; the repository is made if needed.
+    """Upload a folder in one commit that also deletes the weights and code of an earlier merge.
 
     Args:
-        api: the client, with the access token.
-        folder: what to upload, but for hidden files.
-        repo_id: `user/name`.
-        private: whether a new repository is private; `None` follows the account's settings.
-        revision: the branch to write to, made if needed.
-        create_pr: open a pull request instead.
-        commit_message: the title of the commit or pull request.
+        api: the Hub client, with the access token.
+        folder: the folder to upload; hidden files are left out.
+        repo_id: the repository, `user/name`, created if needed.
+        private: visibility of a new repository; `None` follows the account's setting.
+        revision: the branch to write to, created if needed; by default `main`.
+        create_pr: open a pull request instead of writing to the branch.
+        commit_message: title of the commit or pull request.
+
+    Returns:
+        The commit, with its address and that of the pull request.
     """
     name = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
     if revision is not None:

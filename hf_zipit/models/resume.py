@@ -1,5 +1,9 @@
 # Copyright the hf-zipit authors. Licensed under the Apache License, Version 2.0.
-"""Models that go on where a shared trunk has stopped. A leaf file: it is copied into merged repositories."""
+"""Run a model from where the shared trunk ends. Copied into merged repositories.
+
+The layers that the trunk replaces stay in the model as empty modules that return the trunk's outputs, so that the code
+around them runs unchanged.
+"""
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,28 +15,31 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-_done: ContextVar[Sequence[Tensor]] = ContextVar("the outputs of the trunk's steps")
+_computed: ContextVar[Sequence[Tensor]] = ContextVar("outputs of the trunk's steps")
 
 
-class Done:
-    """Stands where the `forward` of a step was: the trunk has run the step, this is its output.
+class Precomputed:
+    """Replaces a step's `forward` with the output the trunk already computed.
 
-    `field` is the field or index of a step that returns it inside of something larger.
+    Args:
+        number: index of the step in the trunk.
+        field: field or index that holds the tensor, if the step returns more than a tensor.
     """
 
     def __init__(self, number: int, field: int | str | None = None) -> None:
-        self.number, self.field = number, field
+        self.number = number
+        self.field = field
 
     def __call__(self, *_: Any, **__: Any) -> Any:
-        """Whatever the step is given, its output is already there."""
-        value = _done.get()[self.number]
+        """The output of the step, whatever its arguments."""
+        value = _computed.get()[self.number]
         if isinstance(self.field, int):
             return (*[None] * self.field, value)
-        return value if self.field is None else Fields(self.field, value)
+        return value if self.field is None else SingleField(self.field, value)
 
 
-class Fields:
-    """An output object in which one field holds a tensor and all others are empty."""
+class SingleField:
+    """An output object with a tensor in one field; every other field is `None`."""
 
     def __init__(self, field: str, value: Tensor) -> None:
         vars(self)[field] = value
@@ -47,41 +54,44 @@ class Fields:
 
 
 def tensor_of(output: Any) -> tuple[Tensor, int | str | None]:
-    """The only tensor in what a step returns, and the field or index that holds it; `None` where it is all there is.
+    """The only tensor in a step's output, and the field or index that holds it; `None` if the output is the tensor.
 
     Raises:
-        TypeError: it holds no tensor, or more than one.
+        TypeError: the output holds no tensor, or more than one value.
     """
     if isinstance(output, Tensor):
         return output, None
-    entries = output.items() if isinstance(output, Mapping) else enumerate(output if _listed(output) else ())
-    full = [(key, value) for key, value in entries if value is not None and not (_listed(value) and not value)]
+    entries = output.items() if isinstance(output, Mapping) else enumerate(output if _is_sequence(output) else ())
+    full = [(key, value) for key, value in entries if value is not None and not (_is_sequence(value) and not value)]
     if len(full) != 1 or not isinstance(full[0][1], Tensor):
         raise TypeError(f"a {type(output).__name__} does not hold exactly one tensor")
     return full[0][1], full[0][0]
 
 
-def _listed(value: Any) -> bool:
+def _is_sequence(value: Any) -> bool:
     return isinstance(value, list | tuple)
 
 
 def find_step(model: nn.Module, step: str) -> nn.Module:
-    """The module of a step: one of the model's, or one that runs a method of it with the parameters around it.
+    """The module that runs a step: a submodule, or a module whose `forward` is a method of the model.
+
+    Such a module holds the parameters beside the method, and shares them with the model; its submodules are empty.
 
     >>> find_step(timm.create_model("vit_tiny_patch16_224"), "_pos_embed")(tokens)  # doctest: +SKIP
     """
     owner, method = method_of(model, step)
     if not method:
         return owner
-    inside = copy.copy(owner)
-    vars(inside)["_modules"] = {name: _emptied(child) for name, child in owner._modules.items()}
-    vars(inside)["_parameters"], vars(inside)["_buffers"] = dict(owner._parameters), dict(owner._buffers)
-    vars(inside)["forward"] = MethodType(getattr(type(owner), method), inside)
-    return inside
+    view = copy.copy(owner)
+    vars(view)["_modules"] = {name: _emptied(child) for name, child in owner._modules.items()}
+    vars(view)["_parameters"] = dict(owner._parameters)
+    vars(view)["_buffers"] = dict(owner._buffers)
+    vars(view)["forward"] = MethodType(getattr(type(owner), method), view)
+    return view
 
 
 def method_of(model: nn.Module, step: str) -> tuple[nn.Module, str]:
-    """The module of a step and, if the step is a method of it and no module of its own, the method's name."""
+    """The module of a step and `""`, or, if the step is a method, the module it belongs to and the method's name."""
     path, _, name = step.rpartition(".")
     owner = model.get_submodule(path)
     return (owner._modules[name] or owner, "") if name in owner._modules else (owner, name)
@@ -89,58 +99,67 @@ def method_of(model: nn.Module, step: str) -> tuple[nn.Module, str]:
 
 def weights_of(model: nn.Module, step: str) -> list[str]:
     """The names in the model's state dict that belong to a step."""
-    path, method = step.rpartition(".")[0], method_of(model, step)[1]
+    path = step.rpartition(".")[0]
+    _, method = method_of(model, step)
     if not method:
         return [name for name in model.state_dict() if name.startswith(f"{step}.")]
     return [name for name in model.state_dict() if name.rpartition(".")[0] == path]
 
 
-def resumed(model: nn.Module, steps: Sequence[str], fields: Mapping[str, int | str] | None = None) -> nn.Module:
-    """Take the weights of the named steps out of a model, in place, and let them return what the trunk has computed.
+def resume_after(model: nn.Module, steps: Sequence[str], fields: Mapping[str, int | str] | None = None) -> nn.Module:
+    """Remove the weights of the trunk's steps from a model, in place; the steps then return the trunk's outputs.
 
-    The modules stay where they are with their attributes, so that whatever surrounds them runs unchanged. Their
-    parameters become empty tensors that are never saved: models ask them for their dtype and device.
+    The modules keep their attributes, and the code around them runs unchanged. Their parameters become empty tensors,
+    which are never saved: models read a dtype and a device from them.
 
     Args:
-        steps: paths of modules, or of methods that use the parameters beside them.
-        fields: where the steps' tensors lie in what they return, for those that return more than a tensor.
+        model: the model, changed in place.
+        steps: the steps of the trunk: paths of modules, or of methods that use the parameters beside them.
+        fields: for steps that return more than a tensor, the field or index that holds it.
 
-    >>> head = resumed(model, ["conv1", "bn1"])  # doctest: +SKIP
-    >>> with after([conv1_output, bn1_output]): head(pixels)  # doctest: +SKIP
+    Returns:
+        The same model. Call it inside `trunk_outputs`.
+
+    >>> head = resume_after(model, ["conv1", "bn1"])  # doctest: +SKIP
+    >>> with trunk_outputs([conv1_output, bn1_output]):  # doctest: +SKIP
+    ...     head(pixels)
     """
     for number, step in enumerate(steps):
         owner, method = method_of(model, step)
         for inner in [owner] if method else owner.modules():
             _empty(inner)
-        vars(owner)[method or "forward"] = Done(number, (fields or {}).get(step))
+        vars(owner)[method or "forward"] = Precomputed(number, (fields or {}).get(step))
     return model
 
 
 @contextmanager
-def after(outputs: Sequence[Tensor]) -> Iterator[None]:
-    """What resumed models called inside find in place of their steps: one tensor for each step."""
-    token = _done.set(outputs)
+def trunk_outputs(outputs: Sequence[Tensor]) -> Iterator[None]:
+    """Make the trunk's outputs, one tensor per step, available to the models of `resume_after` called inside."""
+    token = _computed.set(outputs)
     try:
         yield
     finally:
-        _done.reset(token)
+        _computed.reset(token)
 
 
 def _emptied(module: nn.Module | None) -> nn.Module | None:
     """A copy with all attributes and no weights."""
     if module is None:
         return None
-    kept = {id(value): value for value in (*module.parameters(), *module.buffers())}
-    out = copy.deepcopy(module, dict(kept))  # the weights themselves are not copied
+    memo = {id(value): value for value in (*module.parameters(), *module.buffers())}  # weights are not copied
+    out = copy.deepcopy(module, dict(memo))
     for inner in out.modules():
         _empty(inner)
     return out
 
 
 def _empty(module: nn.Module) -> None:
+    """Replace the parameters and buffers of a module by empty tensors that are not saved."""
     if "track_running_stats" in vars(module):
-        vars(module)["track_running_stats"] = False  # a batch norm that has none to load or to re-estimate
+        vars(module)["track_running_stats"] = False  # an emptied batch norm has no statistics to load or re-estimate
     held: Mapping[str, Tensor | None] = {**module._parameters, **module._buffers}
+    if any(value is not None for value in held.values()):
+        vars(module)["_is_hf_initialized"] = True  # transformers has no weights to draw here
     for name, value in held.items():
         if value is not None:
             module._parameters.pop(name, None)
@@ -168,7 +187,7 @@ class Steps(nn.Module):
             holder.add_module(name, module)
 
     def outputs(self, value: Tensor) -> Iterator[Tensor]:
-        """The output of every step, as soon as it is there."""
+        """Yield the output of every step as soon as it is computed."""
         for path in self.paths:
             value, _ = tensor_of(self.get_submodule(path)(value))
             yield value

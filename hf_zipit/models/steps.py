@@ -1,5 +1,5 @@
 # Copyright the hf-zipit authors. Licensed under the Apache License, Version 2.0.
-"""A model as steps, one tensor between them. A leaf file: it is copied into every merged repository."""
+"""A model as a chain of steps with one tensor between them. Copied into every merged repository."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -9,13 +9,19 @@ from torch import Tensor, nn
 
 
 def classify_first_and_mean(x: Tensor, classifier: nn.Module, skip: int | None = None) -> Tensor:
-    """The classifier reads the first token beside the mean of the others, less `skip` registers after the first."""
+    """Classify the first token concatenated with the mean of the patch tokens.
+
+    Args:
+        x: `(B, tokens, D)`.
+        classifier: reads `(B, 2 D)`.
+        skip: register tokens after the first, which the mean leaves out.
+    """
     logits: Tensor = classifier(torch.cat([x[:, 0], x[:, 1 + (skip or 0) :].mean(1)], -1))
     return logits
 
 
 def classify_tokens(x: Tensor, *classifiers: nn.Module) -> Tensor:
-    """Each classifier reads a token of its own; the average of their logits."""
+    """The mean of the logits of several classifiers, of which the i-th reads the i-th token of `x (B, tokens, D)`."""
     return torch.stack([classify(x[:, i]) for i, classify in enumerate(classifiers)]).mean(0)
 
 
@@ -30,11 +36,17 @@ OPS: dict[str, Callable[..., Tensor]] = {
 
 
 def run_steps(net: nn.Module, steps: Sequence[str], value: Tensor, size: Sequence[int]) -> Tensor:
-    """Run a part: module paths, methods of the backbone (`call:`), and small functions without weights (`op:`).
+    """Run steps one after the other: module paths, methods of the backbone (`call:`), and functions (`op:`).
 
-    Brackets hold what a step is given besides the tensor: `layers.0(resolution=$image)`, where `$image` is `size`, the
-    (height, width) of the image, `$grid` that of its tokens, `$config.name` an attribute of the backbone's config; and
-    the modules an `op:` uses. A step that returns several values goes on with the first.
+    Parentheses hold the arguments besides the tensor: `layers.0(resolution=$image)`. `$image` is `size`, `$grid` the
+    (height, width) of the grid of tokens, and `$config.name` an attribute of the backbone's config. A bare name is a
+    module that an `op:` uses. If a step returns several values, the first is passed on.
+
+    Args:
+        net: the backbone.
+        steps: the steps in running order.
+        value: input of the first step.
+        size: (height, width) of the image.
     """
     for step in steps:
         kind, _, name = step_name(step).rpartition(":")
@@ -50,7 +62,11 @@ def run_steps(net: nn.Module, steps: Sequence[str], value: Tensor, size: Sequenc
 
 
 def step_name(step: str) -> str:
-    """A step without its arguments."""
+    """The name of a step without its arguments.
+
+    >>> step_name("layers.0(resolution=$image)")
+    'layers.0'
+    """
     return step.partition("(")[0]
 
 
@@ -58,14 +74,14 @@ def _argument(text: str, net: nn.Module, value: Tensor, size: Sequence[int]) -> 
     height, width = size
     if text == "$image":
         return (height, width)
-    if text == "$grid":  # of all patch sizes that give as many tokens, the grid is the same
+    if text == "$grid":  # every patch size that fits this number of tokens gives the same grid
         grids = ((-(-height // k), -(-width // k)) for k in range(1, max(height, width) + 1))
         return next((grid for grid in grids if grid[0] * grid[1] == value.shape[1]), None)
     return getattr(net.config, text.removeprefix("$config."), None) if text.startswith("$config.") else None
 
 
 def part(net: nn.Module, owned: Sequence[str]) -> nn.Module:
-    """Keep only these modules and parameters, under their own names."""
+    """Reduce a network, in place, to the named modules and parameters, which keep their names."""
     for path, module in reversed(list(net.named_modules())):
         inside = any(f"{path}.".startswith(f"{name}.") for name in owned)
         above = not path or any(name.startswith(f"{path}.") for name in owned)

@@ -1,6 +1,6 @@
 """Merged models on disk and on the Hub.
 
-In: a merged model, a place.
-Out: a folder that is there whole or not at all: config, weights, spec, recipe, card; or an upload of it.
-Not here: nothing about how the model was merged is decided.
+In: a merged model, and a folder or repository to write to or read from.
+Out: a complete folder with config, weights, spec, recipe and card, its upload, or the model loaded from it.
+Not here: decisions about the merge itself.
 """

@@ -1,4 +1,4 @@
-"""A folder that appears whole or not at all, whenever the process that writes it ends."""
+"""Atomic writes of a folder: it appears complete or not at all, even if the process is killed."""
 
 import os
 import shutil
@@ -17,27 +17,27 @@ _NEW, _OLD = "new", "old"
 
 
 @contextmanager
-def whole_folder(target: Path) -> Iterator[Path]:
-    """Give a hidden folder beside `target` to write into; it takes the place of `target` when the block ends well.
+def write_atomically(target: Path) -> Iterator[Path]:
+    """Provide a temporary folder that replaces `target` if the block succeeds.
 
-    An error removes it. A killed process leaves it, hidden and never under the name `target`, until the next write to
-    the same place; if the kill came while an earlier folder was being replaced, the next write finds that one again.
+    The temporary folder is hidden and lies beside `target`. An error in the block removes it. A killed process leaves
+    it behind; the next write to `target` removes it, and restores an earlier `target` that was being replaced.
 
     Raises:
-        OutputError: the disk is full, or the folder cannot be written for another reason.
+        OutputError: the disk is full, or the folder cannot be written.
 
-    >>> with whole_folder(Path("merged")) as folder:  # doctest: +SKIP
+    >>> with write_atomically(Path("merged")) as folder:  # doctest: +SKIP
     ...     (folder / "README.md").write_text("hello")
     """
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        _clean(target)
+        _clean_up(target)
         partial = Path(tempfile.mkdtemp(prefix=_prefix(target, _NEW), dir=target.parent))
     except OSError as error:
         raise OutputError(_message(target, error)) from error
     try:
         yield partial
-        _readable(partial)
+        _make_readable(partial)
         if target.exists():
             aside = Path(tempfile.mkdtemp(prefix=_prefix(target, _OLD), dir=target.parent))
             target.rename(aside / target.name)
@@ -52,25 +52,26 @@ def whole_folder(target: Path) -> Iterator[Path]:
 
 
 def _prefix(target: Path, kind: str) -> str:
-    """The beginning of a temporary folder's name: it says who writes it."""
+    """The prefix of a temporary folder's name, which identifies the writing process."""
     return f".{target.name}.{kind}.{socket.gethostname()}.{os.getpid()}."
 
 
-def _clean(target: Path) -> None:
-    """Remove what killed processes of this machine left of earlier writes to the same place."""
+def _clean_up(target: Path) -> None:
+    """Remove temporary folders of processes on this machine that were killed while writing `target`."""
     for kind in (_OLD, _NEW):
         start = f".{target.name}.{kind}.{socket.gethostname()}."
-        for left in [p for p in target.parent.iterdir() if p.name.startswith(start)]:
-            writer = left.name.removeprefix(start).partition(".")[0]
+        for leftover in [path for path in target.parent.iterdir() if path.name.startswith(start)]:
+            writer = leftover.name.removeprefix(start).partition(".")[0]
             if not writer.isdigit() or psutil.pid_exists(int(writer)):
                 continue
-            if kind == _OLD and (left / target.name).exists() and not target.exists():
-                (left / target.name).rename(target)
-            shutil.rmtree(left, ignore_errors=True)
+            earlier = leftover / target.name
+            if kind == _OLD and earlier.exists() and not target.exists():
+                earlier.rename(target)
+            shutil.rmtree(leftover, ignore_errors=True)
 
 
-def _readable(folder: Path) -> None:
-    """Temporary folders are private; what is kept gets the rights of any other file."""
+def _make_readable(folder: Path) -> None:
+    """Give a temporary folder, which is private at first, the usual permissions."""
     folder.chmod(0o755)
     for path in folder.rglob("*"):
         path.chmod(0o755 if path.is_dir() else 0o644)
@@ -78,4 +79,4 @@ def _readable(folder: Path) -> None:
 
 def _message(target: Path, error: Exception) -> str:
     reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return f"cannot write {target}: {reason}. Nothing was left there, and what was there before is as it was"
+    return f"cannot write {target}: {reason}. No partial result was left, and an earlier folder there is unchanged"

@@ -1,4 +1,4 @@
-"""The README.md of a merged repository: metadata for the Hub, what was merged and how, results, use, and limits."""
+"""The model card of a merged repository: Hub metadata, parents, results, usage, recipe and limits."""
 
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -8,100 +8,13 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from hf_zipit.models.configuration_zipit import ZipItConfig
+from hf_zipit.saving.card_texts import SECTIONS, SEVERAL, TIMM, TRANSFORMERS, ZIPIT
+from hf_zipit.saving.provenance import Provenance
 from hf_zipit.text import si
 
 Results = Mapping[str, Any]  # {"data": [name, ...], "rows": [row as in `evaluate`, ...], "plot": file name or None}
 BEGIN, END = "<!-- hf-zipit: results -->", "<!-- hf-zipit: end of results -->"
-_TEXT = """
-# {title}
-
-Merged by hf-zipit, without training, from models that were trained on different tasks: {where}.
-
-| task | classes | parent |
-|---|---|---|
-{parents}
-
-{begin}
-{results}
-{end}
-
-## Use
-
-{use}
-
-## How it was merged
-
-{how}
-
-{again}:
-
-```yaml
-{recipe}
-```
-
-## Limits
-
-{limits}
-"""
-_ZIPIT = """```python
-import hf_zipit  # without hf-zipit installed: pass trust_remote_code=True to from_pretrained and pipeline
-from PIL import Image
-from transformers import pipeline
-
-classify = pipeline("image-classification", model="{name}")  # over the classes of all tasks
-classify(Image.open("image.jpg").convert("RGB"))
-```
-
-```python
-only = pipeline("image-classification", model="{name}", model_kwargs={{"active_task": "{task}"}})
-only(Image.open("image.jpg").convert("RGB"))  # the classes of one task
-```
-
-```python
-from transformers import AutoImageProcessor, AutoModelForImageClassification
-
-processor = AutoImageProcessor.from_pretrained("{name}")
-model = AutoModelForImageClassification.from_pretrained("{name}").eval()
-pixels = processor(Image.open("image.jpg").convert("RGB"), return_tensors="pt")["pixel_values"]
-out = model(pixel_values=pixels)
-out.task_logits["{task}"]  # one tensor per task; the trunk runs once
-out.logits  # joint: each task's log-probabilities side by side
-```"""
-_SEVERAL = """```python
-import hf_zipit  # without hf-zipit installed: pass trust_remote_code=True to from_pretrained
-import torch
-from transformers import AutoModel
-
-model = AutoModel.from_pretrained("{name}").eval()
-pixels = torch.zeros(1, *model.config.input_size)  # your images, preprocessed as the parents were trained
-out = model(pixel_values=pixels)  # the trunk runs once
-out.task_outputs["{task}"]  # what each task's own model returns
-```
-
-`from_pretrained(..., active_task="{task}")` gives a model of that task alone; so does
-`pipeline(..., model_kwargs={{"active_task": "{task}"}})`, for classification, segmentation and depth."""
-_TRANSFORMERS = """```python
-from PIL import Image
-from transformers import pipeline
-
-classify = pipeline("image-classification", model="{name}")
-classify(Image.open("image.jpg").convert("RGB"))
-```"""
-_TIMM = (
-    """```python
-import timm
-from PIL import Image
-
-model = timm.create_model("{prefix}:{name}", pretrained=True).eval()
-transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)
-logits = model(transform(Image.open("image.jpg").convert("RGB")).unsqueeze(0))
-```
-
-transformers reads it as well:
-
-"""
-    + _TRANSFORMERS
-)
+CLASSIFICATION = "image-classification"
 
 
 def card(
@@ -110,59 +23,68 @@ def card(
     *,
     library: str = "zipit",
     task: str | None = None,
-    licence: Mapping[str, str] | None = None,
+    license: Mapping[str, str] | None = None,
     recipe: str = "",
-    again: str = "",
-    results: Results | None = None,
+    reproduction: str = "",
 ) -> str:
     """The text of the model card.
 
     Args:
-        config: of the merged model.
+        config: config of the merged model.
         name: the Hub id or folder that the examples load.
-        library: the format it is saved in, `zipit`, `timm` or `transformers`.
-        task: the only task it was saved with, for the ordinary formats.
-        licence: the metadata `license`, `license_name` and `license_link`, as far as it has them.
-        recipe: the YAML text that makes the weights again.
-        again: how it does, as a sentence without its stop.
-        results: what an evaluation gave.
+        library: the format it is saved in: `zipit`, `timm` or `transformers`.
+        task: the only task that is kept, for the ordinary formats; by default all.
+        license: the metadata keys `license`, `license_name` and `license_link`, if known.
+        recipe: the YAML text of the recipe.
+        reproduction: a sentence without its final stop that introduces the recipe.
     """
-    about: dict[str, Any] = config.zipit or {}
-    sources, heads = about.get("sources", []), config.heads or []
-    rows = (f"| {h['task']} | {_answers(h)} | {_shown(sources[h['source']])} |" for h in heads)
+    about = Provenance.of(config)
+    rows = [
+        f"| {head['task']} | {_output(head)} | {_parent(about.sources[head['source']])} |"
+        for head in config.heads or []
+    ]
     several = config.model_type == "zipit-model"
-    own = _SEVERAL if several else _ZIPIT
-    use = {"zipit": own, "timm": _TIMM, "transformers": _TRANSFORMERS}[library]
+    use = {"zipit": SEVERAL if several else ZIPIT, "timm": TIMM, "transformers": TRANSFORMERS}[library]
     tasks = [task] if task else config.tasks
-    text = _TEXT.format(
-        title=f"The task {task} of a merged model" if task else f"One model for {len(tasks)} tasks",
-        where=f"shared up to `{config.cut}`, with the layers after it kept for each task"
-        if config.cut
-        else "all layers but the classifiers are shared",
+    limits = [
+        textwrap.fill(f"- {line}", 120, subsequent_indent="  ") for line in _limits(about, several, library, len(tasks))
+    ]
+    text = SECTIONS.format(
+        title=f"{task}, one task of a merged model" if task else f"One model for {len(tasks)} tasks",
+        shared=_shared_layers(config, several),
         parents="\n".join(rows),
         begin=BEGIN,
-        results=_results_text(results, config.tasks, several),
+        results=_results_text(None, config.tasks, several),
         end=END,
         use=use.format(name=name, task=config.tasks[0], prefix="local-dir" if "/" not in name else "hf-hub"),
         how="\n".join(f"- {key}: `{value}`" for key, value in _how(about).items()),
-        again=again,
+        reproduction=reproduction,
         recipe=recipe.strip(),
-        limits="\n".join(f"- {textwrap.fill(line, 118)}" for line in _limits(config, library, tasks, results)),
+        limits="\n".join(limits),
     )
-    data = _metadata(config, library, licence or {}, results)
+    data = _metadata(config, library, license or {})
     return f"---\n{data.to_yaml()}\n---\n{text}"
 
 
-def _answers(head: Mapping[str, Any]) -> str:
-    """The number of a task's classes, and its kind where that is not classification."""
-    kind = head.get("kind", "image-classification")
-    return str(len(head["id2label"])) if kind == "image-classification" else kind
+def _shared_layers(config: ZipItConfig, several: bool) -> str:
+    """A sentence that says which layers the tasks share."""
+    if config.cut:
+        return f"The tasks share the layers up to `{config.cut}`; each keeps its own layers after it."
+    if several:
+        return "The tasks share all layers that their models have in common; each keeps its own remaining layers."
+    return "The tasks share all layers but the classifiers."
+
+
+def _output(head: Mapping[str, Any]) -> str:
+    """A task's output: its number of classes, or its kind if it is not classification."""
+    kind = str(head.get("kind", CLASSIFICATION))
+    return f"{len(head['id2label'])} classes" if kind == CLASSIFICATION else kind
 
 
 def with_results(card: str, config: ZipItConfig, results: Results) -> str:
-    """A card with the results of an evaluation in the place of earlier ones; whatever else it says is kept."""
+    """A card with the results of an evaluation in place of any earlier ones; everything else is kept."""
     known = ModelCard(card, ignore_metadata_errors=True)
-    for key, value in _evaluated(config, results).items():
+    for key, value in _evaluation_metadata(config, results).items():
         known.data[key] = value
     before, found, rest = known.text.partition(BEGIN)
     after = rest.partition(END)[2] if found else ""
@@ -170,35 +92,34 @@ def with_results(card: str, config: ZipItConfig, results: Results) -> str:
     return f"---\n{known.data.to_yaml()}\n---\n\n{text}"
 
 
-def _metadata(config: ZipItConfig, library: str, licence: Mapping[str, str], results: Results | None) -> ModelCardData:
-    """The front matter; only models on the Hub are base models."""
-    about = config.zipit or {}
-    ids = [source["id"] for source in about.get("sources", []) if source.get("id")]
+def _metadata(config: ZipItConfig, library: str, license: Mapping[str, str]) -> ModelCardData:
+    """The card's metadata; only parents on the Hub are base models."""
+    ids = [source["id"] for source in Provenance.of(config).sources if source.get("id")]
     values: dict[str, Any] = {
-        **licence,
+        **license,
         "library_name": "timm" if library == "timm" else "transformers",
         "tags": ["zipit", "merge", "model-merging"],
     }
-    kinds = {head.get("kind", "image-classification") for head in config.heads or []}
+    kinds = {head.get("kind", CLASSIFICATION) for head in config.heads or []}
     values |= {"pipeline_tag": kinds.pop()} if len(kinds) == 1 else {}
     if ids:
         values |= {"base_model": ids, "base_model_relation": "merge"}
-    return ModelCardData(**values, **(_evaluated(config, results) if results else {}))
+    return ModelCardData(**values)
 
 
-def _evaluated(config: ZipItConfig, results: Results) -> dict[str, Any]:
-    """One result for each task, and one for all classes together."""
+def _evaluation_metadata(config: ZipItConfig, results: Results) -> dict[str, Any]:
+    """The metadata of an evaluation: the accuracy of each task, and the joint accuracy."""
     merged = next(row for row in results["rows"] if row["model"] == "merged")
     names = list(results["data"])
     each = names if len(names) == len(config.tasks) else names * len(config.tasks)
     found = [
-        (name, f"accuracy on {task}, among its classes", merged["tasks"][task])
+        (name, f"accuracy on {task}, among its own classes", merged["tasks"][task])
         for task, name in zip(config.tasks, each, strict=False)
     ]
     found.append((" and ".join(names), "joint accuracy, among the classes of all tasks", merged["joint"]))
     entries = [
         EvalResult(
-            task_type="image-classification",
+            task_type=CLASSIFICATION,
             dataset_type=name,
             dataset_name=name,
             metric_type="accuracy",
@@ -211,48 +132,54 @@ def _evaluated(config: ZipItConfig, results: Results) -> dict[str, Any]:
 
 
 def _results_text(results: Results | None, tasks: Sequence[str], several: bool = False) -> str:
+    """The results as a Markdown section, or how to get them."""
     if not results and several:
-        return "Not evaluated yet: `hf-zipit eval FOLDER --data D` gives each task's own metric."
+        return "Not evaluated yet. `hf-zipit eval FOLDER --data DATA` reports each task's own metric."
     if not results:
-        return "Not evaluated yet: `hf-zipit eval FOLDER --data D --update-card` fills this in."
+        return "Not evaluated yet. `hf-zipit eval FOLDER --data DATA --update-card` adds the results here."
     lines = ["## Results", "", f"Accuracy in percent on {', '.join(results['data'])}.", ""]
     lines.append(f"| | {' | '.join(tasks)} | average | joint | FLOPs | parameters |")
     lines.append("|---" * (len(tasks) + 5) + "|")
     for row in results["rows"]:
-        mine = [f"{100 * row['tasks'][task]:.1f}" if task in row["tasks"] else "-" for task in tasks]
-        rest = [f"{100 * row['average']:.1f}", f"{100 * row['joint']:.1f}"]
+        accuracies = [f"{100 * row['tasks'][task]:.1f}" if task in row["tasks"] else "-" for task in tasks]
+        accuracies += [f"{100 * row['average']:.1f}", f"{100 * row['joint']:.1f}"]
         cost = [si(row["flops"]), si(row["parameters"])]
-        lines.append(f"| {' | '.join([row['model'], *mine, *rest, *cost])} |")
+        lines.append(f"| {' | '.join([row['model'], *accuracies, *cost])} |")
     lines += [
         "",
-        "Per task among its own classes; `joint` among the classes of all tasks (softmax per task, argmax over all).",
+        "The accuracy of a task is among its own classes. `joint` is among the classes of all tasks: softmax per task,",
+        "then argmax over all. FLOPs are for one image.",
     ]
-    return "\n".join(lines + ([f"\n![Accuracy against cost]({results['plot']})"] if results.get("plot") else []))
+    if results.get("plot"):
+        lines += ["", f"![Accuracy against cost]({results['plot']})"]
+    return "\n".join(lines)
 
 
-def _how(about: Mapping[str, Any]) -> dict[str, Any]:
-    images = ", ".join(f"{part['num_images']} of {part['name']}" for part in about.get("data", []))
-    method = about.get("recipe", {}).get("method")
-    how = {"method": method, "images, without labels": images or "none", "made by": about.get("generator")}
+def _how(about: Provenance) -> dict[str, Any]:
+    """Method, images and software of the merge, as far as they are recorded."""
+    images = ", ".join(f"{part['num_images']} of {part['name']}" for part in about.data)
+    how = {"method": about.recipe.get("method"), "unlabelled images": images or "none", "software": about.generator}
     return {key: value for key, value in how.items() if value is not None}
 
 
-def _limits(config: ZipItConfig, library: str, tasks: Sequence[str], results: Results | None) -> list[str]:
-    lines = ["A merge is usually less accurate than its parents on their own tasks; measure it on your own images."]
-    if len(tasks) > 1 and library == "zipit":
-        lines.append("The joint prediction compares the confidence of heads that were never trained together.")
-    elif len(tasks) > 1:
+def _limits(about: Provenance, several: bool, library: str, tasks: int) -> list[str]:
+    """What a user of the model should know before using it, one sentence or two per line."""
+    lines = ["A merge is usually less accurate than each parent on the parent's task. Measure it on your own images."]
+    if tasks > 1 and library == "zipit" and not several:
+        lines.append("The joint prediction compares the confidences of heads that were never trained together.")
+    elif tasks > 1 and library != "zipit":
         lines.append(
-            "The logits are the tasks' raw logits side by side. They were never trained together, and unlike in the "
-            "zipit format they are not normalised per task: a softmax over all classes mixes their scales."
+            "The logits are the tasks' raw logits side by side. The classifiers were never trained together, and "
+            "unlike in the zipit format their logits are not normalised per task: a softmax over all classes mixes "
+            "their scales."
         )
-    sources = (config.zipit or {}).get("sources", [])
-    if not all(source.get("license") for source in sources):
-        lines.append("Not every parent states a licence: ask its authors before you use or share this model.")
-    return [*lines, "It inherits the biases and the limits of its parents and of their training data."]
+    if not all(source.get("license") for source in about.sources):
+        lines.append("At least one parent states no license. Ask its authors before you use or share this model.")
+    return [*lines, "It inherits the biases and limits of its parents and of their training data."]
 
 
-def _shown(source: Mapping[str, Any]) -> str:
+def _parent(source: Mapping[str, Any]) -> str:
+    """A parent as Markdown: a link to the Hub, a folder name, or what it was."""
     if source.get("id"):
         return f"[{source['id']}](https://huggingface.co/{source['id']}) at `{source.get('revision')}`"
     return f"`{Path(source['folder']).name}`" if source.get("folder") else "a model in memory"

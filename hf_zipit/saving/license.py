@@ -1,4 +1,4 @@
-"""The licence of a merged model, from the cards of its parents."""
+"""The license of a merged model, from the model cards of its parents."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -12,10 +12,10 @@ from hf_zipit.errors import SourceError
 KEYS = ("license", "license_name", "license_link")
 
 
-def licence_of(folder: Path | None) -> dict[str, str]:
-    """What a model's README.md says about its licence: `license`, and for `other` its name and link; empty if nothing.
+def license_of(folder: Path | None) -> dict[str, str]:
+    """The license metadata in a model's README.md: `license`, `license_name` and `license_link`, if present.
 
-    >>> licence_of(Path("user/pets"))  # doctest: +SKIP
+    >>> license_of(Path("user/pets"))  # doctest: +SKIP
     {'license': 'mit'}
     """
     card = folder / "README.md" if folder else None
@@ -23,37 +23,43 @@ def licence_of(folder: Path | None) -> dict[str, str]:
         return {}
     try:
         data = ModelCard.load(card, ignore_metadata_errors=True).data.to_dict()
-    except (ValueError, OSError, yaml.YAMLError):  # a card that cannot be read says nothing
+    except (ValueError, OSError, yaml.YAMLError):  # an unreadable card states no license
         return {}
     return {key: str(data[key]) for key in KEYS if data.get(key)}
 
 
-def agreed_licence(sources: Iterable[Mapping[str, Any]]) -> dict[str, str]:
-    """The licence that all parents state; empty if they state none, or different ones."""
+def agreed_license(sources: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """The license that all parents state; empty if one states none or they differ."""
     try:
-        return common_licence(sources)
+        return common_license(sources)
     except SourceError:
         return {}
 
 
-def common_licence(sources: Iterable[Mapping[str, Any]], given: str | None = None) -> dict[str, str]:
-    """The licence of a merge: the one given, else the one that all parents share; empty if one of them states none.
+def common_license(sources: Iterable[Mapping[str, Any]], given: str | None = None) -> dict[str, str]:
+    """The license of a merge: the given one, else the one that all parents state, else none.
 
     Args:
-        sources: per parent its `license` (and `license_name`, `license_link`) and its `id` or `folder`.
-        given: what the user chose.
+        sources: for each parent its `id` or `folder`, and its license metadata.
+        given: the license that the user chose.
 
     Raises:
-        SourceError: the parents have different licences, and none was given.
+        SourceError: the parents state different licenses, and none was given.
+
+    >>> common_license([{"id": "user/pets", "license": "mit"}, {"id": "user/birds", "license": "mit"}])
+    {'license': 'mit'}
     """
     if given is not None:
         return {"license": given}
     parents = [(str(source.get("id") or source.get("folder") or "a model in memory"), source) for source in sources]
     found = {name: {key: source[key] for key in KEYS if source.get(key)} for name, source in parents}
-    stated = [licence for licence in found.values() if licence]
-    if any(licence != stated[0] for licence in stated):
+    stated = [license for license in found.values() if license]
+    if any(license != stated[0] for license in stated):
         shown = ", ".join(
-            f"{n}: {v.get('license_name') or v.get('license') or 'none stated'}" for n, v in found.items()
+            f"{name}: {license.get('license_name') or license.get('license') or 'none stated'}"
+            for name, license in found.items()
         )
-        raise SourceError(f"the parents have different licences ({shown}): choose one that respects all with --license")
+        raise SourceError(
+            f"the parents have different licenses ({shown}): choose one that complies with all of them with --license"
+        )
     return stated[0] if stated and len(stated) == len(found) else {}

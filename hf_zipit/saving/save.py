@@ -1,6 +1,5 @@
-"""Writing a merged model as a Hub-format folder: all of it, or nothing."""
+"""Save a merged model as a Hub-format folder or as an ordinary checkpoint, with the checks that come before."""
 
-import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -9,39 +8,38 @@ from hf_zipit.errors import OptionError, OutputError, SourceError
 from hf_zipit.models.configuration_zipit import ZipItConfig
 from hf_zipit.models.pretrained_zipit import ZipItPreTrainedModel
 from hf_zipit.recipe import PinnedSource, read_recipe
-from hf_zipit.saving.atomic import whole_folder
-from hf_zipit.saving.license import common_licence
+from hf_zipit.saving.atomic import write_atomically
+from hf_zipit.saving.license import common_license
 from hf_zipit.saving.load import check_merged
 from hf_zipit.saving.plain import check_format, write_plain
-from hf_zipit.saving.sidecars import RECIPE, SPEC, companions
-from hf_zipit.sources.libraries import processor_of
-
-_log = logging.getLogger("hf_zipit")
+from hf_zipit.saving.provenance import Provenance
+from hf_zipit.saving.sidecars import RECIPE, SPEC, sidecar_files
+from hf_zipit.sources.preprocessing import processor_of
 
 
 def check_output(folder: str | Path, overwrite: bool = False) -> Path:
-    """Refuse an output folder that exists, before any work is done.
+    """Check that a folder may be written, before any work is done.
 
-    Only an empty folder or an earlier merge is ever overwritten.
+    Only an empty folder or, with `overwrite`, an earlier merge is ever replaced.
 
     Raises:
-        OptionError: the folder exists and may not be replaced.
+        OptionError: the folder exists and may not be replaced, or cannot be created.
     """
     folder = Path(folder)
     above = next(p for p in (folder.absolute().parent, *folder.absolute().parents) if p.exists())
     if not above.is_dir():
-        raise OptionError(f"{folder} cannot be made: {above} is not a folder")
+        raise OptionError(f"cannot create {folder}: {above} is not a folder")
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return folder
     if not overwrite:
-        raise OptionError(f"{folder} exists already: choose another folder, or --overwrite it (overwrite=True)")
-    if not _is_ours(folder):
-        raise OptionError(f"{folder} is not an earlier merge: it is not overwritten, remove it yourself")
+        raise OptionError(f"{folder} exists already: choose another folder, or replace it with --overwrite")
+    if not _is_earlier_merge(folder):
+        raise OptionError(f"{folder} is not an earlier merge, so it is not overwritten: remove it yourself")
     return folder
 
 
-def _is_ours(folder: Path) -> bool:
-    """A merged model, or an ordinary checkpoint with the files that `save` puts beside it."""
+def _is_earlier_merge(folder: Path) -> bool:
+    """Whether a folder holds a merged model, or an ordinary checkpoint that `save` wrote."""
     try:
         check_merged(folder)
     except (SourceError, OSError):
@@ -52,27 +50,35 @@ def _is_ours(folder: Path) -> bool:
 def check_saveable(
     config: ZipItConfig, library: str = "zipit", task: str | None = None, license: str | None = None
 ) -> dict[str, str]:
-    """Refuse what could not be saved, or not be loaded again, from the config alone; returns the licence.
+    """Check from the config alone that a merge can be saved and loaded again.
 
     Args:
-        config: of the merge, or what is known of it before the work: backbone, cut, heads and sources.
-        library, task, license: as for `save`.
+        config: config of the merge, or what is known of it in advance: backbone, cut, heads and sources.
+        library: as for `save`.
+        task: as for `save`.
+        license: as for `save`.
+
+    Returns:
+        The license metadata of the merge.
 
     Raises:
-        OptionError, SourceError, OutputError: as `save` does.
+        OptionError: the format or task is unknown, or does not fit the models.
+        SourceError: the parents state different licenses, and none is given.
+        OutputError: the merge could not be loaded again, or the library has no such model.
     """
     for part in (config.backbone or {}, *(head.get("model", {}) for head in config.heads or [])):
         if part.get("remote"):
             raise OutputError(
-                "the merge could not be saved: the models' architecture is code that came with them, and without it "
-                "nobody could load the merge; hf_zipit.merge can make it and use it in one process"
+                "the merge cannot be saved: the parents' architecture is remote code, without which nobody could load "
+                "the merge. Make it with hf_zipit.merge and use it in the same process"
             )
         if part.get("library") == "memory":
             raise OutputError(
-                f"a {part['architecture']} given in memory cannot be rebuilt: its merges run, but cannot be saved"
+                f"{part['architecture']} was passed in memory and cannot be rebuilt: a merge of it runs, but cannot be "
+                "saved"
             )
     check_format(config, library, task)
-    return common_licence((config.zipit or {}).get("sources", []), license)
+    return common_license(Provenance.of(config).sources, license)
 
 
 def save(
@@ -84,74 +90,85 @@ def save(
     task: str | None = None,
     license: str | None = None,
 ) -> Path:
-    """Write a merged model: config, weights, spec, recipe, card, and what preprocesses images.
+    """Write a merged model: config, weights, preprocessing, spec, recipe and card.
 
-    The folder appears at once when everything is written, whenever the process ends.
+    The write is atomic: the folder appears when it is complete, and not at all if the process is killed before.
 
     Args:
         model: the merged model.
-        folder: where to; must not exist unless `overwrite`.
+        folder: the folder to write; it must not exist unless `overwrite`.
         overwrite: replace an earlier merge.
         library: `zipit` writes all heads and the code files that run them. `timm` and `transformers` write an
-            ordinary checkpoint of the library that the sources came from, which loads without hf-zipit; it needs a
-            full merge at the parents' width (see `plain_model`).
-        task: for an ordinary checkpoint, the only task to keep; else one classifier has the classes of all.
-        license: of the merged model; else the one that all its parents state.
+            ordinary checkpoint of the parents' library, which loads without hf-zipit; this needs a full merge at the
+            parents' width (see `plain_model`).
+        task: for an ordinary checkpoint, the only task to keep; by default one classifier covers the classes of all.
+        license: license of the merged model; by default the one that all parents state.
+
+    Returns:
+        The folder.
 
     Raises:
-        OptionError: the folder exists, or an unknown format or task.
-        SourceError: the parents' licences differ.
-        OutputError: the disk is full, the folder cannot be written for another reason, or it is a merge that could not
-            be loaded again, or has no ordinary form.
+        OptionError: the folder exists, or the format or task is unknown.
+        SourceError: the parents state different licenses, and none is given.
+        OutputError: the disk is full, the folder cannot be written, the merge could not be loaded again, or it has no
+            ordinary form.
 
     >>> save(merged, "merged")  # doctest: +SKIP
     >>> save(merged, "plain", library="timm")  # doctest: +SKIP
     """
-    folder, config = check_output(folder, overwrite), model.config
-    licence = check_saveable(config, library, task, license)
+    folder = check_output(folder, overwrite)
+    license_metadata = check_saveable(model.config, library, task, license)
     if library == "zipit":
         try:
             model.check_described()
         except ValueError as error:
             raise OutputError(str(error)) from None
-    parents = (config.zipit or {}).get("sources", [])
-    about: dict[str, Any] = {"library": library, "task": task, "licence": licence}
-    spec_text, found = model.spec_text, model.places
-    if found is None and library != "zipit" and model.origin:
-        spec_text, found = _beside(Path(model.origin[0]))
-    with whole_folder(folder) as partial:
-        places = _relative(found or {}, folder)
-        for source, path in zip(parents, places.get("sources", []), strict=False):
-            source.update({} if path is None or source.get("id") else {"path": path})
+    spec_text, locations = model.spec_text, model.locations
+    if locations is None and library != "zipit" and model.origin:
+        spec_text, locations = _saved_beside(Path(model.origin[0]))
+    with write_atomically(folder) as partial:
+        relative = _relative_to(folder, locations or {})
+        _record_paths(model.config, relative.get("sources") or [])
         if library == "zipit":
             model.save_pretrained(partial)
         else:
             write_plain(model, partial, library, task, processor_of(model))
-        for name, text in companions(config, spec_text, places.get("data"), **about).items():
-            if found is not None or license is not None or not (partial / name).exists():
+        options: dict[str, Any] = {"library": library, "task": task, "license": license_metadata}
+        for name, text in sidecar_files(model.config, spec_text, relative.get("data"), **options).items():
+            # a reloaded merge keeps the texts it came with, unless its license changes
+            if locations is not None or license is not None or not (partial / name).exists():
                 (partial / name).write_text(text, encoding="utf-8")
     return folder
 
 
-def _beside(folder: Path) -> tuple[str | None, dict[str, Any] | None]:
-    """The spec that a saved merge keeps beside its weights, and the places of its sources and data."""
-    spec, file = folder / SPEC, folder / RECIPE
+def _saved_beside(folder: Path) -> tuple[str | None, dict[str, Any] | None]:
+    """The spec text and the locations of sources and data that a saved merge keeps beside its weights."""
+    spec = folder / SPEC
     text = spec.read_text(encoding="utf-8") if spec.is_file() else None
-    if not file.is_file():
+    if not (folder / RECIPE).is_file():
         return text, None
-    recipe = read_recipe(file)
+    recipe = read_recipe(folder / RECIPE)
     paths = [source.path if isinstance(source, PinnedSource) else source for source in recipe.sources]
     return text, {"sources": paths, "data": recipe.data}
 
 
-def _relative(places: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Places relative to the folder that is written: no path of this machine gets into it."""
+def _relative_to(folder: Path, locations: dict[str, Any]) -> dict[str, Any]:
+    """The locations with local paths relative to `folder`; Hub ids are unchanged."""
 
-    def shown(place: str | Path | None) -> str | None:
-        path = Path(os.path.expanduser(place)) if place is not None else None
-        bare = Path(str(place).rpartition(":")[0])
-        if path is None or not (path.exists() or bare.exists()):
-            return None if place is None else str(place)
+    def shown(location: str | Path | None) -> str | None:
+        if location is None:
+            return None
+        path = Path(os.path.expanduser(location))
+        without_split, colon, _ = str(location).rpartition(":")
+        if not (path.exists() or (colon and Path(without_split).exists())):
+            return str(location)  # a Hub id
         return os.path.relpath(path.absolute(), folder.absolute())
 
-    return {kind: found and [shown(place) for place in found] for kind, found in places.items()}
+    return {kind: found and [shown(location) for location in found] for kind, found in locations.items()}
+
+
+def _record_paths(config: ZipItConfig, paths: list[str | None]) -> None:
+    """Record the paths of local parents in the config, in place; parents on the Hub are known by their id."""
+    for source, path in zip(Provenance.of(config).sources, paths, strict=False):
+        if path is not None and not source.get("id"):
+            source["path"] = path

@@ -1,6 +1,6 @@
-"""Models to merge, from whichever library. The one folder that imports model libraries.
+"""Models to merge, from any library. Besides `models`, only this folder imports model libraries.
 
 In: a Hub id, a folder or a module.
 Out: a `Source`: module, classes, preprocessing, origin.
-Not here: what models have in common is no concern of this folder.
+Not here: comparisons between models.
 """

@@ -1,15 +1,17 @@
-"""What the user allows when a model is read. It comes from the user alone: no recipe or config can set it."""
+"""What the user allows while models are read. Only the user sets it: no recipe and no config can."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Access:
-    """Rights of one run; by default only what runs no foreign code.
+    """Permissions of one run; by default no code of other people runs.
 
-    `token` is an access token of the Hub; `None` takes the one of `HF_TOKEN` or `hf auth login`.
-    `trust_remote_code` lets transformers run code files that come with a model. `allow_pickle` reads weights of
-    `.bin` files where there is no safetensors file, with torch's restricted unpickler (`weights_only=True`).
+    Attributes:
+        token: access token of the Hub; `None` uses `HF_TOKEN` or the login of `hf auth login`.
+        trust_remote_code: let transformers run code files that come with a model.
+        allow_pickle: read `.bin` weights where there is no safetensors file, with torch's restricted unpickler
+            (`weights_only=True`).
     """
 
     token: str | None = None

@@ -1,4 +1,4 @@
-"""The files of a model folder, read with suspicion: nothing in them is run, and no name in them leads elsewhere."""
+"""The files of a model folder, read without trust: no code in them runs, and no name in them leaves the folder."""
 
 import hashlib
 import json
@@ -18,26 +18,29 @@ from torch.nn.modules.module import (
 )
 
 from hf_zipit.errors import SourceError
+from hf_zipit.text import first_line
 
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
 PICKLES = ("pytorch_model.bin", "pytorch_model.pt", "pytorch_model.pth", "model.pt", "model.pth", "model.ckpt")
-MAX_CONFIG_BYTES = 64 * 2**20  # twenty thousand classes with descriptions take one
-SPARE_TENSORS, SPARE_ELEMENTS = 10_000, 50_000_000  # what a model may build and replace while it is made
+MAX_CONFIG_BYTES = 64 * 2**20  # 20 000 classes with descriptions take 1 MiB
+SPARE_TENSORS = 10_000  # a model may create and replace so many tensors while it is built
+SPARE_ELEMENTS = 50_000_000
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file that holds a mapping.
+    """The mapping in a JSON file.
 
     Raises:
-        SourceError: it is missing, too large, or something else.
+        SourceError: the file is missing, too large, or not a mapping in JSON.
     """
     try:
         if path.stat().st_size > MAX_CONFIG_BYTES:
-            raise SourceError(f"{path} has {path.stat().st_size} bytes: no configuration is that large")
+            raise SourceError(f"{path} has {path.stat().st_size} bytes; a configuration has at most {MAX_CONFIG_BYTES}")
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         lacks = f"it has no {path.name}" if path.parent.exists() else "there is no such folder"
-        raise SourceError(f"{path.parent} is no model: {lacks}") from None
+        raise SourceError(f"{path.parent} is not a model: {lacks}") from None
     except (ValueError, RecursionError, OSError) as error:
         if isinstance(error, SourceError):
             raise
@@ -48,17 +51,17 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def shards(index: Mapping[str, Any], path: Path) -> list[str]:
-    """The names of the weight files that an index lists: plain names of files beside it.
+    """The names of the weight files that an index lists; all lie beside it.
 
     Raises:
-        SourceError: there are none, or one leads out of the folder.
+        SourceError: it lists none, or one outside the folder.
     """
     names = index.get("weight_map")
     if not isinstance(names, dict) or not names:
         raise SourceError(f"{path} lists no weights")
     for name in names.values():
         if not isinstance(name, str) or Path(name).name != name or "\\" in name or not name.endswith(".safetensors"):
-            raise SourceError(f"{path} names {name!r} as a weight file: only safetensors files beside it are read")
+            raise SourceError(f"{path} names {name!r} as a weight file; only safetensors files beside it are read")
     return sorted(set(names.values()))
 
 
@@ -85,9 +88,9 @@ def weight_files(folder: Path, allow_pickle: bool = False) -> list[Path]:
 
 
 def only_pickled(model: object, file: str) -> str:
-    """What to say of a model without safetensors."""
+    """The message for a model without safetensors."""
     return (
-        f"{model} has only pickled weights ({file}): save it again by save_pretrained, or timm's "
+        f"{model} has only pickled weights ({file}); save it again with save_pretrained or timm's "
         "save_for_hf(..., safe_serialization=True), or allow them with --allow-pickle (read with weights_only=True)"
     )
 
@@ -115,25 +118,51 @@ def _unpickled(file: Path) -> dict[str, Tensor]:
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged or malicious file fails in many ways
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise SourceError(f"{file} cannot be read as weights alone: {first}") from None
+        raise SourceError(f"{file} cannot be read as weights alone: {first_line(error)}") from None
     state = state.get("state_dict", state) if isinstance(state, dict) else state
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise SourceError(f"{file} holds more than named tensors: save its state dict as {WEIGHTS}")
+        raise SourceError(f"{file} holds more than named tensors; save its state dict as {WEIGHTS}")
     return {str(name): value.contiguous() for name, value in state.items()}
 
 
-def digest(files: Sequence[Path]) -> str:
-    """SHA-256 of the weights; of several files, that of their digests in order."""
+def fill(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
+    """Load weights into a model.
+
+    Args:
+        model: is changed in place.
+        state: the tensors by name.
+        path: the file they came from, for the message.
+
+    Raises:
+        SourceError: some are missing, unexpected, or of another shape.
+    """
+    own = model.state_dict()
+    problems = [f"{k} is missing" for k in own if k not in state]
+    problems += [f"{k} is unexpected" for k in state if k not in own]
+    problems += [
+        f"{k} has shape {list(state[k].shape)}, not {list(own[k].shape)}"
+        for k in own
+        if k in state and state[k].shape != own[k].shape
+    ]
+    if problems:
+        more = f", and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise SourceError(f"{path} does not fit its config.json: {'; '.join(problems[:3])}{more}")
+    model.load_state_dict(state)
+
+
+def file_digest(files: Sequence[Path]) -> str:
+    """SHA-256 of a weight file; for several files, the SHA-256 of their digests in order."""
     parts = []
     for file in files:
         with file.open("rb") as stream:
             parts.append(hashlib.file_digest(stream, "sha256"))
-    return parts[0].hexdigest() if len(parts) == 1 else hashlib.sha256(b"".join(p.digest() for p in parts)).hexdigest()
+    if len(parts) == 1:
+        return parts[0].hexdigest()
+    return hashlib.sha256(b"".join(part.digest() for part in parts)).hexdigest()
 
 
 def elements(files: Sequence[Path]) -> tuple[int, int]:
-    """How many tensors and how many numbers the weights hold; of safetensors only the headers are read.
+    """The number of tensors, and of elements in all of them; of safetensors only the headers are read.
 
     Raises:
         SourceError: a file is damaged.
@@ -153,27 +182,33 @@ def elements(files: Sequence[Path]) -> tuple[int, int]:
 
 @contextmanager
 def no_larger_than(files: Sequence[Path], config: Path) -> Iterator[None]:
-    """Stop building a model as soon as it has far more parameters than its weights could fill.
+    """Stop building a model as soon as it has far more parameters than its weight files hold.
 
-    A config of a billion classes or layers is refused while it is small: each parameter is counted when its module
-    takes it, and parameters on the meta device, or not yet written to, take no memory.
+    A config of a billion classes or layers is refused before it takes memory: each parameter is counted when it is
+    registered, and parameters take no memory on the meta device, or before they are written to.
+
+    Args:
+        files: the weight files.
+        config: the config.json that describes the model, for the message.
 
     Raises:
-        SourceError: the model is larger than its weights.
+        SourceError: the model is much larger than its weights.
     """
     tensors, numbers = elements(files)
     seen: dict[int, Tensor] = {}
-    count, thread = 0, threading.get_ident()
+    count = 0
+    thread = threading.get_ident()
 
     def check(_: nn.Module, __: str, value: Tensor | None) -> None:
         nonlocal count
         if value is None or id(value) in seen or threading.get_ident() != thread:
             return
-        seen[id(value)], count = value, count + value.numel()
+        seen[id(value)] = value
+        count += value.numel()
         if len(seen) > 4 * tensors + SPARE_TENSORS or count > 4 * numbers + SPARE_ELEMENTS:
             raise SourceError(
-                f"{config} describes a model of more than {count} parameters, but its weights hold {numbers}: "
-                "it is damaged or not meant for them"
+                f"{config} describes a model of more than {count} parameters, but its weights hold {numbers}; "
+                "config.json is damaged or belongs to other weights"
             )
 
     hooks = [register_module_parameter_registration_hook(check), register_module_buffer_registration_hook(check)]

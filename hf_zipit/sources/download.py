@@ -1,4 +1,4 @@
-"""A model of the Hub as a local folder: the smallest set of files, pinned to one commit, from the cache if it can."""
+"""Models of the Hub as local folders: only the files that are needed, pinned to one commit, and cached."""
 
 import logging
 import re
@@ -22,7 +22,13 @@ _SMALL = ["config.json", INDEX, "preprocessor_config.json", "processor_config.js
 
 @dataclass(frozen=True)
 class Download:
-    """A snapshot: its folder, the repository's present name, and the commit."""
+    """A snapshot of a repository.
+
+    Attributes:
+        folder: where its files are.
+        name: the repository's current name, `user/name`.
+        revision: the commit.
+    """
 
     folder: Path
     name: str
@@ -30,14 +36,14 @@ class Download:
 
 
 def fetch(ref: str, access: Access = NOTHING) -> Download:
-    """Get what is needed of `user/name` or `user/name@revision`; the config first, the weights when it is sound.
+    """Download the needed files of `user/name` or `user/name@revision`: the config, then the weights if it is valid.
 
-    Where the Hub cannot be reached, or `HF_HUB_OFFLINE` is set, an earlier download is used. A renamed repository is
+    If the Hub cannot be reached, or `HF_HUB_OFFLINE` is set, an earlier download is used. A renamed repository is
     found by its old name, with a warning.
 
     Raises:
-        SourceError: the repository is missing, private or gated, has no such revision or no weights, the connection
-            failed, or the disk is full; each with its own message.
+        SourceError: the repository is missing, private or gated, or has no such revision or no weights; the connection
+            failed; or the disk is full. Each has its own message.
 
     >>> fetch("user/birds@main").folder  # doctest: +SKIP
     """
@@ -45,7 +51,7 @@ def fetch(ref: str, access: Access = NOTHING) -> Download:
     api = client(access)
     try:
         revision = api.resolve_revision(name, revision=asked or None)
-        present, files = _listing(api, name, revision.resolved)
+        current, files = _listing(api, name, revision.resolved)
         small = [*_SMALL, *(["*.py"] if access.trust_remote_code else [])]
         folder = Path(api.snapshot_download(name, revision=revision, allow_patterns=small))
         read_json(folder / "config.json")
@@ -53,11 +59,11 @@ def fetch(ref: str, access: Access = NOTHING) -> Download:
         api.snapshot_download(name, revision=revision, allow_patterns=[*small, *weights])
     except FAULTS as error:
         raise SourceError(_fault(error, name, asked or None, access)) from error
-    return Download(folder, present, revision.resolved)
+    return Download(folder, current, revision.resolved)
 
 
 def look(ref: str, access: Access = NOTHING) -> tuple[Download, int]:
-    """The small files of `user/name` or `user/name@revision`, and the bytes of its weights that are not here yet.
+    """Download the small files of `user/name` or `user/name@revision`, and count the bytes of weights still missing.
 
     Raises:
         SourceError: as `fetch` does.
@@ -66,21 +72,26 @@ def look(ref: str, access: Access = NOTHING) -> tuple[Download, int]:
     api = client(access)
     try:
         revision = api.resolve_revision(name, revision=asked or None)
-        present, files = _listing(api, name, revision.resolved)
+        current, files = _listing(api, name, revision.resolved)
         folder = Path(api.snapshot_download(name, revision=revision, allow_patterns=_SMALL))
         weights = _weights(folder, files, access, name)
         found = api.snapshot_download(name, revision=revision, allow_patterns=weights, dry_run=True)
     except FAULTS as error:
         raise SourceError(_fault(error, name, asked or None, access)) from error
     missing = sum(file.file_size or 0 for file in found if file.will_download)
-    return Download(folder, present, revision.resolved), missing
+    return Download(folder, current, revision.resolved), missing
 
 
 def look_at_data(name: str, revision: str | None, access: Access = NOTHING) -> int | None:
-    """The bytes of a data set that are not here yet, all its splits together; `None` where the Hub does not tell.
+    """The bytes of a data set that are not cached, over all its splits; `None` if the Hub does not state them.
+
+    Args:
+        name: `user/name` of the data set.
+        revision: branch, tag or commit; `None` for the main branch.
+        access: what the user allows.
 
     Raises:
-        SourceError: it does not exist, or is not for this user.
+        SourceError: it does not exist, or this user has no access.
     """
     try:
         info = client(access).dataset_info(name, revision=revision, files_metadata=True)
@@ -97,7 +108,7 @@ def look_at_data(name: str, revision: str | None, access: Access = NOTHING) -> i
 
 
 def no_model(ref: str | Path) -> str:
-    """What to say of a model that is neither a folder nor a Hub id; with a slash it can only be a path."""
+    """The message for a model that is neither a folder nor a Hub id; with a slash it can only be a path."""
     said = "there is no such folder" if "/" in str(ref) else "it is neither a folder nor a Hub id (user/name)"
     return f"no model at '{ref}': {said}"
 
@@ -108,13 +119,13 @@ def _fault(error: BaseException, name: str, revision: str | None, access: Access
 
 
 def client(access: Access = NOTHING) -> HfApi:
-    """The Hub's client, which tells the Hub who asks."""
+    """A client of the Hub that names hf-zipit as the caller."""
     token = access.token.strip() if access.token else None
     return HfApi(token=token, library_name="hf-zipit", library_version=__version__)
 
 
 def _listing(api: HfApi, name: str, revision: str) -> tuple[str, set[str] | None]:
-    """The repository's present name and its files; as given and `None` where only the cache can tell."""
+    """The current name of a repository and its files; if only the cache is available, the given name and `None`."""
     try:
         info = api.model_info(name, revision=revision)
     except (OfflineModeIsEnabled, httpx2.TransportError):
@@ -124,12 +135,12 @@ def _listing(api: HfApi, name: str, revision: str) -> tuple[str, set[str] | None
             raise
         return name, None
     if info.id != name:
-        _log.warning("%s is now called %s: use the new name", name, info.id)
+        _log.warning("%s is now called %s; use the new name", name, info.id)
     return info.id, {entry.rfilename for entry in info.siblings or []}
 
 
 def _weights(folder: Path, files: set[str] | None, access: Access, name: str) -> list[str]:
-    """The names of the weight files to get; `files` is `None` where only the cache can tell."""
+    """The names of the weight files to download; `files` is `None` if only the cache is available."""
     index = folder / INDEX
     if files is None:
         return shards(read_json(index), index) if index.is_file() else [WEIGHTS]

@@ -1,6 +1,6 @@
 """A model to merge, whatever library it comes from: its module, classes, preprocessing and origin.
 
-Behind its trunk a plain model has one branch, and one that is itself a merge may have several.
+A plain model has one branch behind its trunk; a model that is itself a merge may have several.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,15 +13,24 @@ from torch import Tensor, nn
 from hf_zipit.errors import SourceError
 
 MAX_IMAGE_SIDE = 2**14
+KINDS = (  # of tasks, as pipelines name them
+    "depth-estimation",
+    "image-classification",
+    "image-feature-extraction",
+    "image-segmentation",
+    "image-to-image",
+)
+NOWHERE: dict[str, Any] = {"id": None, "folder": None, "revision": None, "sha256": None}  # origin of a module
 
 
 @dataclass(frozen=True)
 class Branch:
-    """Layers behind a trunk, and the tasks they classify.
+    """The layers behind a trunk, and the tasks they classify.
 
-    `tasks` holds each task's name and classes, side by side in the branch's logits. `state` is the backbone's state
-    dict, of which the layers behind the cut are used. `gather (n,)` says which unit of the trunk each unit that the
-    branch reads is; `None` where it reads all in order.
+    Attributes:
+        tasks: name and classes of each task; their logits lie side by side.
+        state: state dict of the backbone; only the layers behind the cut are used.
+        gather: `(n,)`, the unit of the trunk that each of the branch's n inputs is; `None` if it reads all in order.
     """
 
     tasks: tuple[tuple[str, list[str]], ...]
@@ -34,10 +43,12 @@ class OneTask(nn.Module):
 
     def __init__(self, network: nn.Module, start: int, stop: int) -> None:
         super().__init__()
-        self.network, self.start, self.stop = network, start, stop
+        self.network = network
+        self.start = start
+        self.stop = stop
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """The task's columns of the logits."""
+        """The columns of the logits that belong to the task."""
         out = self.network(pixels)
         logits: Tensor = out if isinstance(out, Tensor) else out.logits
         return logits[..., self.start : self.stop]
@@ -47,12 +58,22 @@ class OneTask(nn.Module):
 class Source:
     """A model to merge; the module is never changed.
 
-    `backbone` rebuilds the architecture, `labels` are the class names in id order, `preprocessing` the settings behind
-    `transform` (PIL image -> pixels) and `settings` their library's form; `origin` says where the model came from
-    without naming a place on this machine. A source that is itself a merge has `branches`, and its `labels` are those
-    of all its tasks; where it was cut, `trunk` holds the steps that it can be merged at (of `model` only they count),
-    `cut` their name, and `network` is what classifies; where `model` is a backbone it is what surrounds it. `kind`
-    is what the model does, as pipelines name it.
+    Attributes:
+        name: of the model; by default it names its task.
+        model: the module. If it is a merge with a cut, only its trunk counts.
+        backbone: what rebuilds the architecture: library, class or architecture, arguments.
+        labels: class names in id order; of a merge those of all its tasks.
+        preprocessing: the settings behind `transform`, with `input_size` where it is known.
+        transform: PIL image -> pixels.
+        origin: where the model came from (Hub id, revision, folder name, SHA-256), without a path of this machine.
+        settings: preprocessing in the form that timm saves (`pretrained_cfg`); empty for other libraries.
+        folder: where the model was loaded from.
+        processor: the image processor of transformers.
+        branches: the layers behind the trunk, if the model is itself a merge.
+        trunk: the steps up to which a merge with a cut can be merged again.
+        cut: the name of that cut.
+        network: the whole model, where `model` is only its backbone.
+        kind: the task as pipelines name it, one of `KINDS`.
     """
 
     name: str
@@ -73,14 +94,16 @@ class Source:
 
     @property
     def parts(self) -> tuple[Branch, ...]:
-        """The branches; of a plain model the only one."""
+        """The branches; a plain model has exactly one."""
         return self.branches or (Branch(((self.name, self.labels),), self.model.state_dict()),)
 
     def alone(self) -> "list[Source]":
-        """A source for each task, whose model gives that task's logits; of a plain model the source itself."""
+        """One source per task, whose model returns the logits of that task; a plain model is returned as it is."""
         if not self.branches:
             return [self]
-        out, start, network = [], 0, self.network or self.model
+        network = self.network or self.model
+        out = []
+        start = 0
         for name, labels in self.tasks:
             model = OneTask(network, start, start + len(labels))
             out.append(replace(self, name=name, model=model, labels=labels, branches=(), trunk=None, network=None))
@@ -94,10 +117,12 @@ class Source:
 
     def __post_init__(self) -> None:
         if "input_size" in self.preprocessing and max(self.input_size) > MAX_IMAGE_SIDE:
-            raise SourceError(f"{self.name} is made for images of {list(self.input_size)}: no image is that large")
+            raise SourceError(
+                f"{self.name} states an input size of {list(self.input_size)}; the largest side is {MAX_IMAGE_SIDE}"
+            )
 
     @property
     def input_size(self) -> tuple[int, int, int]:
-        """(channels, height, width) of an input image; models that only surround a backbone need not say it."""
+        """(channels, height, width) of an input image. Not every model states it; see `preprocessing`."""
         channels, height, width = self.preprocessing["input_size"]
         return int(channels), int(height), int(width)

@@ -1,6 +1,6 @@
-"""Which slice of which parameter belongs to which feature space.
+"""Specs, which map slices of parameters to feature spaces.
 
 In: a YAML file and a live model.
 Out: a `Binding`: spaces, table, steps and cuts.
-Not here: no weights are read, only shapes.
+Not here: weights; only shapes are read.
 """

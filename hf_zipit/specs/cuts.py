@@ -1,8 +1,7 @@
-"""A model as a chain of steps: where it may be cut, what each cut costs, and running a part of it."""
+"""Where a chain of steps may be cut: names and labels of cuts, and the channel axis at a cut."""
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -12,25 +11,16 @@ from hf_zipit.models.steps import run_steps
 from hf_zipit.specs.spaces import Binding
 
 
-@dataclass(frozen=True)
-class Cut:
-    """A legal cut: the trunk ends after the step `name`, where `space` is alive. FLOPs are of one image.
-
-    `flops` counts the trunk and one head, `trunk_flops` the trunk alone; parameters likewise.
-    """
-
-    name: str
-    space: str
-    trunk_flops: int
-    flops: int
-    trunk_parameters: int
-    parameters: int
-
-
 def resolve_cut(binding: Binding, cut: str | None) -> int:
-    """Number of trunk steps for a cut named by a step (`layer2.1`) or by a stage that ends with one (`layer2`).
+    """The number of trunk steps for a cut.
 
-    `None` is the last legal cut: everything but the classifier is merged. 0 for a full merge without a chain.
+    Args:
+        binding: The spec bound to the model.
+        cut: Name of the last step of the trunk (`layer2.1`), or of a stage that ends with it (`layer2`). `None` is the
+            last legal cut, after which only the classifier is left.
+
+    Returns:
+        The number of steps; 0 without a chain, where only a full merge is possible.
 
     Raises:
         OptionError: unknown cut; the message lists the legal ones.
@@ -47,7 +37,7 @@ def resolve_cut(binding: Binding, cut: str | None) -> int:
 
 
 def cut_names(binding: Binding) -> dict[str, str | None]:
-    """Every legal cut by its step, and the stage that ends with the step: `resolve_cut` takes both names."""
+    """Every legal cut by its step, with the stage that ends there, if any. `resolve_cut` takes both names."""
     names: dict[str, str | None] = {}
     for i, step in enumerate(binding.cuts):
         stage = "" if ":" in step else step.rpartition(".")[0]
@@ -57,13 +47,20 @@ def cut_names(binding: Binding) -> dict[str, str | None]:
 
 
 def cut_labels(names: Mapping[str, str | None]) -> list[str]:
-    """Cuts with both their names, as in `layer2.1 = layer2`."""
+    """Labels of cuts that show both names, as in `layer2.1 = layer2`."""
     return [f"{step} = {stage}" if stage else step for step, stage in names.items()]
 
 
 @torch.no_grad()
 def channel_axis(model: nn.Module, binding: Binding, depth: int, input_size: tuple[int, int, int]) -> int:
-    """The axis of the tensor after `depth` steps along which its space runs: 1 or -1."""
+    """The axis over which units run in the output of the first `depth` steps: 1 or -1.
+
+    Args:
+        model: The model; a copy on the meta device is run.
+        binding: The spec bound to the model.
+        depth: Number of steps to run.
+        input_size: Channels, height and width of an image.
+    """
     net = copy.deepcopy(model).to("meta").eval()
     steps = binding.calls(binding.steps[:depth])
     value = run_steps(net, steps, torch.empty(1, *input_size, device="meta"), input_size[1:])

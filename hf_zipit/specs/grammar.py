@@ -1,8 +1,8 @@
-"""What a spec file says, as plain values: lines, probes, steps, blocks."""
+"""The contents of a spec file as plain values: lines, probes, steps and blocks."""
 
 from dataclasses import dataclass
 
-FIXED = {".", "image", "classes"}  # axes that are never permuted
+FIXED_AXES = {".", "image", "classes"}  # names of axes that are never permuted
 
 Term = tuple[str, ...]  # ("a",), ("head", "a"), (".", "a") or ("a", ".")
 Expression = tuple[Term, ...]  # terms joined by "+"
@@ -12,7 +12,12 @@ Expression = tuple[Term, ...]  # terms joined by "+"
 class Line:
     """One wiring line: what a module or a parameter reads and writes.
 
-    `axes` holds one expression per axis for a bare parameter and is empty for a module.
+    Attributes:
+        target: Path of the module or parameter, relative to the block.
+        reads: Expression before the arrow; without an arrow, the space that the module carries.
+        writes: Expression after the arrow; empty without one.
+        axes: One expression per axis, for a parameter that is wired by itself; empty for a module.
+        number: Line number in the spec file.
     """
 
     target: str
@@ -22,13 +27,13 @@ class Line:
     number: int = 0
 
     def names(self) -> set[str]:
-        """Every space name the line mentions."""
+        """Every space name that the line mentions."""
         return {n for e in (self.reads, self.writes, *self.axes) for term in e for n in term} - {"."}
 
 
 @dataclass(frozen=True)
 class Same:
-    """`left = right unless module`: two names for one space where the block has no such module."""
+    """`left = right unless module`: two names mean one space in blocks without that module."""
 
     left: str
     right: str
@@ -37,7 +42,7 @@ class Same:
 
 @dataclass(frozen=True)
 class ProbeLine:
-    """`space: module.in` or `space: module.out`: the tensor in which a space is observed."""
+    """`space: module.in` or `space: module.out`: a tensor in which a space can be observed."""
 
     space: str
     module: str
@@ -49,8 +54,10 @@ class ProbeLine:
 class Step:
     """A step of the chain: a module pattern, `call:method` of the model, or `op:name`.
 
-    `owns` are the modules and parameters a method or a small function uses, `arguments` what the step is given besides
-    the tensor that is alive: `("resolution=$image",)`.
+    Attributes:
+        name: Pattern, method or function.
+        owns: Modules and parameters that a method or function uses.
+        arguments: What the step receives besides the output of the step before, such as `("resolution=$image",)`.
     """
 
     name: str
@@ -60,9 +67,15 @@ class Step:
 
 @dataclass(frozen=True)
 class Block:
-    """Lines that repeat for every module whose path matches one of the patterns in `each`.
+    """Lines that repeat for every module whose path matches a pattern.
 
-    `when` names a class (or base) the module must have.
+    Attributes:
+        each: Patterns of module paths.
+        when: Name of a class that the module, or one of its bases, must have.
+        sizes: Group axis -> attributes of the module to read its number of groups from; the first that exists counts.
+        wire: Lines for the modules inside.
+        same: Pairs of names that mean one space.
+        probe: Tensors in which the block's spaces can be observed.
     """
 
     each: tuple[str, ...]
@@ -75,11 +88,26 @@ class Block:
 
 @dataclass(frozen=True)
 class Spec:
-    """A parsed spec file, not yet bound to a model."""
+    """A parsed spec file, not yet bound to a model.
+
+    Attributes:
+        family: Name of the model family.
+        match: Qualified names of the classes that the spec describes.
+        chain: Steps whose composition is the model; alternatives `a | b` run in the order of the model.
+        channels_last: Whether feature maps are `(B, H, W, C)`.
+        stream: Name of the space that enters the first block.
+        sizes: Group axis -> attributes of the model to read its number of groups from.
+        wire: Lines for the modules outside the blocks.
+        blocks: Lines that repeat.
+        probe: Tensors in which spaces can be observed.
+        check: Model -> its number of spaces, for the tests of the spec.
+        text: The file's text.
+        file: The file's name, for error messages.
+    """
 
     family: str
     match: tuple[str, ...]
-    chain: tuple[tuple[Step, ...], ...]  # alternatives `a | b` run in the order of the model
+    chain: tuple[tuple[Step, ...], ...]
     channels_last: bool
     stream: str
     sizes: dict[str, tuple[str, ...]]

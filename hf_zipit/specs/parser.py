@@ -1,10 +1,11 @@
-"""Spec files: one YAML file per family says how feature spaces are wired. This module sees YAML only.
+"""Parse spec files: one YAML file per model family describes how its feature spaces are wired.
 
-The grammar is described in `model_specs/README.md`. A spec is data: it is read with a safe loader, unknown keys and
-duplicate lines are refused with file and line, and nothing in it is ever executed.
+`model_specs/README.md` describes the grammar. A spec is data: it is read with a safe loader, an error about an unknown
+key or a duplicate line names file and line, and nothing in a spec is ever executed. No model is needed here.
 """
 
 import re
+from functools import cache, lru_cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -24,13 +25,13 @@ _BLOCK = {"each", "when", "sizes", "wire", "same", "probe"}
 
 
 def folder() -> Path:
-    """Where the shipped spec files are: inside the wheel, or beside the package in a checkout."""
+    """The folder of the shipped spec files: inside the wheel, or beside the package in a checkout."""
     inside = Path(str(resources.files("hf_zipit"))) / "model_specs"
     return inside if inside.is_dir() else inside.parent.parent / "model_specs"
 
 
 def list_specs() -> list[Spec]:
-    """Every spec file that ships with the package, by file name.
+    """Every spec file that ships with the package, sorted by file name.
 
     >>> [s.family for s in list_specs()][:1]
     ['timm-resnet']
@@ -52,14 +53,28 @@ def read(path: str | Path) -> Spec:
 
 
 def parse(text: str, file: str = "<spec>") -> Spec:
-    """Parse the text of a spec file; `file` is only used in messages."""
+    """Parse the text of a spec file.
+
+    Args:
+        text: The YAML text.
+        file: Name of the file for error messages.
+
+    Raises:
+        SpecError: the text is not YAML, or does not follow the grammar.
+    """
+    return _parsed(text, file)
+
+
+@lru_cache(maxsize=64)  # every merge looks through all shipped files
+def _parsed(text: str, file: str) -> Spec:
     return _Parser(file, text).spec()
 
 
 class _Parser:
     def __init__(self, file: str, text: str) -> None:
-        self.file, self.text = file, text
-        self.lines: dict[tuple[str, ...], int] = {}  # where each key stands
+        self.file = file
+        self.text = text
+        self.lines: dict[tuple[str, ...], int] = {}  # path of keys -> line number
 
     def error(self, where: tuple[str, ...], message: str) -> SpecError:
         return SpecError(f"{self.file}:{self.lines.get(where, 1)}: {message}")
@@ -92,7 +107,7 @@ class _Parser:
         )
 
     def plain(self, node: Any, where: tuple[str, ...]) -> Any:
-        """YAML node -> dicts, lists and strings, remembering the line of each key."""
+        """Convert a YAML node to dicts, lists and strings, and keep the line of each key."""
         if isinstance(node, yaml.MappingNode):
             out: dict[str, Any] = {}
             for key, value in node.value:
@@ -145,19 +160,21 @@ class _Parser:
     def steps(self, text: str) -> tuple[Step, ...]:
         steps = tuple(self.step(part.strip()) for part in text.split("|"))
         if len(steps) > 1 and any(":" in step.name for step in steps):
-            raise self.error(("chain",), f"'{text}': only modules have an order of their own that '|' can follow")
+            raise self.error(
+                ("chain",), f"'{text}': '|' joins modules only, because only modules have an order in the model"
+            )
         return steps
 
     def step(self, text: str) -> Step:
         found = _STEP.fullmatch(text)
         if not found:
-            raise self.error(("chain",), f"'{text}' is no step: expected a module, call:method(names) or op:name")
+            raise self.error(("chain",), f"'{text}' is not a step: expected a module, call:method(names) or op:name")
         inside = [part.strip() for part in (found["inside"] or "").split(",") if part.strip()]
         owns = tuple(part for part in inside if "=" not in part)
         arguments = tuple(part for part in inside if "=" in part)
         bad = [a for a in arguments if not _ARGUMENT.fullmatch(a)] + [o for o in owns if not _NAME.fullmatch(o)]
         if bad or (owns and ":" not in found["name"]):
-            known = "key=none, key=$image, key=$grid or key=$config.name; call: and op: also take names of modules"
+            known = "key=none, key=$image, key=$grid or key=$config.name; call: and op: also take module names"
             raise self.error(("chain",), f"cannot read '{(bad or owns)[0]}' in the step '{text}': expected {known}")
         return Step(found["name"], owns, arguments)
 
@@ -201,10 +218,11 @@ class _Parser:
 
 
 def matches(spec: Spec, class_names: list[str]) -> bool:
-    """Whether the spec is for a class with these qualified names (the class and its bases)."""
+    """Whether the spec describes a class, given the qualified names of the class and its bases."""
     return any(name in spec.match for name in class_names)
 
 
+@cache
 def pattern(text: str) -> re.Pattern[str]:
-    """`layer{s}.{b}` -> a regular expression with integers for the holes."""
+    """A regular expression for a path pattern such as `layer{s}.{b}`, whose placeholders stand for integers."""
     return re.compile(re.sub(r"\\\{\w+\\\}", r"\\d+", re.escape(text)))

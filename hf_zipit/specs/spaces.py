@@ -1,6 +1,6 @@
-"""Feature spaces and the flat table that says which slice of which parameter lives in which space.
+"""Feature spaces, and the flat table that maps slices of parameters to them.
 
-Statistics, transform and checks read the table and know no architecture.
+Statistics, transform and checks read this table and nothing else about an architecture.
 """
 
 from collections.abc import Iterable
@@ -16,8 +16,19 @@ Role = Literal["write", "read", "carry"]
 class Row:
     """One slice of one axis of one parameter, viewed as `(before, space size, after)`.
 
-    `write` and `carry` rows are averaged over a merged unit (M), `read` rows are summed (U). `local` marks the input
-    axis of a grouped convolution, whose index counts inside the group of the output row.
+    A merge averages `write` and `carry` rows over the members of a merged unit (M) and sums `read` rows (U).
+
+    Attributes:
+        parameter: Name in the state dict.
+        axis: Axis of the parameter.
+        offset: Start of the slice.
+        length: Length of the slice, `before * size * after`.
+        role: `write` for an output axis, `read` for an input axis, `carry` for element-wise parameters.
+        space: Name of the feature space.
+        before: Copies of the whole space side by side.
+        after: Consecutive copies of each unit.
+        local: Whether this is the input axis of a grouped convolution, whose index counts inside the group of the
+            output row.
     """
 
     parameter: str
@@ -33,11 +44,14 @@ class Row:
 
 @dataclass(frozen=True)
 class Probe:
-    """The input (`in`) or output (`out`) of a module, one axis of which runs over the units of a space.
+    """The input or output of a module, one axis of which runs over the units of a space.
 
-    That axis is the last of tokens (3 axes), at linear layers and in channels-last models (`last`), otherwise axis 1.
-    `start` is where the
-    space begins on it: a fused q, k, v projection shows several spaces side by side.
+    Attributes:
+        module: Path of the module.
+        side: `in` for its first input, `out` for its output.
+        last: Whether units run over the last axis (linear layers, channels-last models). Otherwise they run over
+            axis 1 of feature maps and the last axis of tokens (3 axes).
+        start: Index of the first unit: a fused q, k, v projection shows several spaces side by side.
     """
 
     module: str
@@ -50,12 +64,18 @@ class Probe:
 class FeatureSpace:
     """`size` units that must be matched as one wherever they appear.
 
-    With `groups > 1` (GroupNorm, grouped convolutions, heads) units only mix inside their group; spaces that name the
-    same `group_axis` move their groups together. A space with groups of one unit and no probe is a group axis itself
-    (a table with one entry per head): it moves as the other spaces of its axis do.
+    A space with groups of one unit and no probe is a group axis itself, such as a table with one entry per head. It
+    is permuted like the groups of the other spaces of its axis.
 
-    `one_to_one` spaces are never zipped within a model: those under a layer norm, whose mean and variance count every
-    unit once, and those that nothing reads (queries and keys), whose units are only multiplied with each other.
+    Attributes:
+        name: Name of the space.
+        size: Number of units.
+        probes: Tensors in which the space can be observed.
+        groups: Number of groups (GroupNorm, grouped convolutions, heads). Units only mix inside their group.
+        group_axis: Spaces with the same group axis permute their groups together; `None` without groups.
+        one_to_one: Whether units of one model are never merged with each other. This holds for spaces under a layer
+            norm, whose mean and variance count every unit once, and for spaces that nothing reads (queries and keys),
+            whose units are only multiplied with each other.
     """
 
     name: str
@@ -68,11 +88,17 @@ class FeatureSpace:
 
 @dataclass(frozen=True)
 class Binding:
-    """A spec bound to a model: spaces, table, steps, and the space that lives after each step.
+    """A spec bound to a model.
 
-    `owns` maps each step, in order, to the modules and parameters it runs, `arguments` to what else it is given.
-    `classifier` names the parameters whose width is the number of classes; `unmatched` holds the spec's lines that
-    this model has no module for.
+    Attributes:
+        spec: The parsed spec file.
+        spaces: Feature spaces by name.
+        table: Which slice of which parameter belongs to which space.
+        owns: Step -> the modules and parameters that it runs, in the order of the steps.
+        arguments: Step -> what it receives besides the output of the step before, if anything.
+        after: Step -> the space of its output; `None` where the model cannot be cut.
+        classifier: Parameters whose width is the number of classes.
+        unmatched: Lines of the spec that match nothing in the model.
     """
 
     spec: Spec
@@ -86,27 +112,27 @@ class Binding:
 
     @property
     def steps(self) -> tuple[str, ...]:
-        """The steps whose composition is the model: module paths, `call:method` or `op:name`."""
+        """The steps whose composition is the model: module paths, `call:method` or `op:name`; `()` without a chain."""
         return tuple(self.owns)
 
     @property
     def cuts(self) -> tuple[str, ...]:
-        """Legal cuts: steps after which exactly one tensor, of one known space, is alive. `()` without a chain.
+        """Legal cuts: steps after which exactly one tensor is alive, and it belongs to a space. `()` without a chain.
 
-        The step that writes the classes is no cut, nor is anything after it.
+        The step that writes the classes is not a cut, and neither is any step after it.
         """
         return tuple(s for s in self.steps if self.after[s] is not None)
 
     def calls(self, steps: Iterable[str]) -> list[str]:
-        """Steps as they are run: with their arguments, `layers.0(resolution=$image)`."""
+        """Steps with their arguments, as `run_steps` takes them: `layers.0(resolution=$image)`."""
         return [f"{s}({', '.join(self.arguments[s])})" if s in self.arguments else s for s in steps]
 
     def axis(self, ndim: int) -> int:
-        """The axis of a tensor with this many axes along which the units of a space run, between steps."""
+        """The axis over which units run in a tensor of `ndim` axes between two steps: 1 or -1."""
         return -1 if ndim == 3 or self.spec.channels_last else 1
 
     def rows(self, parameters: Iterable[str]) -> dict[str, list[Row]]:
-        """The table's rows by parameter; a parameter without rows (all axes fixed) has an empty list."""
+        """The rows of each parameter; the list is empty where all axes are fixed."""
         out: dict[str, list[Row]] = {name: [] for name in parameters}
         for row in self.table:
             if row.parameter in out:
@@ -114,6 +140,6 @@ class Binding:
         return out
 
     def under(self, steps: Iterable[str], names: Iterable[str]) -> list[str]:
-        """Those of `names` (parameters or modules) that belong to the given steps."""
+        """The parameters or modules among `names` that the given steps run."""
         prefixes = tuple(f"{name}." for step in steps for name in self.owns[step])
         return [n for n in names if (n + ".").startswith(prefixes)]

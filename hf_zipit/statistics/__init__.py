@@ -1,6 +1,6 @@
-"""Moments of the models' activations.
+"""Moments of activations.
 
 In: models, the probes of their spaces, batches of images.
-Out: count, sum and products of every space and task, from memory or from disk.
-Not here: nothing is compared or matched.
+Out: count, mean and second moment for every space and task, newly computed or read from the cache.
+Not here: comparing or matching units.
 """

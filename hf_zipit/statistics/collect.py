@@ -1,6 +1,6 @@
 """Statistics of the models' activations, per space and task, in one pass over the data.
 
-All models see the same batch. Nothing is gathered: each process sums its own batches and one reduction follows.
+All models see the same batches. Nothing is gathered: each process sums over its own batches, and one reduction follows.
 """
 
 from collections.abc import Iterable, Sequence
@@ -8,19 +8,25 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 
+from hf_zipit.data.batches import Passes
 from hf_zipit.errors import DataError
+from hf_zipit.models.steps import run_steps
 from hf_zipit.specs.spaces import Binding, FeatureSpace
-from hf_zipit.statistics.chain import ModelChain
 from hf_zipit.statistics.moments import AnyMoments, Moments, ReferenceMoments
 from hf_zipit.statistics.probes import POSITIONS, Reader
 
 
 @dataclass
 class SpaceStatistics:
-    """The moments of one space: one entry per task, in task order (one for all under `compat`)."""
+    """The moments of one space.
+
+    Attributes:
+        space: the space.
+        sizes: the number of units of each model. The moments are those of all models' units stacked, `sum(sizes)`.
+        tasks: one entry per task, in task order; one for all tasks under `compat`.
+    """
 
     space: FeatureSpace
     sizes: tuple[int, ...]
@@ -38,29 +44,30 @@ class SpaceStatistics:
 def collect(
     models: Sequence[nn.Module],
     binding: Binding,
-    batches: Iterable[tuple[Tensor, Tensor]],
+    passes: Passes,
     *,
     spaces: Iterable[str],
-    tasks: int,
     names: Sequence[str],
-    accelerator: Accelerator,
-    device: torch.device,
     compat: bool = False,
 ) -> dict[str, SpaceStatistics]:
     """Run every batch through every model once and accumulate the moments of the named spaces.
 
     Args:
-        models: in eval mode, on `device`; hooks are attached for the pass and removed again.
-        batches: `(pixels (B, 3, H, W), task (B,))`, this process's share.
-        tasks: number of tasks; `task` counts from 0.
-        names: the models' names, for messages.
+        models: in eval mode, on the device of the passes. Hooks are attached for the pass and removed again.
+        binding: the spaces of the models, and the steps that run them.
+        passes: over the images, one data set for each task; every process takes its share of the batches.
+        spaces: names of the spaces to observe; those without probes are left out.
+        names: the models' names, for error messages.
         compat: accumulate as the authors' code does, over all positions and tasks together.
 
     Raises:
-        DataError: no image came, or a unit's activations are not finite.
+        DataError: there are no images, or a unit's activations are not finite.
     """
-    chosen = set(spaces)  # in the binding's order: every process must reduce in the same one
+    chosen = set(spaces)
+    # In the order of the binding: all processes must reduce the spaces in the same order.
     wanted = {name: space for name, space in binding.spaces.items() if name in chosen and space.probes}
+    device = passes.device
+    tasks = len(passes.images)
     stats = {}
     for name, space in wanted.items():
         sizes = (space.size,) * len(models)
@@ -71,41 +78,62 @@ def collect(
     with ExitStack() as stack, torch.inference_mode():
         readers = [stack.enter_context(Reader(model, wanted, None if compat else POSITIONS)) for model in models]
         probed = [probe.module for space in wanted.values() for probe in space.probes]
-        chains = [ModelChain(model, binding, until=probed) for model in models]
-        for pixels, task in batches:
-            layout = torch.contiguous_format if compat else torch.channels_last
+        runs = [_PartialRun(model, binding, until=probed) for model in models]
+        layout = torch.contiguous_format if compat else torch.channels_last
+        for pixels, task in passes("Reading activations"):
             pixels = pixels.to(device, next(models[0].parameters()).dtype, memory_format=layout)
-            for chain in chains:
-                chain(pixels)
-            for name, entry in stats.items():
-                _accumulate(entry, [reader.pop(name) for reader in readers], task)
-    for entry in stats.values():
-        for moments in entry.tasks:
-            moments.reduce(accelerator)
-        _check(entry, names)
+            for run in runs:
+                run(pixels)
+            for name, statistics in stats.items():
+                _accumulate(statistics, [reader.pop(name) for reader in readers], task)
+    for statistics in stats.values():
+        for moments in statistics.tasks:
+            moments.reduce(passes.accelerator)
+        _check(statistics, names)
     return stats
 
 
-def _accumulate(entry: SpaceStatistics, features: list[list[Tensor]], task: Tensor) -> None:
-    """Add one batch: `features[model][probe]` has shape (B, P, size)."""
+class _PartialRun:
+    """Runs a model for its hooks, up to the last step that holds one of the modules `until`.
+
+    If one of these is in no step, the whole model runs.
+    """
+
+    def __init__(self, model: nn.Module, binding: Binding, until: Iterable[str]) -> None:
+        until = list(until)
+        last = [i for i, step in enumerate(binding.steps) if binding.under([step], until)]
+        covered = all(any(binding.under([step], [name]) for step in binding.steps) for name in until)
+        self.model = model
+        self.steps = binding.calls(binding.steps[: max(last) + 1]) if last and covered else []
+
+    def __call__(self, pixels: Tensor) -> None:
+        """Run a batch `(B, 3, H, W)`."""
+        if not self.steps:
+            self.model(pixels)
+        run_steps(self.model, self.steps, pixels, pixels.shape[-2:])
+
+
+def _accumulate(statistics: SpaceStatistics, features: list[list[Tensor]], task: Tensor) -> None:
+    """Add one batch: `features[model][probe]` has shape `(B, P, size)`, `task` shape `(B,)`."""
     for probe in range(len(features[0])):
         values = torch.cat([f[probe] for f in features], dim=-1)  # (B, P, N * size)
-        for index, moments in enumerate(entry.tasks):
-            mine = values if len(entry.tasks) == 1 else values[task.to(values.device) == index]
+        for index, moments in enumerate(statistics.tasks):
+            mine = values if len(statistics.tasks) == 1 else values[task.to(values.device) == index]
             if len(mine):
                 moments.update(mine)
 
 
-def _check(entry: SpaceStatistics, names: Sequence[str]) -> None:
-    total = entry.pooled
+def _check(statistics: SpaceStatistics, names: Sequence[str]) -> None:
+    """Refuse statistics of no images, or with values that are not finite."""
+    total = statistics.pooled
     if not total.count:
-        raise DataError("the data holds no image")
+        raise DataError("the data holds no images")
     bad = (~total.mean.isfinite()).nonzero().flatten()
     if len(bad):
-        size = entry.sizes[0]
+        size = statistics.sizes[0]
         first = int(bad[0]) // size
         count = int((bad // size == first).sum())
         raise DataError(
-            f"{names[first]}: {count} of {size} units of space '{entry.space.name}' are NaN or "
+            f"{names[first]}: {count} of {size} units of space '{statistics.space.name}' are NaN or "
             "infinite on this data; check the model's weights and its preprocessing"
         )

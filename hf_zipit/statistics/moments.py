@@ -1,7 +1,7 @@
 """Moments of a set of units: count, mean and centred second moment, in float64.
 
-They are combined by the pairwise update of Chan, Golub and LeVeque (1979), so no variance is ever the difference of
-two large numbers, and moments of parts of the data add up to the moments of the whole.
+They are combined by the pairwise update of Chan, Golub and LeVeque (1979). No variance is ever the difference of two
+large numbers, and the moments of disjoint parts of the data add up to those of the whole.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,12 @@ from torch import Tensor
 
 @dataclass
 class Moments:
-    """Count, mean `(n,)` and centred second moment `(n, n)` of one space's units, all models' units stacked.
+    """The moments of one space, all models' units stacked.
+
+    Attributes:
+        count: the number of samples.
+        mean: `(n,)`, float64.
+        scatter: the centred second moment: the sum of `(x - mean) (x - mean)^T`, `(n, n)`.
 
     >>> moments = Moments.empty(1)
     >>> moments.update(torch.tensor([[1.0], [3.0]]))
@@ -27,13 +32,13 @@ class Moments:
 
     @classmethod
     def empty(cls, n: int, device: torch.device | str = "cpu") -> "Moments":
-        """The moments of no sample of n units."""
+        """The moments of no samples of n units."""
         zeros = torch.zeros(n, n, dtype=torch.float64, device=device)
         return cls(0, zeros.new_zeros(n), zeros)
 
     @property
     def covariance(self) -> Tensor:
-        """Biased covariance, `(n, n)`."""
+        """The biased covariance, `(n, n)`."""
         return self.scatter / max(self.count, 1)
 
     def update(self, values: Tensor) -> None:
@@ -50,6 +55,7 @@ class Moments:
         return out
 
     def _combine(self, count: int, mean: Tensor, scatter: Tensor | None) -> None:
+        """Add the moments of `count` other samples; `scatter` may be added later."""
         total = self.count + count
         if not total:
             return
@@ -77,9 +83,14 @@ class Moments:
 
 @dataclass
 class ReferenceMoments:
-    """The moments of the authors' code: float32, uncentred, every batch's mean weighted by its images.
+    """The moments as the authors' code computes them: in float32, uncentred, by batch.
 
-    Kept for `compat=True`, where rounding decides between equal candidates.
+    Only `compat=True` uses them: there rounding decides between equal candidates.
+
+    Attributes:
+        count: the number of images.
+        mean: sum over the batches of the batch mean times the number of images, `(n,)`.
+        second: the same of the uncentred second moment, `(n, n)`.
     """
 
     count: int
@@ -88,12 +99,12 @@ class ReferenceMoments:
 
     @classmethod
     def empty(cls, n: int, device: torch.device | str = "cpu") -> "ReferenceMoments":
-        """The moments of no sample of n units."""
+        """The moments of no samples of n units."""
         return cls(0, torch.zeros(n, device=device), torch.zeros(n, n, device=device))
 
     @property
     def covariance(self) -> Tensor:
-        """Biased covariance, `(n, n)`."""
+        """The biased covariance, `(n, n)`."""
         mean = self.mean / max(self.count, 1)
         return self.second / max(self.count, 1) - torch.outer(mean, mean)
 
@@ -116,7 +127,7 @@ AnyMoments = Moments | ReferenceMoments
 
 
 def _add_gram(out: Tensor, x: Tensor) -> None:
-    """out += x^T x for (T, n) samples; the symmetric half is computed once."""
+    """`out (n, n) += x^T x` for samples `x (T, n)`; off-diagonal blocks are computed once, by symmetry."""
     n = x.shape[1]
     if n <= 256:
         out.addmm_(x.T, x)

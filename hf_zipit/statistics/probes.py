@@ -1,7 +1,4 @@
-"""Statistics of the models' activations, per space and task, in one pass over the data.
-
-All models see the same batch. Nothing is gathered: each process sums its own batches and one reduction follows.
-"""
+"""Reading the probes of a model during a pass: activations of every space, as samples."""
 
 from collections.abc import Mapping
 
@@ -10,15 +7,24 @@ from torch import Tensor, nn
 
 from hf_zipit.errors import SpecError
 from hf_zipit.specs.spaces import FeatureSpace, Probe
+from hf_zipit.statistics.lattice import lattice
 
-POSITIONS = 256  # of a larger feature map an even lattice of at most this many positions per image is read
+POSITIONS = 256  # a feature map with more positions is read on an even lattice of at most so many per image
 
 
 class Reader:
-    """Reads the probes of one model during a pass; leaves no hook behind."""
+    """Reads the probes of one model. Its hooks are removed at the end of the `with` block.
+
+    Args:
+        model: the model that runs in the block.
+        spaces: the spaces to read, by name.
+        positions: upper limit on the positions read per image; `None` reads all.
+    """
 
     def __init__(self, model: nn.Module, spaces: Mapping[str, FeatureSpace], positions: int | None) -> None:
-        self.model, self.spaces, self.positions = model, spaces, positions
+        self.model = model
+        self.spaces = spaces
+        self.positions = positions
         self.features: dict[str, list[Tensor]] = {name: [] for name in spaces}
 
     def __enter__(self) -> "Reader":
@@ -39,7 +45,7 @@ class Reader:
         self.features[name].append(samples(units(value, probe, self.spaces[name].size), self.positions))
 
     def pop(self, name: str) -> list[Tensor]:
-        """What was read of a space since the last time, one `(B, P, size)` for each probe."""
+        """What was read of a space since the last call, one `(B, P, size)` per probe."""
         out = self.features[name]
         self.features[name] = []
         return out
@@ -48,8 +54,13 @@ class Reader:
 def units(value: Tensor, probe: Probe, size: int) -> Tensor:
     """A probed tensor with the units of the probed space on axis 1.
 
+    Args:
+        value: `(B, units)`, tokens `(B, P, units)`, or a feature map, `(B, units, H, W)` or with units last.
+        probe: where the tensor was read, and where the space begins on its axis of units.
+        size: the number of units of the space.
+
     Raises:
-        SpecError: it is too narrow for them.
+        SpecError: the tensor has too few units.
     """
     if probe.last or value.ndim == 3:
         value = value.movedim(-1, 1)
@@ -59,11 +70,11 @@ def units(value: Tensor, probe: Probe, size: int) -> Tensor:
 
 
 def samples(value: Tensor, positions: int | None = None) -> Tensor:
-    """Activations with units on axis 1 -> (B, P, units), a copy; large maps are read on an even lattice."""
+    """Activations with units on axis 1 -> a copy of shape `(B, P, units)`.
+
+    With `positions`, a larger feature map is read on an even lattice.
+    """
     if value.ndim == 4 and positions is not None:
-        height, width = value.shape[2:]
-        stride = 1
-        while -(-height // stride) * -(-width // stride) > positions:
-            stride += 1
-        value = value[:, :, (stride - 1) // 2 :: stride, (stride - 1) // 2 :: stride]
+        rows, cols = lattice(value.shape[2:], positions)
+        value = value[:, :, rows, cols]
     return value.flatten(2).transpose(1, 2).clone() if value.ndim > 2 else value[:, None].clone()

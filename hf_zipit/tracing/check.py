@@ -1,4 +1,4 @@
-"""Checks of a trace: moving its units keeps the logits, and it groups the parameters as a declared spec does."""
+"""Check a trace: permuting its units preserves the logits, and it groups parameters like a declared spec."""
 
 import copy
 from collections import Counter, defaultdict
@@ -10,13 +10,19 @@ from torch import Tensor, nn
 from hf_zipit.errors import SpecError
 from hf_zipit.specs.spaces import Binding
 from hf_zipit.tracing.groups import Axis
-from hf_zipit.tracing.solve import EXPECTED, FIXED, Local, Trace
+from hf_zipit.tracing.solve import EXPECTED, FIXED_UNIT, Local, Trace
 from hf_zipit.tracing.tracer import outputs, random_copy
 
 
 @torch.no_grad()
 def difference(model: nn.Module, traced: Trace, pixels: Tensor, seed: int = 0) -> tuple[float, float]:
-    """How far the logits move, and how large they are, when all traced units are permuted at random (float64).
+    """The largest change of a logit when all traced units are permuted at random, and the largest logit (float64).
+
+    Args:
+        model: The model; it is not changed.
+        traced: Its trace.
+        pixels: One image, (1, channels, height, width); only its shape is used.
+        seed: Seed of the parameters, the images and the permutation.
 
     >>> difference(model, trace(model, pixels), pixels)  # doctest: +SKIP
     (4e-15, 1.3)
@@ -30,7 +36,7 @@ def difference(model: nn.Module, traced: Trace, pixels: Tensor, seed: int = 0) -
 
 
 def random_order(traced: Trace, seed: int) -> dict[int, int]:
-    """Which unit takes the place of each: units inside their cells, cells with all cells of their axis."""
+    """A random permutation: unit -> the unit that replaces it. Cells move with the other cells of their axis."""
     generator = torch.Generator().manual_seed(seed)
     orders: dict[str, list[int]] = {}
     out = {}
@@ -58,62 +64,66 @@ def _permuted(state: dict[str, Tensor], traced: Trace, order: dict[int, int]) ->
 
 
 def _index(units: Tensor, order: dict[int, int]) -> Tensor:
-    """Where each place of an axis takes its slice from; the copies of a unit move side by side."""
-    places = defaultdict(list)
+    """The old index for every index of a permuted axis. All copies of a unit move together."""
+    indices = defaultdict(list)
     for index, unit in enumerate(units.tolist()):
-        places[unit].append(index)
+        indices[unit].append(index)
     out = list(range(len(units)))
-    for unit, mine in places.items():
-        for to, source in zip(mine, places[order.get(unit, unit)], strict=True):
+    for unit, mine in indices.items():
+        for to, source in zip(mine, indices[order.get(unit, unit)], strict=True):
             out[to] = source
     return torch.tensor(out)
 
 
 def _permuted_inside(weight: Tensor, local: Local, index: Tensor) -> Tensor:
-    """The input axis of a grouped convolution, after its rows have moved."""
+    """Permute the input axis of a grouped convolution whose output axis is permuted already."""
     inner = weight.shape[1]
-    places = (index % inner).view(local.groups, inner).repeat_interleave(len(weight) // local.groups, 0)
-    return weight.gather(1, places.view(*places.shape, *[1] * (weight.ndim - 2)).expand_as(weight))
+    inside = (index % inner).view(local.groups, inner).repeat_interleave(len(weight) // local.groups, 0)
+    return weight.gather(1, inside.view(*inside.shape, *[1] * (weight.ndim - 2)).expand_as(weight))
 
 
 def same_grouping(traced: Trace, binding: Binding) -> tuple[str, ...]:
-    """Check that a trace and a spec agree on which places of all parameters are one unit, are fixed, and move as one.
+    """Check that a trace and a spec agree: which indices of parameters are one unit, and which groups move together.
 
-    Axes the forward pass cannot speak about (unused parameters) are left out, and so are places that the trace holds
-    fixed: whether the spec may free them is for the check of the function. Returns what held those.
+    Parameters that the forward pass does not read are not compared. Neither are indices that the trace holds fixed but
+    the spec leaves free: the check of the function decides about them.
+
+    Returns:
+        The operations that hold such indices fixed.
 
     Raises:
         SpecError: they differ; the message names the first parameter.
     """
-    file, declared = binding.spec.file, _declared(traced, binding)
+    file = binding.spec.file
+    declared = _declared(traced, binding)
     to_spec: dict[int, tuple[str, int]] = {}
     to_trace: dict[tuple[str, int], int] = {}
     unseen: dict[str, None] = {}
-    for (name, axis), places in declared.items():
+    for (name, axis), stated in declared.items():
         why = traced.frozen.get((name, axis), "")
         if why in ("used nowhere else", "never used"):
             continue
-        for unit, place in zip(traced.axes[name, axis].tolist(), places, strict=True):
+        for unit, twin in zip(traced.axes[name, axis].tolist(), stated, strict=True):
             where = f"{file}: {name} axis {axis}"
-            if unit == FIXED:
-                unseen.update({why: None} if place else {})
+            if unit == FIXED_UNIT:
+                unseen.update({why: None} if twin else {})
                 continue
-            if place is None:
+            if twin is None:
                 raise SpecError(f"{where} is fixed in the spec, but free in the model")
-            if to_spec.setdefault(unit, place) != place:
-                raise SpecError(f"{where}: spaces '{place[0]}' and '{to_spec[unit][0]}' hold the same unit")
-            if to_trace.setdefault(place, unit) != unit:
-                raise SpecError(f"{where}: space '{place[0]}' ties units that the model does not tie")
+            if to_spec.setdefault(unit, twin) != twin:
+                raise SpecError(f"{where}: spaces '{twin[0]}' and '{to_spec[unit][0]}' hold the same unit")
+            if to_trace.setdefault(twin, unit) != unit:
+                raise SpecError(f"{where}: space '{twin[0]}' ties units that the model does not tie")
     together = {frozenset(to_spec[u] for u in cells) for cells in _together(traced) if set(cells) <= set(to_spec)}
-    stated = {units.intersection(to_trace) for units in _groups(binding)} - {frozenset()}
-    for missing in stated ^ together:
+    grouped = {units.intersection(to_trace) for units in _groups(binding)} - {frozenset()}
+    for missing in grouped ^ together:
         found = sorted({space for space, _ in missing})
         raise SpecError(f"{file}: the groups of {', '.join(map(repr, found))} are not those of the model")
     return tuple(unseen)
 
 
 def _declared(traced: Trace, binding: Binding) -> dict[Axis, list[tuple[str, int] | None]]:
-    """(space, unit) at every place that the trace knows, `None` where the spec fixes it."""
+    """The spec's (space, unit) at every index of every traced axis; `None` where the spec holds it fixed."""
     out: dict[Axis, list[tuple[str, int] | None]] = {key: [None] * len(v) for key, v in traced.axes.items()}
     for row in binding.table:
         if row.local or (row.parameter, row.axis) not in out:
@@ -126,7 +136,7 @@ def _declared(traced: Trace, binding: Binding) -> dict[Axis, list[tuple[str, int
 
 
 def _together(traced: Trace) -> Iterable[list[int]]:
-    """The units of each group of cells that move together."""
+    """The units of all cells that move together, for each group."""
     found: dict[tuple[str | None, int], list[int]] = defaultdict(list)
     for space in traced.spaces:
         for number, cell in enumerate(space.cells if space.axis else ()):
@@ -144,7 +154,7 @@ def _groups(binding: Binding) -> Iterable[frozenset[tuple[str, int]]]:
 
 
 def tally(traced: Trace) -> Counter[str]:
-    """How many places are held back by each reason, most first, but for those that no model can move.
+    """The number of indices that each operation holds fixed, without those that are fixed in any model.
 
     >>> tally(trace(model, pixels)).most_common(1)  # doctest: +SKIP
     [('convolution in conv1', 3)]
@@ -153,5 +163,5 @@ def tally(traced: Trace) -> Counter[str]:
     for axis, why in traced.frozen.items():
         if why in EXPECTED:
             continue
-        out[why] += int((traced.axes[axis] == FIXED).sum())
+        out[why] += int((traced.axes[axis] == FIXED_UNIT).sum())
     return out

@@ -1,4 +1,4 @@
-"""Legal cuts of any model: the modules after which exactly one tensor is alive, found by replaying one forward pass."""
+"""Find the legal cuts of any model, where exactly one tensor is alive, by recording one forward pass."""
 
 import copy
 from collections.abc import Callable, Iterable, Iterator
@@ -16,14 +16,18 @@ from hf_zipit.models.resume import tensor_of
 from hf_zipit.specs.spaces import Binding
 from hf_zipit.tracing.tracer import first_line, outputs
 
-Version = tuple[int, int]  # a tensor, and how often it was written
+Version = tuple[int, int]  # identity of a tensor, and how often it was written before
 
 
 @torch.no_grad()
 def legal_cuts(model: nn.Module, pixels: Tensor) -> list[str]:
-    """Modules of a model after which one tensor that depends on the image is alive, in order of execution.
+    """The modules after which exactly one tensor that depends on the image is alive, in order of execution.
 
-    A block and its last layer end with the same tensor: the block is named.
+    Where a block and its last layer end with the same tensor, the block is named.
+
+    Args:
+        model: The model; it is not changed.
+        pixels: One image, (1, channels, height, width); only its shape is used.
 
     Raises:
         TraceError: the model does not run on this image.
@@ -38,21 +42,28 @@ def legal_cuts(model: nn.Module, pixels: Tensor) -> list[str]:
 
 @torch.no_grad()
 def check_cuts(model: nn.Module, binding: Binding, pixels: Tensor) -> None:
-    """Check that after every module at which a spec allows a cut, one tensor is alive.
+    """Check that exactly one tensor is alive after every module at which a spec allows a cut.
+
+    Args:
+        model: The model; it is not changed.
+        binding: The spec bound to the model.
+        pixels: One image, (1, channels, height, width); only its shape is used.
 
     Raises:
-        SpecError: more than one is; the message names the step.
+        SpecError: several tensors are alive; the message names the step.
         TraceError: the model does not run on this image.
     """
     ends = _ends(model, pixels)
     for step in binding.cuts:
         if ":" not in step and step not in ends:
-            raise SpecError(f"{binding.spec.file}: after step {step} more than one tensor is alive: it is no cut")
+            raise SpecError(
+                f"{binding.spec.file}: after step {step} more than one tensor is alive, so it cannot be cut there"
+            )
 
 
 @torch.no_grad()
 def chain_of(model: nn.Module, pixels: Tensor) -> list[str]:
-    """Modules that, called one after the other, are the model; `[]` if there are none (operations lie between).
+    """The longest chain of modules whose composition is the model; `[]` if other operations lie between modules.
 
     Raises:
         TraceError: the model does not run on this image.
@@ -62,30 +73,42 @@ def chain_of(model: nn.Module, pixels: Tensor) -> list[str]:
     """
     flow, alive, wanted = replay(model, pixels)
     modules = dict(model.named_modules())
-    whole = [s for s in flow.steps if s.plain and alive[s.start] == {s.before} and alive[s.end] == {s.after}]
-    solid = {s.path for s in whole if not isinstance(modules[s.path], nn.Sequential | nn.ModuleList)}
+    steps = [c for c in flow.calls if c.plain and alive[c.start] == {c.before} and alive[c.end] == {c.after}]
+    blocks = {c.path for c in steps if not isinstance(modules[c.path], nn.Sequential | nn.ModuleList)}
     longest: dict[Version, list[str]] = {flow.image: []}
-    for step in whole:
-        parts = step.path.split(".")
-        nested = any(".".join(parts[:end]) in solid for end in range(1, len(parts)))
-        if nested or step.before == step.after or step.before not in longest:
+    for call in steps:
+        parts = call.path.split(".")
+        nested = any(".".join(parts[:end]) in blocks for end in range(1, len(parts)))
+        if nested or call.before == call.after or call.before not in longest:
             continue
-        path = [*longest[step.before], step.path]
-        if len(path) > len(longest.get(step.after, [])):
-            longest[step.after] = path
+        path = [*longest[call.before], call.path]
+        if len(path) > len(longest.get(call.after, [])):
+            longest[call.after] = path
     return longest.get(wanted[0], []) if len(wanted) == 1 else []
 
 
 def _ends(model: nn.Module, pixels: Tensor) -> dict[str, Version]:
-    """The modules after which one tensor is alive, with that tensor."""
+    """The modules after which exactly one tensor is alive, with that tensor."""
     flow, alive, _ = replay(model, pixels)
-    return {step.path: step.after for step in flow.steps if alive[step.end] == {step.after}}
+    return {call.path: call.after for call in flow.calls if alive[call.end] == {call.after}}
 
 
 def replay(
     model: nn.Module, pixels: Tensor, methods: Iterable[str] = ()
 ) -> tuple["Flow", list[set[Version]], list[Version]]:
-    """One forward pass: its ops, its modules and named methods, what is alive after each op, and the outputs."""
+    """Record one forward pass of a copy of a model.
+
+    Args:
+        model: The model; it is not changed.
+        pixels: One image, (1, channels, height, width); only its shape is used.
+        methods: Names of methods whose calls are recorded like those of modules.
+
+    Returns:
+        The recording; for every number of ops done, the tensors that are alive; and the outputs.
+
+    Raises:
+        TraceError: the model does not run on this image.
+    """
     net = copy.deepcopy(model).eval()
     like = next(net.parameters(), pixels)
     image = torch.randn(1, *pixels.shape[1:], generator=torch.Generator().manual_seed(0)).to(like)
@@ -94,7 +117,7 @@ def replay(
     try:
         with flow.watching(net, methods), flow:
             output = net(image)
-    except Exception as error:  # whatever a model does on an image it does not fit
+    except Exception as error:  # a model may raise anything on an image of the wrong size
         raise TraceError(
             f"{type(model).__name__} does not run on an image {list(image.shape)}: {first_line(error)}"
         ) from error
@@ -103,7 +126,7 @@ def replay(
 
 
 def _inside(path: str, ends: dict[str, Version], modules: dict[str, nn.Module]) -> bool:
-    """Whether a module is the last part of a larger one that ends with the same tensor; containers do not count."""
+    """Whether a module is the last part of a block that ends with the same tensor; containers are not blocks."""
     parent = path.rpartition(".")[0]
     if isinstance(modules[parent], nn.Sequential | nn.ModuleList):
         return False
@@ -111,12 +134,19 @@ def _inside(path: str, ends: dict[str, Version], modules: dict[str, nn.Module]) 
 
 
 @dataclass(frozen=True)
-class Step:
-    """One call of a module: the ops done before and after it, its first input and its output.
+class Call:
+    """One call of a module or method.
 
-    `plain` says that the input is all it was given, and that it returns a tensor; `alone` that nothing else it was
-    given depends on the image, and that it returns one tensor, in `field` if it returns more. `used` names the weights
-    that were read, in order.
+    Attributes:
+        path: Path of the module or method.
+        start: Number of ops before the call.
+        end: Number of ops when it returns.
+        before: Its first argument, if that is a tensor that depends on the image.
+        after: Its output.
+        plain: Whether it got nothing but that argument, and returned nothing but a tensor.
+        alone: Whether no other argument depends on the image, and its output holds exactly one tensor.
+        field: Field or index of the tensor in the output; `None` where the output is the tensor.
+        used: The weights that were read during the call, in order.
     """
 
     path: str
@@ -131,30 +161,30 @@ class Step:
 
 
 class Flow(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Records which tensors depend on the image, and which op reads and writes them."""
+    """Records which tensors depend on the image, and which ops read and write them."""
 
     def __init__(self, image: Tensor) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.kept = [image]  # so that no id is used twice
+        self.kept = [image]  # keeps tensors alive, so that no id is used twice
         self.written = {id(image): 0}
         self.ops: list[tuple[set[Version], set[Version]]] = [(set(), {(id(image), 0)})]
         self.image = (id(image), 0)
-        self.steps: list[Step] = []
-        self.weights: dict[int, str] = {}  # parameters and buffers of the model, by identity
-        self.used: list[str] = []  # those that ops read, in order
+        self.calls: list[Call] = []
+        self.weights: dict[int, str] = {}  # id -> name of each parameter and buffer
+        self.used: list[str] = []  # names of the weights that ops read, in order
         self.entered: dict[str, tuple[int, int, Version | None, bool, bool]] = {}
 
     def knows(self, value: object) -> bool:
-        """Whether this is a tensor that depends on the image."""
+        """Whether a value is a tensor that depends on the image."""
         return isinstance(value, Tensor) and id(value) in self.written
 
     def tensor(self, version: Version) -> Tensor | None:
-        """The tensor of a version, unless it was written again."""
+        """The tensor of a version, or `None` if it has been overwritten."""
         value = next(t for t in self.kept if id(t) == version[0])
         return value if self.version(value) == version else None
 
     def version(self, value: Tensor) -> Version:
-        """The tensor as it is now."""
+        """The current version of a tensor."""
         return id(value), self.written[id(value)]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -173,7 +203,7 @@ class Flow(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     @contextmanager
     def watching(self, net: nn.Module, methods: Iterable[str] = ()) -> Iterator[None]:
-        """Hooks that note where each module, and each method of these names, ends and with which tensor."""
+        """Record the calls of all modules, and of the methods of these names."""
         handles = []
         for path, module in net.named_modules():
             for name in methods:
@@ -212,11 +242,21 @@ class Flow(TorchDispatchMode):  # type: ignore[no-untyped-call]
         except TypeError:
             first, field, alone = out[0] if isinstance(out, tuple) and out else out, None, False
         if isinstance(first, Tensor) and self.knows(first):
-            span, used = (path, start, len(self.ops), before, self.version(first)), tuple(self.used[read:])
-            self.steps.append(Step(*span, plain and first is out, alone, field, used))
+            call = Call(
+                path=path,
+                start=start,
+                end=len(self.ops),
+                before=before,
+                after=self.version(first),
+                plain=plain and first is out,
+                alone=alone,
+                field=field,
+                used=tuple(self.used[read:]),
+            )
+            self.calls.append(call)
 
     def alive(self, wanted: list[Version]) -> list[set[Version]]:
-        """For every number of ops done: the tensors that a later op, or the user, still reads."""
+        """For every number of ops done: the tensors that a later op reads, or that are outputs."""
         now, out = set(wanted), [set(wanted)]
         for reads, writes in reversed(self.ops):
             now = (now - writes) | reads

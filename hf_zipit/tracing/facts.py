@@ -1,8 +1,8 @@
-"""What a trace learns: which units are equal, which belong together in a group, and which cannot move.
+"""The facts that a trace collects: which units are equal, which form a group, and which are fixed.
 
-A *unit* is an integer id. A *label* says where units lie in a tensor: an integer tensor of the same rank, with size 1
-along every axis where the unit does not change. A tensor of shape (1, 12, 197, 64) whose channels were split into
-heads has one label of shape (1, 12, 1, 64). A tensor may have several labels (a weight has one per axis).
+A *unit* is an integer id. A *label* gives the units in a tensor. It is an integer tensor of the same rank, with size 1
+along every axis along which the unit does not change. For example, a tensor of shape (1, 12, 197, 64) whose channels
+were split into heads has one label of shape (1, 12, 1, 64). A tensor may have several: a weight has one per axis.
 """
 
 import math
@@ -16,7 +16,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 Label = Tensor
 Operand = tuple[Tensor, Sequence[Label]]  # a value and its labels
 
-NOBODY = 0  # the id of padding and of unlabelled places in a labelled axis: it never moves
+NOBODY = 0  # the id of padding, and of entries without a unit in an axis that has units; always fixed
 
 
 def varying(label: Label) -> frozenset[int]:
@@ -25,7 +25,7 @@ def varying(label: Label) -> frozenset[int]:
 
 
 def compress(label: Label) -> Label:
-    """Drop (to size 1) every axis along which the unit stays the same.
+    """Reduce every axis along which the unit does not change to size 1.
 
     >>> compress(torch.arange(3).expand(4, 3)).shape
     torch.Size([1, 3])
@@ -47,15 +47,24 @@ def constant(value: Tensor, axis: int) -> bool:
 
 
 class Facts:
-    """Collects equalities, memberships and frozen units while a model runs; `where` names the running op."""
+    """Collects facts while a model runs.
+
+    Attributes:
+        count: Number of unit ids in use.
+        where: The op that is running, as the reason for what it fixes.
+        labels: Tensor -> its labels.
+        equal: Pairs of units that are the same unit, `(2, n)` each.
+        inside: Pairs of a unit and a group that it belongs to, `(2, n)` each. A group is a unit too.
+        fixed: Units that cannot be permuted, and why.
+    """
 
     def __init__(self) -> None:
         self.count = NOBODY + 1
         self.where = ""
         self.labels: MutableMapping[Tensor, list[Label]] = WeakTensorKeyDictionary()
-        self.equal: list[Tensor] = []  # (2, n) each: two units that are one
-        self.inside: list[Tensor] = []  # (2, n) each: a unit and a group it belongs to
-        self.fixed: list[tuple[Tensor, str]] = []  # units that cannot move, and why
+        self.equal: list[Tensor] = []
+        self.inside: list[Tensor] = []
+        self.fixed: list[tuple[Tensor, str]] = []
 
     def new(self, count: int) -> Label:
         """Fresh units, shape `(count,)`."""
@@ -67,19 +76,19 @@ class Facts:
         return list(self.labels.get(value, [])) if isinstance(value, Tensor) else []
 
     def same(self, a: Label, b: Label) -> None:
-        """The units that lie on top of each other are one."""
+        """Record that the units of two labels, broadcast together, are pairwise equal."""
         self.equal.append(_pairs(a, b))
 
     def member(self, units: Label, groups: Label) -> None:
-        """Each unit belongs to the group that lies on top of it."""
+        """Record that each unit belongs to the group at its index; the labels are broadcast together."""
         self.inside.append(_pairs(units, groups))
 
     def freeze(self, label: Label) -> None:
-        """The units cannot move, because of what happens in `where`."""
+        """Record that the units are fixed by the op in `where`."""
         self.fixed.append((torch.from_numpy(np.unique(label.numpy())), self.where))
 
     def merge(self, labels: Iterable[Label]) -> list[Label]:
-        """Labels of one tensor, without repeats: equal ones are united, a coarse one groups a finer one."""
+        """Relate several labels of one tensor, and keep those that no finer label replaces."""
         kept: list[Label] = []
         for label in map(compress, labels):
             dims = varying(label)
@@ -93,7 +102,7 @@ class Facts:
         return [k for k in kept if not any(varying(k) < varying(other) for other in kept)]
 
     def _relate(self, a: Label, b: Label) -> None:
-        """Two labels that share some axes: a coarse one groups a finer one; a partial overlap shares its groups."""
+        """Relate two labels that share axes: a coarse one groups a finer one; a partial overlap has common groups."""
         common = varying(a) & varying(b)
         if not common:
             return
@@ -107,7 +116,7 @@ class Facts:
                 self.same(left, right)
 
     def reduce(self, label: Label, axes: Iterable[int]) -> Label | None:
-        """The label after a symmetric reduction over some axes: units that are reduced together become one group."""
+        """The label after a symmetric reduction over axes: units that are reduced together become one group."""
         dims = varying(label)
         gone = dims & frozenset(axes)
         if not gone:
@@ -116,16 +125,21 @@ class Facts:
             return None
         kept = [d for d in range(label.ndim) if d not in gone]
         rows = label.permute(*kept, *sorted(gone)).reshape(math.prod(label.shape[d] for d in kept), -1)
-        sets, place = torch.unique(rows.sort(1).values, dim=0, return_inverse=True)  # one group per set of members
+        sets, group_of_row = torch.unique(rows.sort(1).values, dim=0, return_inverse=True)  # a group per set of members
         shape = [1 if d in gone else size for d, size in enumerate(label.shape)]
-        groups = self.new(len(sets))[place].reshape(shape)
+        groups = self.new(len(sets))[group_of_row].reshape(shape)
         self.member(label, groups)
         return compress(groups)
 
     def pointwise(self, operands: Sequence[Operand], ndim: int) -> list[Label]:
-        """Labels of an element-wise result: what lies on top of each other is one unit.
+        """The labels of an element-wise result: units at the same index become equal.
 
-        An axis that meets a value which changes along it but has no units there (pixels, positions) cannot move.
+        Units are fixed along an axis where another operand has different values but no units, such as position
+        embeddings.
+
+        Args:
+            operands: The values with their labels.
+            ndim: Number of axes of the result.
         """
         aligned = [(align(v, ndim), [align(x, ndim) for x in labels]) for v, labels in operands]
         kept = []
@@ -144,14 +158,14 @@ class Facts:
         return self.merge(kept)
 
     def _pin(self, label: Label, axes: Sequence[int]) -> None:
-        """Units may move, but not along these axes: each place there is a group that stays."""
+        """Allow no permutation along these axes: each index there becomes a fixed group."""
         sizes = [size if d in axes else 1 for d, size in enumerate(label.shape)]
-        places = self.new(math.prod(sizes)).reshape(sizes)
-        self.freeze(places)
-        self.member(label, places)
+        groups = self.new(math.prod(sizes)).reshape(sizes)
+        self.freeze(groups)
+        self.member(label, groups)
 
     def contract(self, left: Operand, right: Operand) -> list[Label]:
-        """Labels of the matrix product of `(..., n, k)` and `(..., k, m)`, on `(..., n, m)`."""
+        """The labels of the matrix product `(..., n, m)` of `(..., n, k)` and `(..., k, m)`."""
         rows = left[0].unsqueeze(-2), [x.unsqueeze(-2) for x in left[1]]  # (..., n, 1, k)
         turned = (right[0], *right[1])
         columns = [x.transpose(-1, -2).unsqueeze(-3) for x in turned]  # (..., 1, m, k)

@@ -1,4 +1,4 @@
-"""Folding wiring lines into blocks: which modules repeat, and what a block calls the spaces it shares with others."""
+"""Fold wiring lines into blocks: which modules repeat, and what a block calls the spaces that it shares."""
 
 import re
 from collections import Counter, defaultdict
@@ -9,72 +9,77 @@ from itertools import combinations
 from torch import nn
 
 from hf_zipit.specs import parser as specs
-from hf_zipit.tracing.entries import Entry
+from hf_zipit.tracing.draft import DraftLine
 
 
 @dataclass(frozen=True)
-class Block:
-    """A module with lines of its own; their targets are relative to `path`."""
+class DraftBlock:
+    """A module whose lines form a block; their targets are relative to `path`."""
 
     path: str
-    entries: tuple[Entry, ...]
+    lines: tuple[DraftLine, ...]
 
     def spaces(self) -> list[int]:
         """The spaces that the lines mention, in order."""
-        return list(dict.fromkeys(s for entry in self.entries for s in entry.spaces()))
+        return list(dict.fromkeys(s for line in self.lines for s in line.spaces()))
 
 
 @dataclass(frozen=True)
-class Plan:
-    """Lines at top level and in blocks, in registration order.
+class Layout:
+    """How the lines of a spec are divided into the top level and blocks.
 
-    `roles` holds per block what it calls the spaces of others: `in`, `out`, or "" for a name of the top level.
-    `start` is the first stream, `last` the stream that leaves the last block if the top level reads it.
+    Attributes:
+        top: The lines at the top level.
+        blocks: The blocks, in registration order.
+        roles: For each block, what it calls the spaces that it shares: `in`, `out`, or `""` for the top-level name.
+        start: The stream that enters the first block.
+        last: The stream that leaves the last block, if the top level reads it.
+        made: Stream -> path of the block that makes it.
     """
 
-    top: tuple[Entry, ...]
-    blocks: tuple[Block, ...]
+    top: tuple[DraftLine, ...]
+    blocks: tuple[DraftBlock, ...]
     roles: tuple[dict[int, str], ...]
     start: int | None
     last: int | None
-    made: dict[int, str]  # stream -> block that makes it
+    made: dict[int, str]
 
 
-def fold(entries: Sequence[Entry], modules: dict[str, nn.Module]) -> Plan:
-    """Choose the blocks, and the reading of the stream that leaves the fewest different lines."""
-    plans = []
+def fold_blocks(lines: Sequence[DraftLine], modules: dict[str, nn.Module]) -> Layout:
+    """Choose the blocks, and the stream through them, that leave the fewest lines to write."""
+    layouts = []
     for least in (2, 1):
-        blocks = _blocks(entries, modules, least)
-        inside = {f"{b.path}.{e.target}" for b in blocks for e in b.entries}
-        outer = {s for entry in entries if entry.target not in inside for s in entry.spaces()}
+        blocks = _blocks(lines, modules, least)
+        inside = {f"{b.path}.{e.target}" for b in blocks for e in b.lines}
+        outer = {s for line in lines if line.target not in inside for s in line.spaces()}
         last = [s for s in blocks[-1].spaces() if s in outer] if blocks else []
-        plans += [plan for choice in (*last, None) if (plan := _plan(entries, blocks, choice)) is not None]
-    return min(plans, key=_cost)
+        layouts += [layout for choice in (*last, None) if (layout := _layout(lines, blocks, choice)) is not None]
+    return min(layouts, key=_cost)
 
 
-def _cost(plan: Plan) -> int:
-    """The number of lines that will be written."""
+def _cost(layout: Layout) -> int:
+    """The number of lines to write."""
     bodies = set()
-    for block, roles in zip(plan.blocks, plan.roles, strict=True):
+    for block, roles in zip(layout.blocks, layout.roles, strict=True):
         names: dict[int, str] = {}
         for space in block.spaces():
             names[space] = roles.get(space, str(len(names))) or f"top {space}"
-        bodies.add(tuple((e.target, tuple(names[s] for s in e.spaces())) for e in block.entries))
-    return len(plan.top) + sum(len(body) + 3 for body in bodies)
+        bodies.add(tuple((e.target, tuple(names[s] for s in e.spaces())) for e in block.lines))
+    return len(layout.top) + sum(len(body) + 3 for body in bodies)
 
 
-def _blocks(entries: Sequence[Entry], modules: dict[str, nn.Module], least: int) -> list[Block]:
-    """Greedily: the kind of module (path up to integers) whose repetition saves most lines, and so on.
+def _blocks(lines: Sequence[DraftLine], modules: dict[str, nn.Module], least: int) -> list[DraftBlock]:
+    """Choose blocks greedily: first the module path (up to integers) whose repetition saves most lines.
 
-    A block has at least `least` lines; one line is worth a block where it passes the stream on (downsampling).
+    A block has at least `least` lines. A single line is worth a block where it passes the stream on (downsampling).
     """
-    mine: dict[str, list[Entry]] = defaultdict(list)
-    for entry in entries:
-        parts = entry.target.split(".")
+    mine: dict[str, list[DraftLine]] = defaultdict(list)
+    for line in lines:
+        parts = line.target.split(".")
         for end in range(1, len(parts)):
             path = ".".join(parts[:end])
             if re.search(r"\d", path) and path in modules:
-                mine[path].append(replace(entry, target=".".join(parts[end:])))
+                mine[path].append(replace(line, target=".".join(parts[end:])))
     kinds: dict[str, list[str]] = defaultdict(list)
     for path, found in mine.items():
         if len(found) >= least:
@@ -91,30 +96,30 @@ def _blocks(entries: Sequence[Entry], modules: dict[str, nn.Module], least: int)
             break
         chosen += kinds.pop(best)
         kinds = {kind: [p for p in paths if not _nested(p, chosen)] for kind, paths in kinds.items()}
-    return [Block(path, tuple(mine[path])) for path in modules if path in chosen]
+    return [DraftBlock(path, tuple(mine[path])) for path in modules if path in chosen]
 
 
 def _nested(path: str, others: Iterable[str]) -> bool:
     return any((path + ".").startswith(o + ".") or (o + ".").startswith(path + ".") for o in others)
 
 
-def _plan(entries: Sequence[Entry], blocks: Sequence[Block], last: int | None) -> Plan | None:
-    """Follow the stream through the blocks; a block that joins other streams moves to the top level."""
+def _layout(lines: Sequence[DraftLine], blocks: Sequence[DraftBlock], last: int | None) -> Layout | None:
+    """Follow the stream through the blocks. The lines of a block that joins other streams go to the top level."""
     while True:
-        inside = {f"{b.path}.{e.target}" for b in blocks for e in b.entries}
-        top = tuple(entry for entry in entries if entry.target not in inside)
-        outer = {s for entry in top for s in entry.spaces()} - {last}
-        plan, bad = _follow(top, blocks, outer, last)
+        inside = {f"{b.path}.{e.target}" for b in blocks for e in b.lines}
+        top = tuple(line for line in lines if line.target not in inside)
+        outer = {s for line in top for s in line.spaces()} - {last}
+        layout, bad = _follow(top, blocks, outer, last)
         if bad is None:
-            return plan
+            return layout
         if len(blocks) == 1 and last is not None:
             return None
         blocks = [b for b in blocks if b is not bad]
 
 
 def _follow(
-    top: tuple[Entry, ...], blocks: Sequence[Block], outer: set[int], last: int | None
-) -> tuple[Plan | None, Block | None]:
+    top: tuple[DraftLine, ...], blocks: Sequence[DraftBlock], outer: set[int], last: int | None
+) -> tuple[Layout | None, DraftBlock | None]:
     uses = Counter(s for b in blocks for s in b.spaces())
     current: int | None = None
     start: int | None = None
@@ -135,18 +140,19 @@ def _follow(
         seen.update(others)
     if last is not None and current != last:
         return None, None
-    if not made:  # one stream all along: it keeps its name
+    if not made:  # a single stream keeps its name
         all_roles = [dict.fromkeys(roles, "") for roles in all_roles]
-    return Plan(top, tuple(blocks), tuple(all_roles), start, last, made), None
+    return Layout(top, tuple(blocks), tuple(all_roles), start, last, made), None
 
 
 def chain_patterns(steps: Sequence[str], modules: Sequence[str]) -> list[str]:
-    """The steps of a chain with runs of blocks as patterns, which list modules in their order in the model.
+    """The steps of a chain, with runs of similar modules as patterns.
 
     >>> chain_patterns(["stem", "layer1.0", "layer1.1", "fc"], ["stem", "layer1.0", "layer1.1", "fc"])
     ['stem', 'layer{i}.{j}', 'fc']
     """
-    out, done = [], 0
+    out = []
+    done = 0
     while done < len(steps):
         hits = [steps[done]]
         for tried in _generalised(steps[done]):
@@ -160,9 +166,9 @@ def chain_patterns(steps: Sequence[str], modules: Sequence[str]) -> list[str]:
 
 
 def _generalised(path: str, alike: Sequence[str] = ()) -> Iterator[str]:
-    """A path with holes for its integers, the most general pattern first, the path itself last.
+    """Patterns that match a path: the most general one first, the path itself last.
 
-    Integers that are the same in all of `alike` are no holes.
+    Integers that are the same in all paths of `alike` are kept.
     """
     pieces = re.split(r"(\d+)", path)
     others = [q for q in (re.split(r"(\d+)", p) for p in alike) if q[::2] == pieces[::2]]
@@ -175,12 +181,13 @@ def _generalised(path: str, alike: Sequence[str] = ()) -> Iterator[str]:
 
 
 def patterns(paths: Sequence[str], modules: Sequence[str]) -> list[str]:
-    """The fewest path patterns that match these modules and no others.
+    """A few path patterns that match these modules and no others.
 
     >>> patterns(["layer1.0", "layer2.0"], ["layer1.0", "layer1.1", "layer2.0"])
     ['layer{i}.0']
     """
-    left, out = list(paths), []
+    left = list(paths)
+    out = []
     while left:
         for tried in _generalised(left[0], paths):
             hits = [m for m in modules if specs.pattern(tried).fullmatch(m)]

@@ -1,4 +1,4 @@
-"""Spaces and groups of a trace: units that occur on the same axes, in cells that move as wholes where they can."""
+"""Find the feature spaces of a trace and their groups: units on the same axes, in cells that move as a whole."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
@@ -13,10 +13,14 @@ Axis = tuple[str, int]  # parameter, axis
 
 @dataclass(frozen=True)
 class TracedSpace:
-    """Units that occur on the same axes and may change places.
+    """Units that occur on the same axes and can be permuted.
 
-    With several `cells`, units stay in their cell and whole cells change places, together with the cells of all
-    spaces of the same `axis` (cell i goes with cell i). A space with cells of one unit is a group axis itself.
+    With several cells, a permutation moves whole cells, and units inside their cell. A space with cells of one unit is
+    a group axis itself.
+
+    Attributes:
+        cells: The units of each cell.
+        axis: Group axis; cell i of all its spaces move together. `None` for a single cell.
     """
 
     cells: tuple[tuple[int, ...], ...]
@@ -35,17 +39,25 @@ class TracedSpace:
 
 @dataclass
 class Solver:
-    """Classes of equal units, and what is known of them."""
+    """Classes of equal units, and what is known about them.
 
-    kind: np.ndarray  # unit id -> class of equal units
-    fixed: dict[int, str]  # class -> why it cannot move
+    Attributes:
+        kind: Unit id -> class of equal units.
+        fixed: Class -> why it is fixed.
+        axes: Parameter axis -> the class at every index.
+        members: Group class -> the classes of its units.
+        groups: Unit class -> the classes of the groups that it is in.
+    """
+
+    kind: np.ndarray
+    fixed: dict[int, str]
     axes: dict[Axis, np.ndarray]
-    members: dict[int, frozenset[int]]  # group class -> unit classes
-    groups: dict[int, frozenset[int]] = field(default_factory=dict)  # unit class -> group classes
+    members: dict[int, frozenset[int]]
+    groups: dict[int, frozenset[int]] = field(default_factory=dict)
 
 
 def spaces_of(solver: Solver) -> tuple[TracedSpace, ...]:
-    """Units by the axes they occur on, split into cells; groups whose members cannot follow stay where they are."""
+    """The spaces: units that occur on the same axes, divided into cells. A group stays if its members cannot follow."""
     inside = defaultdict(set)
     for group, units in solver.members.items():
         for unit in units:
@@ -53,11 +65,11 @@ def spaces_of(solver: Solver) -> tuple[TracedSpace, ...]:
     solver.groups = {unit: frozenset(groups) for unit, groups in inside.items()}
     where: dict[int, Counter[Axis]] = defaultdict(Counter)
     order: dict[int, tuple[int, int, int]] = {}
-    for place, (key, column) in enumerate(solver.axes.items()):
+    for number, (key, column) in enumerate(solver.axes.items()):
         repeats = Counter(column.tolist())
         for index, unit in enumerate(column.tolist()):
             where[unit][key] += 1
-            order[unit] = min(order.get(unit, (1 << 30, 0, 0)), (repeats[unit], place, index))
+            order[unit] = min(order.get(unit, (1 << 30, 0, 0)), (repeats[unit], number, index))
     alike: dict[object, list[int]] = defaultdict(list)
     for unit in sorted(order, key=order.__getitem__):
         if len(where[unit]) == 1 and unit not in solver.members:
@@ -69,7 +81,7 @@ def spaces_of(solver: Solver) -> tuple[TracedSpace, ...]:
 
 
 def _cells(solver: Solver, units: list[int]) -> dict[frozenset[int], list[int]]:
-    """Units by the groups they are in, leaving out groups that hold all of them."""
+    """The units divided by the groups that they are in, except groups that hold all of them."""
     everyone = frozenset(units)
     common = frozenset.intersection(*(solver.groups.get(u, frozenset()) for u in units))
     whole = {g for g in common if everyone <= solver.members[g] and len(everyone) > 1}
@@ -82,14 +94,14 @@ def _cells(solver: Solver, units: list[int]) -> dict[frozenset[int], list[int]]:
 def _arrange(
     found: list[dict[frozenset[int], list[int]]], heads: Mapping[int, object], solver: Solver
 ) -> Iterable[TracedSpace]:
-    """Decide which cells move as wholes: those whose groups have nothing in them that stays."""
+    """Decide which cells move as a whole: those whose groups hold no fixed unit."""
     exact = [_exact(cells, solver) for cells in found]
     while True:
         movable = {g for cells, ok in zip(found, exact, strict=True) if ok for key in cells for g in key}
-        placed = {
+        following = {
             u for cells, ok in zip(found, exact, strict=True) if ok and any(cells) for us in cells.values() for u in us
         }
-        stuck = {g for g in movable if g in solver.fixed or not solver.members[g] - solver.members.keys() <= placed}
+        stuck = {g for g in movable if g in solver.fixed or not solver.members[g] - solver.members.keys() <= following}
         again = [
             ok and not any(g in stuck for key in cells for g in key) for cells, ok in zip(found, exact, strict=True)
         ]
@@ -114,7 +126,7 @@ def _arrange(
 
 
 def _exact(cells: Mapping[frozenset[int], list[int]], solver: Solver) -> bool:
-    """Whether the cells are alike, and each group holds exactly one of them."""
+    """Whether the cells have equal sizes, and each group holds exactly one of them."""
     if not any(cells):
         return True
     units = {u for us in cells.values() for u in us}
@@ -124,27 +136,28 @@ def _exact(cells: Mapping[frozenset[int], list[int]], solver: Solver) -> bool:
 
 
 def _same_above(group: int, cells: Mapping[frozenset[int], list[int]], solver: Solver) -> bool:
-    """Whether the groups that this group is in hold all of its kind."""
+    """Whether the groups that contain this group contain a group of every cell."""
     return all(any(g in solver.members[top] for g in key) for top in solver.groups[group] for key in cells)
 
 
 def _numbered(spaces: list[list[frozenset[int]]]) -> dict[int, tuple[str, int]] | None:
-    """Number the cells so that cell i of every space of an axis moves with cell i: group -> (axis, number)."""
+    """Number the cells so that equal numbers move together: group -> (axis, number). `None` if that is impossible."""
     groups = sorted({g for keys in spaces for key in keys for g in key})
-    place = {g: i for i, g in enumerate(groups)}
-    chains = [(place[g], place[h]) for keys in spaces for key in keys for g in key for h in key]
-    ties = [(place[g], place[min(keys[0])]) for keys in spaces for key in keys for g in key]
-    head, axis = _components(len(groups), chains), _components(len(groups), chains + ties)
+    index = {g: i for i, g in enumerate(groups)}
+    chains = [(index[g], index[h]) for keys in spaces for key in keys for g in key for h in key]
+    ties = [(index[g], index[min(keys[0])]) for keys in spaces for key in keys for g in key]
+    head = _components(len(groups), chains)
+    axis = _components(len(groups), chains + ties)
     number: dict[int, dict[int, int]] = defaultdict(dict)
     for keys in spaces:
         for key in keys:
-            mine = number[axis[place[min(key)]]]
-            mine.setdefault(head[place[min(key)]], len(mine))
+            mine = number[axis[index[min(key)]]]
+            mine.setdefault(head[index[min(key)]], len(mine))
     for keys in spaces:
-        heads = {head[place[min(key)]] for key in keys}
-        if len(heads) != len(keys) or heads != set(number[axis[place[min(keys[0])]]]):
+        heads = {head[index[min(key)]] for key in keys}
+        if len(heads) != len(keys) or heads != set(number[axis[index[min(keys[0])]]]):
             return None
-    return {g: (f"g{axis[i]}", number[axis[i]][head[i]]) for g, i in place.items()}
+    return {g: (f"g{axis[i]}", number[axis[i]][head[i]]) for g, i in index.items()}
 
 
 def _components(count: int, pairs: list[tuple[int, int]]) -> list[int]:

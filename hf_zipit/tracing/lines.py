@@ -1,4 +1,4 @@
-"""From a trace to wiring lines: each parameter axis as an expression over spaces, each module as one line."""
+"""Draft wiring lines from a trace: each parameter axis becomes an expression, each module one line."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -8,40 +8,47 @@ import torch
 from torch import nn
 
 from hf_zipit.errors import TraceError
-from hf_zipit.tracing.entries import NO_SPACE, Entry, Expression, Term, Unwritable, probes_of
+from hf_zipit.tracing.draft import NO_SPACE, DraftLine, Expression, Term, Unwritable, probes_of
 from hf_zipit.tracing.groups import Axis, TracedSpace
 from hf_zipit.tracing.solve import Trace
 
 
 @dataclass(frozen=True)
-class Lines:
-    """The lines of a model, its spaces, and the group axes that module types imply (GroupNorm, grouped convolution).
+class Draft:
+    """The lines of a spec before they are folded into blocks.
 
-    `dropped` are spaces that the grammar cannot express; `probes` gives the modules that show a space.
+    Attributes:
+        lines: One line for each module, or for each parameter that is wired by itself.
+        spaces: The spaces of the trace; lines refer to them by number.
+        implied: Group axes that follow from the types of modules (GroupNorm, grouped convolution).
+        probes: Space -> the modules that show it, `(path, "in" or "out")`.
+        dropped: Spaces that the grammar cannot express, which are written as fixed.
     """
 
-    entries: tuple[Entry, ...]
+    lines: tuple[DraftLine, ...]
     spaces: tuple[TracedSpace, ...]
     implied: frozenset[str]
     probes: dict[int, tuple[tuple[str, str], ...]]
     dropped: frozenset[int]
 
     def is_axis(self, space: int) -> bool:
-        """Whether a space is a group axis itself: one unit per group."""
+        """Whether a space is a group axis itself, with one unit per group."""
         found = self.spaces[space]
         return found.axis is not None and found.axis not in self.implied and len(found.cells) == found.size
 
 
-def lines_of(trace: Trace, model: nn.Module) -> Lines:
-    """Write a trace as wiring lines. Spaces that cannot be written are dropped, with all that moves with them.
+def draft_of(trace: Trace, model: nn.Module) -> Draft:
+    """Draft the lines of a traced model.
+
+    A space that the grammar cannot express is dropped, together with all spaces of its group axis.
 
     Raises:
-        TraceError: nothing is left.
+        TraceError: no space is left.
     """
     dropped: set[int] = set()
     while True:
         try:
-            return _Writer(trace, model, frozenset(dropped)).lines()
+            return _Drafter(trace, model, frozenset(dropped)).draft()
         except Unwritable as unwritable:
             axes = {trace.spaces[s].axis for s in unwritable.spaces} - {None}
             more = unwritable.spaces | {i for i, space in enumerate(trace.spaces) if space.axis in axes}
@@ -50,12 +57,13 @@ def lines_of(trace: Trace, model: nn.Module) -> Lines:
             dropped |= more
 
 
-class _Writer:
+class _Drafter:
     def __init__(self, trace: Trace, model: nn.Module, dropped: frozenset[int]) -> None:
-        self.trace, self.model, self.dropped = trace, model, dropped
+        self.trace = trace
+        self.dropped = dropped
         self.modules = dict(model.named_modules())
         self.tensors = {k: v for k, v in model.state_dict().items() if v.is_floating_point() and v.ndim}
-        self.place = {
+        self.location = {  # unit -> number of its space, index in the space
             unit: (number, index)
             for number, space in enumerate(trace.spaces)
             if number not in dropped
@@ -64,28 +72,28 @@ class _Writer:
         self.classes = self._has_classes()
 
     def _has_classes(self) -> bool:
-        """Whether the outputs are written by layers and by nothing else: then they are classes, not features."""
+        """Whether only layers write the outputs of the model: then these are classes, not features."""
         ends = [key for key, why in self.trace.frozen.items() if why == "output"]
         owners = [self.modules[name.rpartition(".")[0]] for name, _ in ends]
         layers = all(isinstance(m, nn.Linear | nn.modules.conv._ConvNd) for m in owners)
         return layers and all(axis == 0 for _, axis in ends)
 
-    def lines(self) -> Lines:
-        entries = tuple(entry for path, module in self.modules.items() for entry in self._module(path, module))
-        implied = self._implied(entries)
-        self._check_sums(entries)
-        lines = Lines(entries, self.trace.spaces, implied, {}, self.dropped)
-        used = {space for entry in entries for space in entry.spaces()}
-        alone = {s for s in used if lines.is_axis(s)}
-        told = {lines.spaces[s].axis for s in used - alone}
-        if lost := [s for s in sorted(alone) if lines.spaces[s].axis not in told]:
-            raise Unwritable(lost)  # nothing could tell which group is which
-        lines.probes.update(
-            {s: probes_of(s, entries, self.trace, self.modules) for s in sorted(used) if not lines.is_axis(s)}
+    def draft(self) -> Draft:
+        lines = tuple(line for path, module in self.modules.items() for line in self._module(path, module))
+        implied = self._implied(lines)
+        self._check_sums(lines)
+        draft = Draft(lines, self.trace.spaces, implied, {}, self.dropped)
+        used = {space for line in lines for space in line.spaces()}
+        alone = {s for s in used if draft.is_axis(s)}
+        told = {draft.spaces[s].axis for s in used - alone}
+        if lost := [s for s in sorted(alone) if draft.spaces[s].axis not in told]:
+            raise Unwritable(lost)  # no other space of the axis identifies the groups
+        draft.probes.update(
+            {s: probes_of(s, lines, self.trace, self.modules) for s in sorted(used) if not draft.is_axis(s)}
         )
-        return lines
+        return draft
 
-    def _module(self, path: str, module: nn.Module) -> Iterator[Entry]:
+    def _module(self, path: str, module: nn.Module) -> Iterator[DraftLine]:
         prefix = f"{path}." if path else ""
         own = [prefix + n for n in (*module._parameters, *module._buffers) if prefix + n in self.tensors]
         if isinstance(module, nn.Linear | nn.modules.conv._ConvNd) and path:
@@ -93,20 +101,21 @@ class _Writer:
                 yield self._weight(path, module)
                 own = [name for name in own if name not in (f"{path}.weight", f"{path}.bias")]
             elif own:
-                yield Entry(path, reads=self._alike(own))
+                yield DraftLine(path, reads=self._alike(own))
                 return
         if isinstance(module, nn.MultiheadAttention) and f"{path}.in_proj_weight" in own:
             own.remove(f"{path}.in_proj_weight")
             yield self._raw_weight(f"{path}.in_proj_weight")
         if path and len(own) > 1 and all(self.tensors[name].ndim == 1 for name in own):
             with suppress(Unwritable):
-                yield Entry(path, reads=self._alike(own))
+                yield DraftLine(path, reads=self._alike(own))
                 return
-        yield from (Entry(name, axes=self._bare(name)) for name in own)
+        yield from (DraftLine(name, axes=self._bare(name)) for name in own)
 
-    def _weight(self, path: str, module: nn.Linear | nn.modules.conv._ConvNd) -> Entry:
+    def _weight(self, path: str, module: nn.Linear | nn.modules.conv._ConvNd) -> DraftLine:
         name = f"{path}.weight"
-        transposed, groups = bool(getattr(module, "transposed", False)), int(getattr(module, "groups", 1))
+        transposed = bool(getattr(module, "transposed", False))
+        groups = int(getattr(module, "groups", 1))
         reads = self._axis((name, 0 if transposed else 1))
         if groups > 1:
             local = self.trace.local.get(name)
@@ -119,22 +128,22 @@ class _Writer:
             reads = (Term("image", NO_SPACE, 0),)
         if f"{path}.bias" in self.tensors and self._axis((f"{path}.bias", 0), writes[0].form) != writes:
             raise Unwritable([t.space for t in writes if t.space != NO_SPACE])
-        entry = Entry(path, reads, writes)
+        line = DraftLine(path, reads, writes)
         single = all(len(e) == 1 and e[0].form == "plain" for e in (reads, writes))
-        cells = {len(self.trace.spaces[s].cells) for s in entry.spaces()}
+        cells = {len(self.trace.spaces[s].cells) for s in line.spaces()}
         if groups > 1 and any(t.space != NO_SPACE for t in reads) and not (single and cells == {groups}):
-            raise Unwritable(entry.spaces())
-        return entry
+            raise Unwritable(line.spaces())
+        return line
 
-    def _raw_weight(self, name: str) -> Entry:
-        return Entry(name, reads=self._axis((name, 1)), writes=self._axis((name, 0)))
+    def _raw_weight(self, name: str) -> DraftLine:
+        return DraftLine(name, reads=self._axis((name, 1)), writes=self._axis((name, 0)))
 
     def _first(self, path: str) -> bool:
         layers = [p for p, m in self.modules.items() if isinstance(m, nn.Linear | nn.modules.conv._ConvNd)]
         return layers[:1] == [path]
 
     def _alike(self, names: Sequence[str]) -> Expression:
-        """The expression that all these vectors (or depthwise kernels) share along their first axis."""
+        """The common expression of several vectors (or depthwise kernels) along their first axis."""
         found = [self._axis((name, 0)) for name in names]
         if any(e != found[0] for e in found):
             raise Unwritable([t.space for e in found for t in e if t.space != NO_SPACE])
@@ -152,8 +161,8 @@ class _Writer:
         return (Term(fixed, NO_SPACE, 0),) if units is None else self._terms(units.tolist(), fixed)
 
     def _terms(self, units: list[int], fixed: str = ".") -> Expression:
-        """Cut an axis into runs of one space, and say how each run holds the space."""
-        numbers = [self.place[u][0] if u in self.place else NO_SPACE for u in units]
+        """Divide an axis into runs of one space, and find how each run repeats the space."""
+        numbers = [self.location[u][0] if u in self.location else NO_SPACE for u in units]
         terms: list[Term] = []
         start = 0
         while start < len(units):
@@ -169,7 +178,8 @@ class _Writer:
 
     def _run(self, units: list[int], space: int, whole: bool) -> list[Term]:
         size = self.trace.spaces[space].size
-        index, order = torch.tensor([self.place[u][1] for u in units]), torch.arange(size)
+        index = torch.tensor([self.location[u][1] for u in units])
+        order = torch.arange(size)
         copies, rest = divmod(len(units), size)
         for parts in (p for p in range(copies, 0, -1) if copies % p == 0 and not rest):
             if torch.equal(index, order.repeat_interleave(copies // parts).repeat(parts)):
@@ -178,13 +188,13 @@ class _Writer:
                 return [Term("plain" if parts == copies else "repeat", space, len(units) // parts)] * parts
         raise Unwritable([space])
 
-    def _implied(self, entries: Sequence[Entry]) -> frozenset[str]:
-        """Group axes all of whose spaces pass a GroupNorm or a grouped convolution of as many groups."""
+    def _implied(self, lines: Sequence[DraftLine]) -> frozenset[str]:
+        """Group axes all of whose spaces are under a GroupNorm or grouped convolution of as many groups."""
         stated = set()
-        for entry in entries:
-            module = self.modules.get(entry.target)
+        for line in lines:
+            module = self.modules.get(line.target)
             groups = getattr(module, "num_groups" if isinstance(module, nn.GroupNorm) else "groups", 1)
-            for e in (entry.reads, entry.writes):
+            for e in (line.reads, line.writes):
                 if len(e) == 1 and e[0].form == "plain" and len(self.trace.spaces[e[0].space].cells) == groups > 1:
                     stated.add(e[0].space)
         axes = {space.axis for space in self.trace.spaces if space.axis}
@@ -192,9 +202,9 @@ class _Writer:
             a for a in axes if all(i in stated for i, space in enumerate(self.trace.spaces) if space.axis == a)
         )
 
-    def _check_sums(self, entries: Sequence[Entry]) -> None:
-        """The parts of a concatenation must follow from the sizes that other lines give."""
-        sides = [e for entry in entries for e in (entry.reads, entry.writes, *entry.axes)]
+    def _check_sums(self, lines: Sequence[DraftLine]) -> None:
+        """Drop concatenations whose parts do not follow from the sizes that other lines give."""
+        sides = [e for line in lines for e in (line.reads, line.writes, *line.axes)]
         known = {e[0].space for e in sides if len(e) == 1 and e[0].form == "plain"}
         for e in sides:
             open_parts = {t.length for t in e if t.space not in known or t.form != "plain"}

@@ -1,4 +1,4 @@
-"""How units travel through data movement and element-wise ops: what is done to the value is done to its label."""
+"""Rules for data movement, which applies to labels as to values, and for element-wise ops."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,12 +14,21 @@ Outputs = list[list[Label]]  # the labels of each output
 
 
 class NoRule(Exception):
-    """The op, or this use of it, is not understood: its inputs are frozen."""
+    """There is no rule for an op, or for this use of it: its inputs become fixed."""
 
 
 @dataclass(frozen=True)
 class Op:
-    """One call of an aten op; `weights` gives the name of a parameter and `local` notes a grouped convolution."""
+    """One call of an aten op.
+
+    Attributes:
+        name: Name without namespace and without the underscore of in-place ops.
+        function: The op.
+        args: Positional arguments.
+        kwargs: Keyword arguments.
+        outputs: The tensors it returned.
+        grouped: Records a grouped convolution, given its weight, number of groups and input channels.
+    """
 
     name: str
     function: Any
@@ -32,18 +41,18 @@ class Op:
         """Every tensor among the arguments."""
         return [t for t in tree_flatten((self.args, self.kwargs))[0] if isinstance(t, Tensor)]
 
-    def argument(self, place: int, name: str, default: Any = None) -> Any:
-        """A positional argument that may have been given by name."""
-        return self.args[place] if len(self.args) > place else self.kwargs.get(name, default)
+    def argument(self, index: int, name: str, default: Any = None) -> Any:
+        """An argument that may have been given by position or by name."""
+        return self.args[index] if len(self.args) > index else self.kwargs.get(name, default)
 
 
 def keep(facts: Facts, op: Op) -> Outputs:
-    """Copies, casts, views of everything; softmax and the like when nothing else varies."""
+    """Copies and casts: the output has the labels of the input."""
     return [facts.of(op.args[0])] + [[] for _ in op.outputs[1:]]
 
 
 def move(facts: Facts, op: Op) -> Outputs:
-    """Data movement: do to the label what is done to the value."""
+    """Data movement: apply the op to the label as well."""
     value = op.args[0]
     if any(facts.of(t) for t in op.tensors() if t is not value):
         raise NoRule
@@ -54,14 +63,15 @@ def move(facts: Facts, op: Op) -> Outputs:
             moved: Any = full.reshape(op.args[1])
         else:
             moved = op.function(full, *op.args[1:], **op.kwargs)
-        for place, part in enumerate(moved if isinstance(moved, list | tuple) else [moved]):
-            found[place].append(compress(part))
+        for number, part in enumerate(moved if isinstance(moved, list | tuple) else [moved]):
+            found[number].append(compress(part))
     return [[x for x in labels if varying(x)] for labels in found]
 
 
 def pad(facts: Facts, op: Op) -> Outputs:
-    """Padding along units adds places of equal value, which are free; along other axes it changes nothing."""
-    value, widths = op.args[0], list(op.args[1])
+    """Padding adds new units along an axis with units; they are free, as their values are equal."""
+    value = op.args[0]
+    widths = list(op.args[1])
     found = []
     for label in facts.of(value):
         mine = [w if label.shape[value.ndim - 1 - i // 2] > 1 else 0 for i, w in enumerate(widths)]
@@ -72,7 +82,7 @@ def pad(facts: Facts, op: Op) -> Outputs:
 
 
 def strided(facts: Facts, op: Op) -> Outputs:
-    """A view by strides: the label is laid out in memory as the value is."""
+    """A view by strides: lay the label out in memory like the value, and take the same view."""
     value, size, stride = op.args[:3]
     offset = op.argument(3, "storage_offset") or 0
     found = []
@@ -84,18 +94,18 @@ def strided(facts: Facts, op: Op) -> Outputs:
 
 
 def pointwise(facts: Facts, op: Op) -> Outputs:
-    """Activations, sums, products, masks."""
+    """Element-wise ops: activations, sums, products, masks."""
     out = op.outputs[0]
     return [facts.pointwise([(t, facts.of(t)) for t in op.tensors()], out.ndim)] + [[] for _ in op.outputs[1:]]
 
 
 def copy(facts: Facts, op: Op) -> Outputs:
-    """`target.copy_(source)`: the source's units, broadcast."""
+    """`target.copy_(source)`: the target gets the labels of the source."""
     return [facts.pointwise([(op.args[1], facts.of(op.args[1]))], op.args[0].ndim)]
 
 
 def cat(facts: Facts, op: Op) -> Outputs:
-    """Units that are joined end to end stay themselves; along any other axis the pieces share their units."""
+    """Concatenation: along its axis, units follow each other; along other axes the pieces share their units."""
     pieces = [t for t in op.args[0] if t.numel()]
     axis = op.argument(1, "dim", 0) % op.outputs[0].ndim
     along = [facts.merge(x for x in facts.of(t) if axis in varying(x)) for t in pieces]
@@ -113,26 +123,26 @@ def cat(facts: Facts, op: Op) -> Outputs:
 
 
 def _blank(facts: Facts, piece: Tensor, axis: int) -> Label:
-    """The label of a piece without units: free where all its values are equal, otherwise immovable."""
+    """The label of a piece without units: free units if all its values are equal, otherwise fixed ones."""
     units = facts.new(piece.shape[axis]) if constant(piece, axis) else torch.full((piece.shape[axis],), NOBODY)
     return units.view([-1 if d == axis else 1 for d in range(piece.ndim)])
 
 
 def stack(facts: Facts, op: Op) -> Outputs:
-    """The pieces share their units."""
+    """Stacking: the pieces share their units."""
     axis = op.argument(1, "dim", 0) % op.outputs[0].ndim
     pieces = [(t.unsqueeze(axis), [x.unsqueeze(axis) for x in facts.of(t)]) for t in op.args[0]]
     return [_across(facts, pieces, axis)]
 
 
 def _across(facts: Facts, pieces: Sequence[tuple[Tensor, list[Label]]], axis: int) -> list[Label]:
-    """Labels of joined pieces that do not vary along the joined axis."""
+    """The labels of joined pieces that do not vary along the joined axis."""
     turned = [(t.movedim(axis, 0), [x.movedim(axis, 0) for x in labels]) for t, labels in pieces]
     return [x.movedim(0, axis) for x in facts.pointwise(turned, pieces[0][0].ndim)]
 
 
 def embedding(facts: Facts, op: Op) -> Outputs:
-    """Rows are picked by the label too."""
+    """Embedding lookup: pick rows of the label by the same indices."""
     weight, index = op.args[:2]
     found = [compress(label.expand(weight.shape)[index]) for label in facts.of(weight)]
     return [[x for x in found if varying(x)]]

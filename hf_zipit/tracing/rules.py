@@ -1,6 +1,6 @@
-"""How units travel through a forward pass: the ops that mix units, and the table of all rules at the end.
+"""Rules for ops that mix units, and the table of the rules of all ops.
 
-Data movement needs no rule of its own (`trace_moves`). An op without a rule freezes its inputs.
+Rules for data movement and element-wise ops are in `moves`. The inputs of an op without a rule become fixed.
 """
 
 from collections.abc import Callable, Sequence
@@ -30,7 +30,7 @@ def affine(facts: Facts, op: Op) -> Outputs:
 
 
 def attention(facts: Facts, op: Op) -> Outputs:
-    """softmax(q k^T + mask) v."""
+    """Attention, `softmax(q k^T + mask) v`."""
     q, k, v = op.args[:3]
     masks = [t for t in op.tensors() if t is not q and t is not k and t is not v]
     keys = k.transpose(-1, -2), [x.transpose(-1, -2) for x in facts.of(k)]
@@ -41,13 +41,14 @@ def attention(facts: Facts, op: Op) -> Outputs:
 
 
 def convolution(facts: Facts, op: Op) -> Outputs:
-    """Contracts input channels; a depthwise one is element-wise, a grouped one keeps groups together."""
+    """Convolutions contract input channels. Depthwise ones are element-wise; grouped ones keep groups together."""
     x, weight, bias = op.args[:3]
-    transposed, groups = bool(op.args[6]), int(op.args[8])
+    transposed = bool(op.args[6])
+    groups = int(op.args[8])
     if any(varying(label) - {0, 1} for t in (x, weight) for label in facts.of(t)) or (transposed and groups > 1):
         raise NoRule
     out = op.outputs[0]
-    kernel = weight.flatten(2)[..., 0]  # (O, C / groups); one place stands for all
+    kernel = weight.flatten(2)[..., 0]  # (O, C / groups); one spatial position stands for all
     mine = [label.flatten(2)[..., 0] for label in facts.of(weight)]
     if transposed:
         kernel, mine = kernel.t(), [label.t() for label in mine]
@@ -91,7 +92,7 @@ def _grouped(
 
 
 def batch_norm(facts: Facts, op: Op) -> Outputs:
-    """Element-wise along channels; over a batch (weight standardisation) every channel is symmetric in the rest."""
+    """Batch norm, element-wise in the channels; as weight standardisation, symmetric in the other axes."""
     x = op.args[0]
     shape = [1, -1] + [1] * (x.ndim - 2)
     vectors = [t for t in op.args[1:5] if isinstance(t, Tensor)]
@@ -100,8 +101,9 @@ def batch_norm(facts: Facts, op: Op) -> Outputs:
 
 
 def layer_norm(facts: Facts, op: Op) -> Outputs:
-    """Symmetric over the normalised axes, element-wise in weight and bias."""
-    x, axes = op.args[0], range(op.args[0].ndim - len(op.args[1]), op.args[0].ndim)
+    """Layer norm: symmetric over the normalised axes, element-wise in weight and bias."""
+    x = op.args[0]
+    axes = range(x.ndim - len(op.args[1]), x.ndim)
     _gather(facts, facts.of(x), axes)
     vectors = [t for t in op.args[2:4] if isinstance(t, Tensor)]
     labels = facts.pointwise([(x, facts.of(x)), *((t, facts.of(t)) for t in vectors)], x.ndim)
@@ -109,9 +111,10 @@ def layer_norm(facts: Facts, op: Op) -> Outputs:
 
 
 def group_norm(facts: Facts, op: Op) -> Outputs:
-    """Channels of a group stay together."""
+    """Group norm: channels of a group stay together."""
     x, weight, bias = op.args[:3]
-    groups, shape = int(op.args[6]), [1, -1] + [1] * (x.ndim - 2)
+    groups = int(op.args[6])
+    shape = [1, -1] + [1] * (x.ndim - 2)
     vectors = [t for t in (weight, bias) if t is not None]
     operands = [(x, facts.of(x)), *((t.reshape(shape), [v.reshape(shape) for v in facts.of(t)]) for t in vectors)]
     labels = facts.pointwise(operands, x.ndim)
@@ -123,8 +126,9 @@ def group_norm(facts: Facts, op: Op) -> Outputs:
 
 
 def spatial(facts: Facts, op: Op) -> Outputs:
-    """Pooling and resizing of the last two axes, where units cannot move."""
-    x, labels = op.args[0], []
+    """Pooling and resizing of the last two axes; units along these become fixed."""
+    x = op.args[0]
+    labels = []
     for label in facts.of(x):
         if varying(label) & {x.ndim - 1, x.ndim - 2}:
             facts.freeze(label)
@@ -149,7 +153,7 @@ def reduction(facts: Facts, op: Op) -> Outputs:
 
 
 def softmax(facts: Facts, op: Op) -> Outputs:
-    """Units that share a denominator are one group."""
+    """Softmax: units that share a denominator are a group."""
     _gather(facts, facts.of(op.args[0]), [op.args[1] % op.args[0].ndim])
     return moves.keep(facts, op)
 
@@ -202,14 +206,18 @@ RULES = _table(
     (moves.embedding, "embedding"),
     (moves.pointwise, "hardswish hardsigmoid hardtanh gelu where masked_fill add sub mul div rsub _prelu_kernel"),
 )
-SILENT = {  # ops that only look at the shape or type of their input
+SILENT = {  # ops that only use the shape or type of their input
     *("zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like", "new_zeros", "new_ones"),
     *("new_empty", "new_full", "new_empty_strided", "zero", "fill", "is_same_size"),
 }
 
 
 def rule_for(op: Op) -> Rule:
-    """The rule of an op; what PyTorch tags as pointwise needs no entry."""
+    """The rule of an op. Ops that PyTorch tags as pointwise need no entry in the table.
+
+    Raises:
+        NoRule: the op is unknown.
+    """
     if op.name in RULES:
         return RULES[op.name]
     if torch.Tag.pointwise in op.function.tags:

@@ -1,4 +1,4 @@
-"""From the facts of a forward pass to feature spaces: connected components, then groups that move as one."""
+"""Solve the facts of a forward pass for feature spaces: connected components, then groups that move as one."""
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping
@@ -15,30 +15,37 @@ from hf_zipit.tracing.groups import Axis, Solver, TracedSpace, spaces_of
 
 Point = tuple[str, str]  # module, "in" or "out"
 
-FIXED = -1
-
+FIXED_UNIT = -1  # stands for every unit that cannot be permuted
+EXPECTED = ("output", "used nowhere else", "never used")  # reasons that hold for any model
 
 Noted = tuple[int, int, list[Label]]  # number of the tensor, number of its axes, labels
 
 
 @dataclass(frozen=True, eq=False)
 class Shown:
-    """The input or output of a module: which tensor it is, and the units along its axes."""
+    """The input or output of a module.
+
+    Attributes:
+        tensor: Number of the tensor; equal for the output of a module and the input of the next.
+        ndim: Number of axes.
+        axes: Axis -> the units along it.
+        spread: Units that lie along several axes at once.
+    """
 
     tensor: int
     ndim: int
     axes: dict[int, Tensor]
-    spread: tuple[Tensor, ...] = ()  # units that lie along several axes at once
+    spread: tuple[Tensor, ...] = ()
 
     def mixed(self, units: Tensor) -> bool:
-        """Whether other units than these may move: then positions are not the same in every model."""
+        """Whether other units than these are free: then samples and positions differ between permuted models."""
         others = [x for x in (*self.axes.values(), *self.spread) if x is not units]
-        return any(bool((x != FIXED).any()) for x in others)
+        return any(bool((x != FIXED_UNIT).any()) for x in others)
 
 
 @dataclass(frozen=True, eq=False)
 class Local:
-    """A grouped convolution: its input axis counts inside a group; `units` are its input channels (C,)."""
+    """A grouped convolution, whose input axis counts inside a group; `units` are its input channels, `(C,)`."""
 
     groups: int
     units: Tensor | None
@@ -46,10 +53,15 @@ class Local:
 
 @dataclass(frozen=True, eq=False)
 class Trace:
-    """What a forward pass tells about a model.
+    """The feature spaces of a model, found in one forward pass.
 
-    `axes` holds the unit at every index of every parameter axis, `FIXED` where nothing may move; `points` the units
-    in the inputs and outputs of modules; `frozen` says why an axis, or a part of it, cannot move.
+    Attributes:
+        axes: Parameter axis -> the unit at every index; `FIXED_UNIT` where nothing can be permuted.
+        local: Parameter -> the grouped convolution whose weight it is.
+        spaces: The feature spaces.
+        points: Input or output of a module -> the units in it.
+        frozen: Parameter axis -> why it, or a part of it, is fixed.
+        unused: Parameters that the forward pass did not read.
     """
 
     axes: dict[Axis, Tensor]
@@ -60,14 +72,11 @@ class Trace:
     unused: tuple[str, ...]
 
     @property
-    def share(self) -> float:
-        """The share of axis places that cannot move because of an operation, not because of what they are."""
+    def fixed_share(self) -> float:
+        """The share of all indices of parameter axes that an operation of this model fixes."""
         total = sum(len(units) for units in self.axes.values())
         held = [units for axis, units in self.axes.items() if self.frozen.get(axis, "output") not in EXPECTED]
-        return sum(int((units == FIXED).sum()) for units in held) / max(total, 1)
-
-
-EXPECTED = ("output", "used nowhere else", "never used")
+        return sum(int((units == FIXED_UNIT).sum()) for units in held) / max(total, 1)
 
 
 def solve(
@@ -77,7 +86,15 @@ def solve(
     points: Mapping[Point, Noted | None],
     unused: tuple[str, ...],
 ) -> Trace:
-    """Unite what is equal, find the units that may change places, and name what cannot move."""
+    """Unite equal units, find the units that can be permuted, and give the reason for all others.
+
+    Args:
+        facts: The facts of a forward pass.
+        axes: Parameter axis -> the unit at every index.
+        local: Parameter -> the grouped convolution whose weight it is.
+        points: Input or output of a module -> what was seen there; `None` for modules that ran twice.
+        unused: Parameters that the forward pass did not read.
+    """
     kind, members = _classes(facts)
     fixed = {int(c): why for label, why in reversed(facts.fixed) for c in np.unique(kind[label.numpy()])}
     fixed[int(kind[NOBODY])] = "padding"
@@ -94,25 +111,30 @@ def solve(
         if len(held):
             frozen[key] = fixed.get(int(held[0]), "groups that differ or overlap")
     return Trace(
-        {key: torch.from_numpy(np.where(free[v], v, FIXED)) for key, v in solver.axes.items()},
-        {k: Local(v.groups, None if v.units is None else _moved(v.units, kind, free)) for k, v in local.items()},
-        spaces,
-        {point: _shown(noted, kind, free) for point, noted in points.items() if noted is not None},
-        frozen,
-        unused,
+        axes={key: torch.from_numpy(np.where(free[v], v, FIXED_UNIT)) for key, v in solver.axes.items()},
+        local={
+            k: Local(v.groups, None if v.units is None else _classed(v.units, kind, free)) for k, v in local.items()
+        },
+        spaces=spaces,
+        points={point: _shown(noted, kind, free) for point, noted in points.items() if noted is not None},
+        frozen=frozen,
+        unused=unused,
     )
 
 
-def _moved(units: Tensor, kind: np.ndarray, free: np.ndarray) -> Tensor:
+def _classed(units: Tensor, kind: np.ndarray, free: np.ndarray) -> Tensor:
+    """The class of each unit, `FIXED_UNIT` for fixed ones."""
     found = kind[units.numpy()]
-    return torch.from_numpy(np.where(free[found], found, FIXED))
+    return torch.from_numpy(np.where(free[found], found, FIXED_UNIT))
 
 
 def _shown(noted: Noted, kind: np.ndarray, free: np.ndarray) -> Shown:
     tensor, ndim, labels = noted
-    axes, spread = {}, []
+    axes = {}
+    spread = []
     for label in labels:
-        dims, units = sorted(varying(label)), _moved(label.flatten(), kind, free)
+        dims = sorted(varying(label))
+        units = _classed(label.flatten(), kind, free)
         if len(dims) == 1:
             axes[dims[0]] = units
         else:
@@ -121,8 +143,9 @@ def _shown(noted: Noted, kind: np.ndarray, free: np.ndarray) -> Shown:
 
 
 def _classes(facts: Facts) -> tuple[np.ndarray, dict[int, frozenset[int]]]:
-    """Connected components of the equalities; groups with the same members are one group."""
-    equal, fixed = _joined(facts.equal), [label.numpy() for label, _ in facts.fixed]
+    """The class of each unit id, and the members of each group. Groups with the same members are one group."""
+    equal = _joined(facts.equal)
+    fixed = [label.numpy() for label, _ in facts.fixed]
 
     def held(kind: np.ndarray) -> set[int]:
         return {int(kind[NOBODY])}.union(*(kind[ids].tolist() for ids in fixed))
@@ -146,19 +169,22 @@ def _classes(facts: Facts) -> tuple[np.ndarray, dict[int, frozenset[int]]]:
 
 
 def _determined(members: Mapping[int, set[int]], fixed: set[int]) -> list[tuple[int, int]]:
-    """Units that immovable groups tell apart inside a group (channels of a head under rotary positions).
+    """Units to unite with their group, because fixed groups distinguish them from all other units in it.
 
-    They keep their place in the group wherever it goes, so they and the group are one.
+    For example, rotary position embeddings fix the order of the channels inside a head. Such units keep their index in
+    the group wherever the group moves.
     """
-    places = defaultdict(set)
+    marks_of = defaultdict(set)
     for group in members.keys() & fixed:
         for unit in members[group]:
-            places[unit].add(group)
+            marks_of[unit].add(group)
     out = []
     for group, units in members.items():
-        marks = Counter(frozenset(places[u]) for u in units if u in places)
-        if group not in fixed:
-            out += [(group, u) for u in units if u in places and u not in fixed and marks[frozenset(places[u])] == 1]
+        if group in fixed:
+            continue
+        marks = Counter(frozenset(marks_of[u]) for u in units if u in marks_of)
+        marked = (u for u in units if u in marks_of and u not in fixed)
+        out += [(group, u) for u in marked if marks[frozenset(marks_of[u])] == 1]
     return out
 
 

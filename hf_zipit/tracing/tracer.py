@@ -1,7 +1,8 @@
-"""Tracing: the feature spaces of any image model, from one forward pass of one image and without a spec.
+"""Trace a model: find the feature spaces of any image model from one forward pass, without a spec.
 
-Every axis of every parameter gets unit ids; a dispatch mode moves them along with the data (`trace_rules`), notes
-what becomes equal, grouped or immovable (`trace_facts`), and connected components give the spaces (`trace_solve`).
+Every axis of every parameter gets unit ids. A dispatch mode moves them through each op along with the data (`rules`,
+`moves`) and records which units are equal, grouped or fixed (`facts`). Connected components give the feature spaces
+(`solve`, `groups`).
 """
 
 import copy
@@ -28,13 +29,15 @@ _STATISTICS = ("running_mean", "running_var")
 
 @torch.no_grad()
 def trace(model: nn.Module, pixels: Tensor, seed: int = 0) -> Trace:
-    """Find the feature spaces of a model that runs on an image. The model is not changed.
+    """Find the feature spaces of a model that runs on an image.
 
-    The forward pass runs on a copy with random parameters, so that nothing is equal by chance (fresh layer scales,
-    zero biases); only the shape of `pixels` is used.
+    The forward pass runs on a copy with random parameters, because fresh parameters are often equal (layer scales,
+    zero biases).
 
     Args:
-        pixels: one image, (1, channels, height, width).
+        model: The model; it is not changed.
+        pixels: One image, (1, channels, height, width); only its shape is used.
+        seed: Seed of the parameters and the image.
 
     Raises:
         TraceError: the model does not run on this image, or returns no tensor.
@@ -48,7 +51,7 @@ def trace(model: nn.Module, pixels: Tensor, seed: int = 0) -> Trace:
     try:
         with tracer.watching(), tracer:
             output = net(image)
-    except Exception as error:  # whatever a model does on an image it does not fit
+    except Exception as error:  # a model may raise anything on an image of the wrong size
         raise TraceError(
             f"{type(model).__name__} does not run on an image {list(image.shape)}: {first_line(error)}"
         ) from error
@@ -61,12 +64,12 @@ def trace(model: nn.Module, pixels: Tensor, seed: int = 0) -> Trace:
 
 
 def first_line(error: Exception) -> str:
-    """The first line of a message, or the kind of error where there is none."""
+    """The first line of the message of an error, or the name of its class if the message is empty."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def outputs(output: Any) -> list[Tensor]:
-    """What a model returns to its user: the logits where it has any, otherwise every tensor.
+    """The tensors that a model returns: its logits if it names any, otherwise all of them.
 
     Raises:
         TraceError: there is no tensor.
@@ -76,12 +79,12 @@ def outputs(output: Any) -> list[Tensor]:
         output = list((logits or dict(output)).values())
     found = [t for t in tree_flatten(output)[0] if isinstance(t, Tensor)]
     if not found:
-        raise TraceError(f"the model returns no tensor but a {type(output).__name__}")
+        raise TraceError(f"the model returns no tensor, only a {type(output).__name__}")
     return found
 
 
 def random_copy(model: nn.Module, seed: int) -> nn.Module:
-    """A float32 copy on the CPU with random parameters and norm statistics; other buffers keep their values."""
+    """A float32 copy on the CPU with random parameters and norm statistics. Other buffers keep their values."""
     net = copy.deepcopy(model).cpu().float().eval()
     constants = {n: b.clone() for n, b in net.named_buffers() if n.rpartition(".")[2] not in _STATISTICS}
     randomise(net, seed)
@@ -92,11 +95,12 @@ def random_copy(model: nn.Module, seed: int) -> nn.Module:
 
 
 class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Runs beside a model and moves units through its ops."""
+    """Moves units through the ops of a model while it runs, and records what happens to them."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.net, self.facts = net, Facts()
+        self.net = net
+        self.facts = Facts()
         self.axes: dict[Axis, Tensor] = {}
         self.local: dict[str, Local] = {}
         self.points: dict[Point, Noted | None] = {}
@@ -109,10 +113,11 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for name, value in [*net.named_parameters(), *statistics]:
             if value.is_floating_point():
                 owner = modules[name.rpartition(".")[0]]
-                self._label(name, value, 2 if isinstance(owner, nn.modules.conv._ConvNd) else value.ndim)
+                kernel = isinstance(owner, nn.modules.conv._ConvNd)  # its spatial axes have no units
+                self._label(name, value, 2 if kernel else value.ndim)
 
     def _label(self, name: str, value: Tensor, axes: int) -> None:
-        """Fresh units along the axes of a parameter, without the kernel axes of a convolution."""
+        """Create units along the first `axes` axes of a parameter."""
         labels = []
         for axis in range(min(axes, value.ndim)):
             if value.shape[axis] > 1:
@@ -123,7 +128,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Hooks that follow which module runs, and note the units in its input and output."""
+        """Follow which module runs, and record the units in its input and output."""
         handles = []
         for path, module in self.net.named_modules():
             handles.append(module.register_forward_pre_hook(lambda _, args, path=path: self._enter(path, args)))
@@ -168,14 +173,14 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return out
 
     def _follow(self, op: Op, inputs: list[Tensor], target: Tensor | None, before: list[Label]) -> None:
-        """Apply the rule of an op; without one, what goes in cannot move."""
+        """Apply the rule of an op; without a rule, its inputs become fixed."""
         try:
             found: Outputs = [[] for _ in op.outputs] if op.name in SILENT else rule_for(op)(self.facts, op)
         except (NoRule, RuntimeError, IndexError, KeyError):
             found = [[] for _ in op.outputs]
             self._freeze(inputs)
         if target is not None and target._base is not None and _dims(found[:1]) != _dims([before]):
-            self._freeze(inputs)  # a view was written to: its base cannot follow
+            self._freeze(inputs)  # an in-place write to a view, which the labels of its base cannot follow
             found = [[] for _ in op.outputs]
         for value, labels in zip(op.outputs, found, strict=True):
             self.facts.labels[value] = labels
@@ -186,7 +191,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self.facts.freeze(label)
 
     def _grouped(self, weight: Tensor, groups: int, channels: Label | None) -> bool:
-        """Note a grouped convolution, whose input axis counts inside the groups; its weight must be a parameter."""
+        """Record a grouped convolution, whose input axis counts inside groups; `False` if its weight is computed."""
         name = self.names.get(weight)
         if name is None:
             return False

@@ -1,4 +1,4 @@
-"""Writing a trace as a spec file that people can read, edit and check."""
+"""Write a trace as a spec file that people can read, edit and check."""
 
 import re
 import textwrap
@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
-from hf_zipit.tracing.entries import NO_SPACE, Entry, Expression
-from hf_zipit.tracing.fold import Block, Plan, chain_patterns, fold, patterns
-from hf_zipit.tracing.lines import Lines, lines_of
+from hf_zipit.tracing.draft import NO_SPACE, DraftLine, Expression
+from hf_zipit.tracing.fold import DraftBlock, Layout, chain_patterns, fold_blocks, patterns
+from hf_zipit.tracing.lines import Draft, draft_of
 from hf_zipit.tracing.solve import Trace
 
 WIDTH = 118
@@ -18,28 +18,37 @@ Probes = list[tuple[str, str]]  # (space name, "module.side")
 
 
 def write_spec(trace: Trace, model: nn.Module, family: str, chain: Sequence[str] = ()) -> str:
-    """Write a trace in the grammar of the spec files, with what repeats folded into blocks.
+    """Write a trace as a spec, with repeated modules folded into blocks.
 
     Args:
-        chain: the steps of the model (`cuts.chain_of`), if it has any.
+        trace: The trace.
+        model: The traced model.
+        family: Name of the family.
+        chain: The steps of the model (`cuts.chain_of`), if it has any.
 
     Raises:
-        TraceError: nothing of it can be said in the grammar.
+        TraceError: the grammar can express none of the spaces.
 
     >>> print(write_spec(trace(model, pixels), model, "traced-resnet18"))  # doctest: +SKIP
     family: traced-resnet18
     match: [...]
     """
-    lines = lines_of(trace, model)
+    draft = draft_of(trace, model)
     modules = dict(model.named_modules())
-    plan = fold(lines.entries, modules)
+    layout = fold_blocks(draft.lines, modules)
     steps = chain_patterns(chain, list(modules))
-    return "\n".join(_Text(lines, plan, modules).document(type(model), family, steps)) + "\n"
+    return "\n".join(_Text(draft, layout, modules).document(type(model), family, steps)) + "\n"
 
 
 @dataclass
 class _Names:
-    """The names of one scope: spaces, group axes and the sizes of those."""
+    """The names of one scope.
+
+    Attributes:
+        spaces: Number of a space -> its name.
+        axes: Group axis of the trace -> its name.
+        sizes: Name of a group axis -> its number of groups, as written under `sizes:`.
+    """
 
     spaces: dict[int, str]
     axes: dict[str, str]
@@ -47,57 +56,61 @@ class _Names:
 
 
 class _Text:
-    def __init__(self, lines: Lines, plan: Plan, modules: dict[str, nn.Module]) -> None:
-        self.lines, self.plan, self.modules = lines, plan, modules
+    def __init__(self, draft: Draft, layout: Layout, modules: dict[str, nn.Module]) -> None:
+        self.draft = draft
+        self.layout = layout
+        self.modules = modules
         self.top = self._top_names()
-        self.scopes = [self._block_names(b, r) for b, r in zip(plan.blocks, plan.roles, strict=True)]
+        self.scopes = [self._block_names(b, r) for b, r in zip(layout.blocks, layout.roles, strict=True)]
 
     # -- names
 
     def _top_names(self) -> _Names:
-        """Names of the spaces that top-level lines mention, and of the stream that blocks pass on."""
+        """The names of the spaces in top-level lines, and of the stream through the blocks."""
         names = _Names({}, {})
-        spaces = [s for entry in self.plan.top for s in entry.spaces() if s != self.plan.last]
-        uses = Counter(s for b in self.plan.blocks for e in b.entries for s in e.spaces() if s in set(spaces))
+        spaces = [s for line in self.layout.top for s in line.spaces() if s != self.layout.last]
+        uses = Counter(s for b in self.layout.blocks for e in b.lines for s in e.spaces() if s in set(spaces))
         taken = {"in", "out", "last", "image", "classes", "stem", "x"}
-        if uses and not self.plan.made:
+        if uses and not self.layout.made:
             names.spaces[uses.most_common(1)[0][0]] = "x"
-        elif self.plan.start in spaces:
-            names.spaces[self.plan.start] = "stem"
-        self._name(names, self.plan.top, [s for s in spaces if s not in names.spaces], taken, "")
-        if self.plan.last is not None:
-            names.spaces[self.plan.last] = "last"
+        elif self.layout.start in spaces:
+            names.spaces[self.layout.start] = "stem"
+        self._name(names, self.layout.top, [s for s in spaces if s not in names.spaces], taken, "")
+        if self.layout.last is not None:
+            names.spaces[self.layout.last] = "last"
         return names
 
-    def _block_names(self, block: Block, roles: dict[int, str]) -> _Names:
+    def _block_names(self, block: DraftBlock, roles: dict[int, str]) -> _Names:
         names = _Names({s: role or self.top.spaces[s] for s, role in roles.items()}, dict(self.top.axes))
         taken = {"in", "out", "last", "image", "classes", *self.top.spaces.values(), *self.top.axes.values()}
-        self._name(names, block.entries, [s for s in block.spaces() if s not in roles], taken, block.path)
+        self._name(names, block.lines, [s for s in block.spaces() if s not in roles], taken, block.path)
         return names
 
-    def _name(self, names: _Names, entries: Sequence[Entry], spaces: Iterable[int], taken: set[str], path: str) -> None:
-        """Call spaces after the layer that writes them, the two spaces of an attention layer `qk` and `vo`."""
+    def _name(
+        self, names: _Names, lines: Sequence[DraftLine], spaces: Iterable[int], taken: set[str], path: str
+    ) -> None:
+        """Name spaces after the layer that writes them, and the two spaces of an attention layer `qk` and `vo`."""
         spaces = list(dict.fromkeys(spaces))
         for axis in dict.fromkeys(self._axis(s) for s in spaces):
             if axis is not None and axis not in names.axes:
                 names.axes[axis] = _unused("head", taken)
                 members = [s for s in spaces if self._axis(s) == axis]
-                names.sizes[names.axes[axis]] = self._size(len(self.lines.spaces[members[0]].cells), entries, path)
-                pair = _pair(entries, [s for s in members if not self.lines.is_axis(s)])
+                names.sizes[names.axes[axis]] = self._size(len(self.draft.spaces[members[0]].cells), lines, path)
+                pair = _pair(lines, [s for s in members if not self.draft.is_axis(s)])
                 names.spaces.update({s: _unused(n, taken) for s, n in zip(pair, ("qk", "vo"), strict=False)})
         for space in spaces:
-            if self.lines.is_axis(space):
+            if self.draft.is_axis(space):
                 names.spaces[space] = names.axes[str(self._axis(space))]
             elif space not in names.spaces:
-                names.spaces[space] = _unused(_stem(entries, space), taken)
+                names.spaces[space] = _unused(_stem(lines, space), taken)
 
     def _axis(self, space: int) -> str | None:
-        axis = self.lines.spaces[space].axis
-        return None if axis in self.lines.implied else axis
+        axis = self.draft.spaces[space].axis
+        return None if axis in self.draft.implied else axis
 
-    def _size(self, count: int, entries: Sequence[Entry], path: str) -> str:
-        """The number of groups: an attribute of the block such as `attn.num_heads` where there is one."""
-        for owner in dict.fromkeys(e.target.rpartition(".")[0] for e in entries) if path else ():
+    def _size(self, count: int, lines: Sequence[DraftLine], path: str) -> str:
+        """The number of groups: an attribute of the block such as `attn.num_heads`, else the number itself."""
+        for owner in dict.fromkeys(e.target.rpartition(".")[0] for e in lines) if path else ():
             found = vars(self.modules[f"{path}.{owner}" if owner else path])
             for name, value in found.items():
                 if "head" in name and type(value) is int and value == count:
@@ -115,76 +128,79 @@ class _Text:
             name, axis = names.spaces[term.space], self._axis(term.space)
             if term.form != "plain":
                 parts.append(f"(. {name})" if term.form == "tile" else f"({name} .)")
-            elif axis is not None and not self.lines.is_axis(term.space):
+            elif axis is not None and not self.draft.is_axis(term.space):
                 parts.append(f"({names.axes[axis]} {name})")
             else:
                 parts.append(name)
         return " + ".join(parts)
 
-    def _line(self, entry: Entry, names: _Names) -> str:
-        if entry.axes:
-            return f"{entry.target}: [{', '.join(self._expression(e, names) for e in entry.axes)}]"
-        reads = self._expression(entry.reads, names)
-        return f"{entry.target}: {reads}" + (f" -> {self._expression(entry.writes, names)}" if entry.writes else "")
+    def _line(self, line: DraftLine, names: _Names) -> str:
+        if line.axes:
+            return f"{line.target}: [{', '.join(self._expression(e, names) for e in line.axes)}]"
+        reads = self._expression(line.reads, names)
+        return f"{line.target}: {reads}" + (f" -> {self._expression(line.writes, names)}" if line.writes else "")
 
     def _bodies(self) -> dict[tuple[tuple[str, ...], tuple[tuple[str, str], ...]], list[int]]:
-        """Blocks by their text: equal ones become one entry."""
+        """The blocks by their text and sizes; blocks of the same text become one entry of the spec."""
         found = defaultdict(list)
-        for number, (block, names) in enumerate(zip(self.plan.blocks, self.scopes, strict=True)):
-            text = tuple(self._line(entry, names) for entry in block.entries)
+        for number, (block, names) in enumerate(zip(self.layout.blocks, self.scopes, strict=True)):
+            text = tuple(self._line(line, names) for line in block.lines)
             found[text, tuple(names.sizes.items())].append(number)
         return found
 
     # -- probes
 
     def _probes(self, bodies: Iterable[list[int]]) -> tuple[Probes, list[Probes]]:
-        """Probes that all blocks of an entry share go there, the others to the top level by full name."""
+        """The probes of the top level, by full name, and those of each entry: the probes that all its blocks share."""
         shared: list[Probes] = []
         done: set[tuple[int, tuple[str, str]]] = set()
         for numbers in bodies:
             here: list[dict[tuple[str, str], tuple[int, tuple[str, str]]]] = []
             for number in numbers:
-                prefix = self.plan.blocks[number].path + "."
+                prefix = self.layout.blocks[number].path + "."
                 mine = {}
                 for space, name in self.scopes[number].spaces.items():
-                    for point in self.lines.probes.get(space, ()):
+                    for point in self.draft.probes.get(space, ()):
                         if point[0].startswith(prefix):
                             mine[name, f"{point[0].removeprefix(prefix)}.{point[1]}"] = (space, point)
                 here.append(mine)
             common = [key for key in here[0] if all(key in mine for mine in here)]
             done.update(mine[key] for mine in here for key in common)
             shared.append(common)
-        rest = [(s, p) for s, points in self.lines.probes.items() for p in points if (s, p) not in done]
+        rest = [(s, p) for s, points in self.draft.probes.items() for p in points if (s, p) not in done]
         return [(self._full(space), f"{module}.{side}") for space, (module, side) in rest], shared
 
     def _full(self, space: int) -> str:
-        """The name of a space at top level."""
+        """The full name of a space."""
         if space in self.top.spaces:
             return self.top.spaces[space]
-        if space in self.plan.made:
-            return f"{self.plan.made[space]}.out"
+        if space in self.layout.made:
+            return f"{self.layout.made[space]}.out"
         block = next(n for n, names in enumerate(self.scopes) if space in names.spaces)
-        return f"{self.plan.blocks[block].path}.{self.scopes[block].spaces[space]}"
+        return f"{self.layout.blocks[block].path}.{self.scopes[block].spaces[space]}"
 
     # -- the document
 
     def document(self, model: type[nn.Module], family: str, steps: list[str]) -> list[str]:
         bodies = self._bodies()
         top, shared = self._probes(bodies.values())
-        name, count = re.sub(r"\W", "_", family), len({s for e in self.lines.entries for s in e.spaces()})
+        name = re.sub(r"\W", "_", family)
+        count = len({s for e in self.draft.lines for s in e.spaces()})
         out = [f"family: {family}", f"match: [{model.__module__}.{model.__qualname__}]"]
-        if self.lines.dropped:
-            out.append(f"# {len(self.lines.dropped)} spaces that cannot be observed or said here are left fixed")
+        if self.draft.dropped:
+            out.append(
+                f"# {len(self.draft.dropped)} spaces are left fixed: they are not observable, or not in the grammar"
+            )
         out += [f"chain: [{', '.join(_quoted(step) for step in steps)}]"] if steps else []
-        if self.plan.start is not None:
-            out.append(f"stream: {self._full(self.plan.start)}")
+        if self.layout.start is not None:
+            out.append(f"stream: {self._full(self.layout.start)}")
         out += _mapping("sizes", self.top.sizes.items(), "")
-        out += ["wire:", *("  " + self._line(entry, self.top) for entry in self.plan.top)]
+        out += ["wire:", *("  " + self._line(line, self.top) for line in self.layout.top)]
         out += _mapping("probe", _grouped(top), "")
         out += ["blocks:"] if bodies else []
         paths = [path for path, module in self.modules.items() if path and module.state_dict()]
         for ((text, sizes), numbers), probes in zip(bodies.items(), shared, strict=True):
-            out.append(f"- each: {_listed(patterns([self.plan.blocks[n].path for n in numbers], paths))}")
+            out.append(f"- each: {_listed(patterns([self.layout.blocks[n].path for n in numbers], paths))}")
             out += _mapping("sizes", sizes, "  ")
             out += ["  wire:", *("    " + line for line in text)]
             out += _mapping("probe", _grouped(probes), "  ")
@@ -192,7 +208,8 @@ class _Text:
 
 
 def _unused(name: str, taken: set[str]) -> str:
-    tried, number = name, 1
+    tried = name
+    number = 1
     while tried in taken:
         number += 1
         tried = f"{name}_{number}"
@@ -200,19 +217,19 @@ def _unused(name: str, taken: set[str]) -> str:
     return tried
 
 
-def _stem(entries: Sequence[Entry], space: int) -> str:
-    """A name for a space: the layer that writes it, without numbers that only count."""
-    mine = [e for e in entries if space in e.spaces()]
-    entry = next((e for e in mine if any(t.space == space for t in e.writes)), mine[0])
-    words = [word for word in entry.target.split(".") if not word.isdigit()]
+def _stem(lines: Sequence[DraftLine], space: int) -> str:
+    """A name for a space: the name of the layer that writes it, without numbers."""
+    mine = [e for e in lines if space in e.spaces()]
+    line = next((e for e in mine if any(t.space == space for t in e.writes)), mine[0])
+    words = [word for word in line.target.split(".") if not word.isdigit()]
     return re.sub(r"\W", "_", words[-1]) if words and not words[-1][0].isdigit() else "a"
 
 
-def _pair(entries: Sequence[Entry], spaces: Sequence[int]) -> list[int]:
-    """Queries and keys are written by two layers, values by one; anything else gets no special name."""
+def _pair(lines: Sequence[DraftLine], spaces: Sequence[int]) -> list[int]:
+    """The query-key space and the value space: two layers write the former, one the latter. `[]` otherwise."""
     if len(spaces) != 2:
         return []
-    written = Counter(t.space for e in entries for t in e.writes)
+    written = Counter(t.space for e in lines for t in e.writes)
     first, second = sorted(spaces, key=lambda s: -written[s])
     return [first, second] if written[first] > written[second] else []
 
@@ -230,7 +247,7 @@ def _mapping(key: str, items: Iterable[tuple[str, str]], indent: str) -> list[st
 
 
 def _listed(texts: Sequence[str]) -> str:
-    """A list in one line, or the text itself if there is one."""
+    """A YAML list in one line; a single text stands alone."""
     return texts[0] if len(texts) == 1 and "{" not in texts[0][:1] else f"[{', '.join(map(_quoted, texts))}]"
 
 
@@ -239,6 +256,6 @@ def _quoted(text: str) -> str:
 
 
 def _wrapped(line: str) -> list[str]:
-    """A long line goes on in the next one, indented: YAML reads it as one."""
+    """Break a long line; YAML reads the indented rest as part of it."""
     indent = " " * (len(line) - len(line.lstrip()) + 4)
     return textwrap.wrap(line, WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)

@@ -1,6 +1,6 @@
-"""From matches to weights.
+"""The transform from matches to merged weights.
 
 In: state dicts, a binding, matches.
-Out: merged state dicts: pure gathers and segment means.
-Not here: no model runs.
+Out: merged state dicts, computed by gathers and segment means only.
+Not here: running models or matching units.
 """

@@ -1,6 +1,6 @@
-"""Matching: a similarity of all models' units -> which merged unit each of them becomes. Tensors only.
+"""A match: which merged unit each unit of each model becomes. Tensors only.
 
-A new method is one function `(similarity, sizes, ...) -> Match` and one line in `METHODS` (`methods.py`).
+`matching/methods.py` lists the methods that compute one from a similarity.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,17 +11,20 @@ from torch import Tensor
 
 from hf_zipit.errors import OptionError
 
-UnitMatch = Callable[[Tensor, Sequence[int]], "Match"]
+UnitMatch = Callable[[Tensor, Sequence[int]], "Match"]  # (similarity (n, n), sizes) -> match
 
 
 @dataclass(frozen=True, eq=False)
 class Match:
     """Which merged unit every unit of every model becomes.
 
-    `labels` has shape `(n,)` with values in `0 .. width - 1`, the units of model 0 first, then model 1, and so on;
-    `sizes` gives the number of units of each model. A label of -1 is a unit that was dropped (reference behaviour,
-    only under `compat=True`). `score` is the mean similarity of what was merged, as the method counts it. Where `kept
-    (n,)` is given, a refit aims at the kept members of a merged unit alone.
+    Attributes:
+        labels: The merged unit of each unit, `(n,)`, in `0 .. width - 1`; all units of model 0 come first, then those
+            of model 1, and so on. -1 is a dropped unit, as the reference code leaves some (only with `compat=True`).
+        sizes: Number of units of each model; their sum is `n`.
+        width: Number of merged units, `m`.
+        score: Mean similarity of the units that were merged, as the method defines it.
+        kept: Boolean, `(n,)`. If given, the refit target of a merged unit is the mean of its kept members only.
 
     >>> match = Match(torch.tensor([0, 1, 1, 0]), (2, 2), 2)
     >>> match.merge
@@ -37,22 +40,22 @@ class Match:
 
     @property
     def counts(self) -> Tensor:
-        """How many units each merged unit has, `(m,)`."""
+        """The number of units in each merged unit, `(m,)`."""
         return torch.bincount(self.labels[self.labels >= 0], minlength=self.width)
 
     @property
     def unmerge(self) -> Tensor:
-        """`U`, shape `(n, m)`: one-hot rows, a row of zeros for a dropped unit."""
+        """The unmerge matrix `U`, `(n, m)`: one-hot rows; a row of zeros for a dropped unit."""
         return (self.labels[:, None] == torch.arange(self.width)).float()
 
     @property
     def merge(self) -> Tensor:
-        """`M`, shape `(m, n)`: the mean over each merged unit's members."""
+        """The merge matrix `M`, `(m, n)`: the mean over the members of each merged unit."""
         return (self.unmerge / self.counts.clamp(min=1)).T
 
     @property
     def aim(self) -> "Match":
-        """The match whose means a refit aims at: of the kept units alone."""
+        """The match that defines the refit targets: the kept units only."""
         if self.kept is None:
             return self
         return replace(self, labels=self.labels.masked_fill(~self.kept, -1), kept=None)
@@ -62,10 +65,13 @@ class Match:
         return torch.split(self.labels, list(self.sizes))[model]
 
     def composition(self) -> dict[str, int]:
-        """How many merged units are `shared` by several models, or `alone` with one unit, or `within` one model."""
-        members = torch.stack(
-            [torch.bincount(x[x >= 0], minlength=self.width) for x in torch.split(self.labels, list(self.sizes))]
-        )
+        """Counts of merged units by their members.
+
+        Returns:
+            `shared`: members from several models; `within`: several members, all from one model; `alone`: one member.
+        """
+        by_model = torch.split(self.labels, list(self.sizes))
+        members = torch.stack([torch.bincount(x[x >= 0], minlength=self.width) for x in by_model])  # (models, m)
         shared = (members > 0).sum(0) > 1
         single = members.sum(0) == 1
         return {
@@ -75,32 +81,25 @@ class Match:
         }
 
 
-def average_match(sizes: Sequence[int]) -> Match:
-    """Unit i of every model becomes merged unit i: plain weight averaging.
-
-    >>> average_match([2, 2]).labels
-    tensor([0, 1, 0, 1])
-    """
-    width = _equal(tuple(sizes), "average")
-    return Match(torch.arange(width).repeat(len(sizes)), tuple(sizes), width)
-
-
 def check_sizes(similarity: Tensor, sizes: Sequence[int], keep: int | None) -> tuple[tuple[int, ...], int]:
-    """The sizes as a tuple, and how many merged units there will be: the mean of the sizes by default.
+    """Check the arguments of a matching method.
+
+    Args:
+        similarity: Similarity of all units, `(n, n)`.
+        sizes: Number of units of each model; their sum must be `n`.
+        keep: Number of merged units; by default the mean of the sizes, rounded.
+
+    Returns:
+        The sizes as a tuple of integers, and the number of merged units.
 
     Raises:
         OptionError: the similarity has another shape, or `keep` is out of range.
     """
-    sizes, total = tuple(int(s) for s in sizes), sum(sizes)
+    total = sum(sizes)
+    sizes = tuple(int(size) for size in sizes)
     if similarity.shape != (total, total):
         raise OptionError(f"similarity has shape {tuple(similarity.shape)}, the sizes {list(sizes)} need {total} rows")
     keep = round(total / len(sizes)) if keep is None else keep
     if not 1 <= keep <= total:
-        raise OptionError(f"keep is {keep}: between 1 and {total} merged units are possible")
+        raise OptionError(f"keep is {keep}: give between 1 and {total} merged units")
     return sizes, keep
-
-
-def _equal(sizes: tuple[int, ...], method: str) -> int:
-    if len(set(sizes)) != 1:
-        raise OptionError(f"{method} needs models of one width, not {list(sizes)}")
-    return sizes[0]

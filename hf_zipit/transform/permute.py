@@ -1,7 +1,7 @@
-"""Checks of a spec against a model: coverage, function preservation, probes and steps.
+"""Random permutations of a model's units, through the same transform that merges models.
 
-All of them permute the units of every space at random through the same `transform` that merges models, on float64
-copies with random parameters and norm statistics (fresh models hide mistakes behind zero-initialised branches).
+A correct spec preserves the function of the model under them. Parameters and norm statistics are randomised first,
+because freshly initialised models hide mistakes behind zero-initialised branches.
 """
 
 import copy
@@ -15,11 +15,17 @@ from hf_zipit.specs.spaces import Binding
 from hf_zipit.transform.match import Match
 from hf_zipit.transform.transform import merge_states
 
-TOLERANCE = 1e-9
+TOLERANCE = 1e-9  # on float64 outputs of ordinary scale; rounding stays far below it
 
 
 def permuted(model: nn.Module, binding: Binding, labels: Mapping[str, Tensor]) -> nn.Module:
-    """A copy of a model whose units are moved: unit i of a space goes to place `labels[space][i]`."""
+    """A copy of a model with permuted units.
+
+    Args:
+        model: The model; it is not changed.
+        binding: The spec bound to the model.
+        labels: Space -> permutation, `(size,)`: unit i becomes unit `labels[space][i]`. Other spaces stay as they are.
+    """
     matches = {name: Match(x, (len(x),), len(x)) for name, x in labels.items()}
     for name, space in binding.spaces.items():
         matches.setdefault(name, Match(torch.arange(space.size), (space.size,), space.size))
@@ -30,7 +36,7 @@ def permuted(model: nn.Module, binding: Binding, labels: Mapping[str, Tensor]) -
 
 
 def random_labels(binding: Binding, seed: int) -> dict[str, Tensor]:
-    """A random permutation of every space; grouped spaces move whole groups and units inside them."""
+    """A random permutation of every space: of all units, or of groups and of the units inside each group."""
     generator = torch.Generator().manual_seed(seed)
     orders: dict[str, Tensor] = {}
     out = {}
@@ -47,7 +53,7 @@ def random_labels(binding: Binding, seed: int) -> dict[str, Tensor]:
 
 
 def randomise(model: nn.Module, seed: int) -> nn.Module:
-    """Random parameters and norm statistics of ordinary scale, in place."""
+    """Fill parameters and norm statistics with random values of ordinary scale, in place, and return the model."""
     generator = torch.Generator().manual_seed(seed)
     for name, value in model.state_dict().items():
         if not value.is_floating_point():

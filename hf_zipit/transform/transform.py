@@ -1,8 +1,8 @@
-"""The algebra of a merge: state dicts + matches -> merged state dict. Pure gathers and segment sums.
+"""Merge state dicts by matches, with gathers and segment sums only.
 
-For a layer W that reads space p and writes space s (ZipIt!, eq. 6): `W* = sum_k M_s^k W_k U_p^k`. With one label per
-unit, `U` copies and `M` averages, so W* sums the input columns that share a label and averages the output rows that
-share a label. No n x n matrix is ever built.
+A layer W that reads space p and writes space s becomes `W* = sum_k M_s^k W_k U_p^k` (ZipIt!, eq. 6). Each unit has one
+label, `U` copies and `M` averages. So W* sums the input columns that share a label, and averages the output rows that
+share a label. No n x n matrix is built.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,10 +19,16 @@ State = Mapping[str, Tensor]
 def merge_states(
     states: Sequence[State], binding: Binding, matches: Mapping[str, Match], names: Iterable[str]
 ) -> dict[str, Tensor]:
-    """Merge the named tensors of N state dicts into new tensors; the inputs are not touched.
+    """Merge tensors of N state dicts into new tensors.
 
-    Every space that a named tensor touches needs a match. Integer tensors are taken from the first model. Arithmetic
-    is float64, the result has the dtype of the first model's tensor.
+    Arithmetic is float64; a result has the dtype of the first model's tensor. Integer tensors are copied from the
+    first model.
+
+    Args:
+        states: One state dict per model; they are not changed.
+        binding: The spec bound to the models.
+        matches: Space -> match, for every space of the named tensors.
+        names: The tensors to merge.
     """
     rows = binding.rows(names)
     return {name: _merged([state[name] for state in states], rows[name], matches) for name in rows}
@@ -31,7 +37,15 @@ def merge_states(
 def unmerge_reads(
     state: State, binding: Binding, matches: Mapping[str, Match], names: Iterable[str], model: int
 ) -> dict[str, Tensor]:
-    """Let the named tensors of one model read merged units: `W U_k`; what they write is left alone."""
+    """Make tensors of one model read merged units, `W U_k`; their output units stay as they are.
+
+    Args:
+        state: The model's state dict; it is not changed.
+        binding: The spec bound to the model.
+        matches: Space -> match; reads of other spaces stay as they are.
+        names: The tensors to change.
+        model: The model's number in the matches.
+    """
     out = {}
     for name, rows in binding.rows(names).items():
         tensor = state[name]
@@ -67,14 +81,14 @@ def _merged(tensors: Sequence[Tensor], rows: Sequence[Row], matches: Mapping[str
 
 
 def along(value: Tensor, axis: int, rows: Sequence[Row], matches: Mapping[str, Match], model: int) -> Tensor:
-    """Sum the entries along one axis that share a merged unit; fixed parts of the axis keep their place.
+    """Sum the entries along an axis that belong to the same merged unit. Fixed parts of the axis are copied.
 
     Args:
-        value: a parameter of one model.
-        axis: the axis to bring to merged units.
-        rows: all of the table's rows for this axis.
-        matches: a match for the space of every row.
-        model: which model the parameter is from.
+        value: A parameter of one model.
+        axis: The axis to merge.
+        rows: All rows of the table for this axis.
+        matches: Space -> match, for the spaces of all rows.
+        model: The model's number in the matches.
     """
     if not rows:
         return value
@@ -90,11 +104,20 @@ def along(value: Tensor, axis: int, rows: Sequence[Row], matches: Mapping[str, M
 
 
 def positions(rows: Sequence[Row], matches: Mapping[str, Match], model: int, length: int) -> tuple[Tensor, int]:
-    """Where each index of an axis goes in the merge, `(length,)`, and the axis' merged length.
+    """The merged position of every index of an axis, and the merged length of the axis.
 
-    `rows` are the table's rows for this axis; what they do not cover keeps its place. Dropped units are negative.
+    Args:
+        rows: All rows of the table for this axis; what they do not cover is fixed and keeps its order.
+        matches: Space -> match, for the spaces of all rows.
+        model: The model's number in the matches.
+        length: Length of the axis.
+
+    Returns:
+        Positions, `(length,)`, negative for dropped units; and the merged length.
     """
-    pieces, width, done = [], 0, 0
+    pieces = []
+    width = 0  # merged positions so far
+    done = 0  # indices so far
     for row in sorted(rows, key=lambda r: r.offset):
         pieces.append(torch.arange(width, width + row.offset - done))
         width += row.offset - done
@@ -110,15 +133,16 @@ def positions(rows: Sequence[Row], matches: Mapping[str, Match], model: int, len
 
 
 def _local(value: Tensor, row: Row, match: Match, model: int) -> Tensor:
-    """Input axis of a grouped convolution: the index counts inside the group of the output row.
+    """Merge the input axis of a grouped convolution, whose index counts inside the group of the output row.
 
-    Matches of grouped spaces move whole groups, so a column keeps the group of its row: only its place inside the
-    group changes.
+    Matches of grouped spaces move whole groups. So a column stays in the group of its row, and only its index inside
+    the group changes.
     """
     labels = match.of(model)
-    inner, groups = row.length, len(labels) // row.length
-    place = (labels % (match.width // groups)).view(groups, inner).to(value.device)
-    index = place.repeat_interleave(value.shape[0] // groups, 0)  # (out, in / groups)
+    inner = row.length
+    groups = len(labels) // inner
+    inside = (labels % (match.width // groups)).view(groups, inner).to(value.device)
+    index = inside.repeat_interleave(value.shape[0] // groups, 0)  # (out, in / groups)
     index = index.view(*index.shape, *[1] * (value.ndim - 2)).expand_as(value)
     shape = (value.shape[0], match.width // groups, *value.shape[2:])
     return value.new_zeros(shape).scatter_add_(1, index, value)

@@ -10,16 +10,16 @@ from torch import nn
 
 import hf_zipit
 from hf_zipit.errors import OptionError
-from hf_zipit.matching.methods import Options
 from hf_zipit.merging.merger import Merger
-from hf_zipit.models.resume import Done, Fields, after, find_step, resumed, tensor_of
-from hf_zipit.saving import load as loading
+from hf_zipit.models.resume import Precomputed, SingleField, find_step, resume_after, tensor_of, trunk_outputs
 from hf_zipit.saving import save as saving
-from hf_zipit.sources.load import load
+from hf_zipit.saving.load import load_merged
+from hf_zipit.sources.load import load_source
 from hf_zipit.transform.permute import randomise
+from tests.helpers.marks import slow
+from tests.helpers.measure import flops
 from tests.helpers.models import images
-from tests.helpers.wholes import PIXELS, TASKS, flops, shuffled_whole, vit_config
-from tests.helpers.wholes import answer as run
+from tests.helpers.wholes import PIXELS, TASKS, answer, shuffled_whole, vit_config
 
 SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 3, "num_heads": 4}
 NAMES = {
@@ -67,14 +67,14 @@ def vit_beside_dpt():
             state[name] = vit.state_dict()[known]
     other.load_state_dict(state)
     other.head.head[4].bias.data.fill_(9.0)  # a depth that is not cut off at 0
-    return load(vit), other, lambda model: load(model)
+    return load_source(vit), other, lambda model: load_source(model)
 
 
 def timm_beside_features():
     vit = randomise(timm.create_model("vit_tiny_patch16_224", num_classes=5, **SMALL).eval(), 0)
     other = randomise(Tokens().eval(), 1)
     other.encoder.model.load_state_dict(vit.state_dict(), strict=False)
-    source = load(vit)
+    source = load_source(vit)
     stated = {**source.preprocessing, "input_size": (3, 32, 32)}
     return (
         dataclasses.replace(source, preprocessing=stated),
@@ -89,10 +89,11 @@ def distilled_beside_plain():
     plain = randomise(transformers.DeiTForImageClassification(config).eval(), 0)
     other = randomise(transformers.DeiTForImageClassificationWithTeacher(config).eval(), 1)
     other.deit.load_state_dict(plain.deit.state_dict())
-    return load(plain), other, lambda model: load(model)
+    return load_source(plain), other, lambda model: load_source(model)
 
 
-def answer(output):
+def prediction(output):
+    """The tensor in a model's output, whatever its kind."""
     if isinstance(output, torch.Tensor):
         return output
     return next(output[key] for key in ("logits", "predicted_depth", "reconstruction") if key in output)
@@ -103,22 +104,24 @@ def answer(output):
     [
         (vit_beside_dpt, "vit.embeddings"),
         (timm_beside_features, "_pos_embed"),
-        (distilled_beside_plain, "deit.embeddings"),
+        slow(distilled_beside_plain, "deit.embeddings"),
     ],
 )
+@pytest.mark.sample(1)
 def test_every_block_is_a_cut_and_a_permuted_copy_is_recovered(pair, embedding):
     first, other, source_of = pair()
     merger = Merger([first, source_of(shuffled_whole(other))], images(), tasks=TASKS, cache=False)
-    assert embedding in merger.binding.cuts
-    blocks = [step for step in merger.binding.cuts if step.split(".")[-1].isdigit()]
+    assert embedding in merger.parents.binding.cuts
+    blocks = [step for step in merger.parents.binding.cuts if step.split(".")[-1].isdigit()]
     assert len(blocks) == 3
     x = PIXELS[:1]
     parents = flops(first.model, x) + flops(other, x)
     for method, cut in [("permute", embedding), ("permute", blocks[0]), ("permute", blocks[2]), ("zip", None)]:
-        merged = merger.merge(Options(method), cut=cut, calibrate="none")
-        out = run(merged).task_outputs
-        torch.testing.assert_close(answer(out["classes"]), answer(run(first.model, PIXELS)), rtol=0, atol=1e-4)
-        torch.testing.assert_close(answer(out["maps"]), answer(run(other, PIXELS)), rtol=0, atol=1e-4)
+        merged = merger.merge(method=method, cut=cut, calibrate="none")
+        out = answer(merged).task_outputs
+        for task, model in (("classes", first.model), ("maps", other)):
+            expected = prediction(answer(model))
+            torch.testing.assert_close(prediction(out[task]), expected, rtol=0, atol=1e-4)
         assert flops(merged, x) == parents - flops(merged.trunk, x)
 
 
@@ -136,6 +139,7 @@ def test_what_was_given_is_left_untouched(pair):
         assert not any("forward" in vars(m) or "_pos_embed" in vars(m) for m in model.modules())
 
 
+@pytest.mark.slow
 def test_methods_and_fields_are_saved(tmp_path):
     first, other, source_of = vit_beside_dpt()
     pairs = [[first, source_of(other)]]
@@ -145,10 +149,10 @@ def test_methods_and_fields_are_saved(tmp_path):
     pairs.append(vits)
     for number, sources in enumerate(pairs):
         merged = hf_zipit.merge(sources, images(8), tasks=TASKS, backbone="" if number else None, cache=False)
-        read = loading.load(saving.save(merged, tmp_path / str(number)))
+        read = load_merged(saving.save(merged, tmp_path / str(number)))
         for task in TASKS:
-            expected = run(merged, tasks=task).task_outputs[task]
-            assert torch.equal(answer(run(read, tasks=task).task_outputs[task]), answer(expected))
+            expected = answer(merged, tasks=task).task_outputs[task]
+            assert torch.equal(prediction(answer(read, tasks=task).task_outputs[task]), prediction(expected))
     assert "trunk._pos_embed.pos_embed" in read.state_dict()
     assert merged.config.trunk[1] == "_pos_embed"
 
@@ -158,10 +162,10 @@ def test_positions_of_another_number_of_tokens_end_what_can_be_merged():
     distilled = randomise(timm.create_model("deit_tiny_distilled_patch16_224", num_classes=5, **SMALL).eval(), 1)
     distilled.pretrained_cfg = {**distilled.pretrained_cfg, "input_size": (3, 32, 32), "mean": (0.5,) * 3}
     distilled.pretrained_cfg["std"] = (0.5,) * 3
-    merger = Merger([plain, load(distilled)], images(8), tasks=TASKS, cache=False)
-    assert merger.binding.cuts == ("patch_embed",)
+    merger = Merger([plain, load_source(distilled)], images(8), tasks=TASKS, cache=False)
+    assert merger.parents.binding.cuts == ("patch_embed",)
     with pytest.raises(OptionError, match=r"No more can be merged: _pos_embed\.pos_embed has shape \[1, 17, 24\]"):
-        merger.merge(Options("zip"), cut="blocks.0")
+        merger.merge(method="zip", cut="blocks.0")
 
 
 def test_a_step_returns_one_tensor():
@@ -172,11 +176,11 @@ def test_a_step_returns_one_tensor():
     for several in ((x, x), {"a": x, "b": (x,)}, 3):
         with pytest.raises(TypeError, match="does not hold exactly one tensor"):
             tensor_of(several)
-    with after([x]):
-        assert Done(0)() is x
-        assert Done(0, 1)() == (None, x)
-        fields = Done(0, "b")()
-    assert isinstance(fields, Fields)
+    with trunk_outputs([x]):
+        assert Precomputed(0)() is x
+        assert Precomputed(0, 1)() == (None, x)
+        fields = Precomputed(0, "b")()
+    assert isinstance(fields, SingleField)
     assert fields.b is fields["b"] is fields[0] is x
     assert fields.a is None
 
@@ -189,7 +193,7 @@ def test_a_method_runs_with_the_weights_beside_it_alone():
     tokens = torch.randn(2, 16, 24)
     expected = vit._pos_embed(tokens)
     assert torch.equal(step(tokens), expected)
-    head = resumed(vit, ["patch_embed", "_pos_embed"])
+    head = resume_after(vit, ["patch_embed", "_pos_embed"])
     assert not {"cls_token", "pos_embed"} & set(head.state_dict())
-    with after([tokens, expected]):
+    with trunk_outputs([tokens, expected]):
         assert torch.equal(head._pos_embed(tokens), expected)

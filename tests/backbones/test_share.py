@@ -12,24 +12,26 @@ from torch import nn
 from transformers import AutoModel
 
 import hf_zipit
-from hf_zipit.backbones.prefix import opening
-from hf_zipit.backbones.share import costs_around, share
+from hf_zipit.assembly.multitask import Multitask
+from hf_zipit.backbones.prefix import find_prefix
+from hf_zipit.backbones.share import share
 from hf_zipit.errors import OptionError, SourceError
-from hf_zipit.matching.methods import Options
 from hf_zipit.merging.dry_run import plan_merge
 from hf_zipit.merging.merger import Merger
-from hf_zipit.recipe import make_recipe
-from hf_zipit.saving import load as loading
+from hf_zipit.recipe import Recipe
 from hf_zipit.saving import save as saving
-from hf_zipit.sources.load import load
+from hf_zipit.saving.load import load_merged
+from hf_zipit.sources.load import load_source
 from hf_zipit.transform.permute import randomise
+from tests.helpers.marks import slow, slow_but
+from tests.helpers.measure import flops
 from tests.helpers.models import hf_vit, images, tiny
 from tests.helpers.wholes import (
     NARROW,
     PAIRS,
     PIXELS,
     TASKS,
-    flops,
+    answer,
     pyramid,
     resnet_config,
     shuffled_whole,
@@ -37,7 +39,6 @@ from tests.helpers.wholes import (
     unet,
     whole,
 )
-from tests.helpers.wholes import answer as run
 
 
 @pytest.fixture(scope="module")
@@ -53,36 +54,36 @@ def merger(pair):
     return Merger([pair[0], whole(pair[1])], images(), tasks=TASKS, cache=False)
 
 
-@pytest.mark.parametrize("method", ["permute", "zip"])
+@pytest.mark.parametrize("method", [slow("permute"), "zip"])
+@pytest.mark.sample(1)
 def test_a_permuted_copy_inside_another_model_class_is_recovered(pair, merger, method):
     classifier, _, maps = pair
-    assert merger.binding.cuts[-1] == "layer4.0"
-    for cut in [None, *merger.binding.cuts]:
-        out = run(merger.merge(Options(method), cut=cut, calibrate="none")).task_outputs
-        torch.testing.assert_close(out["classes"].logits, run(classifier), rtol=0, atol=1e-4)
-        torch.testing.assert_close(out["maps"].reconstruction, run(maps), rtol=0, atol=1e-4)
+    assert merger.parents.binding.cuts[-1] == "layer4.0"
+    for cut in [None, *merger.parents.binding.cuts]:
+        out = answer(merger.merge(method=method, cut=cut, calibrate="none")).task_outputs
+        torch.testing.assert_close(out["classes"].logits, answer(classifier), rtol=0, atol=1e-4)
+        torch.testing.assert_close(out["maps"].reconstruction, answer(maps), rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_trunk_and_what_surrounds_it_are_refit(pair, merger):
     """Nothing changes for permuted copies; else every task comes closer to its own model, decoder included."""
     (classifier, _, maps), cut = pair, "layer2.0"
-    out = run(merger.merge(Options("permute"), cut=cut, calibrate="refit")).task_outputs
-    torch.testing.assert_close(out["classes"].logits, run(classifier), rtol=0, atol=1e-3)
-    torch.testing.assert_close(out["maps"].reconstruction, run(maps), rtol=0, atol=1e-3)
+    out = answer(merger.merge(method="permute", cut=cut, calibrate="refit")).task_outputs
+    torch.testing.assert_close(out["classes"].logits, answer(classifier), rtol=0, atol=1e-3)
+    torch.testing.assert_close(out["maps"].reconstruction, answer(maps), rtol=0, atol=1e-3)
     other, pixels = pyramid(3), torch.cat(images())
     different = Merger([classifier, whole(other)], images(), tasks=TASKS, cache=False)
-    plain, heads, fitted = (
-        different.merge(Options(), cut=cut, calibrate=c) for c in ("batchnorm", "refit-heads", "refit")
-    )
+    plain, heads, fitted = (different.merge(cut=cut, calibrate=c) for c in ("batchnorm", "refit-heads", "refit"))
     errors = []
     for merged in (plain, heads, fitted):
-        out = run(merged, pixels).task_outputs
-        rest = [out["classes"].logits - run(classifier, pixels), out["maps"].reconstruction - run(other, pixels)]
+        out = answer(merged, pixels).task_outputs
+        rest = [out["classes"].logits - answer(classifier, pixels), out["maps"].reconstruction - answer(other, pixels)]
         errors.append([float(value.square().mean()) for value in rest])
     assert all(a > 2 * max(b, c) for a, b, c in zip(*errors, strict=True)), errors
     assert all(torch.equal(v, heads.trunk.state_dict()[name]) for name, v in plain.trunk.state_dict().items())
-    with pytest.raises(OptionError, match="refit-joint is for the joint prediction of classifiers"):
-        different.merge(Options(), cut=cut, calibrate="refit-joint")
+    with pytest.raises(OptionError, match="refit-joint needs classifiers only; use refit"):
+        different.merge(cut=cut, calibrate="refit-joint")
 
 
 def test_every_cut_costs_exactly_trunk_and_heads(pair, merger):
@@ -90,35 +91,35 @@ def test_every_cut_costs_exactly_trunk_and_heads(pair, merger):
     x = PIXELS[:1]
     parents = flops(classifier, x), flops(shuffled, x)
     several = 0
-    for depth, cut in enumerate(merger.binding.cuts, 1):
-        merged = merger.merge(Options("average"), cut=cut, calibrate="none")
+    for depth, cut in enumerate(merger.parents.binding.cuts, 1):
+        merged = merger.merge(method="average", cut=cut, calibrate="none")
         trunk = flops(merged.trunk, x)
         assert flops(merged, x) == sum(parents) - trunk
         assert flops(merged, x, tasks="maps") == parents[1]
         assert flops(merged, x, tasks=["classes"]) == parents[0]
-        several += len(merger.shared.taps(1, depth)) > 1
+        several += len(merger.parents.shared.taps(1, depth)) > 1
     assert several > 4  # the decoder reads several of the trunk's tensors
 
 
 def test_each_tensor_is_gathered_by_the_labels_of_its_own_space(pair, merger):
-    merged = merger.merge(Options("permute"), calibrate="none")
-    taps = merger.shared.taps(1, len(merger.binding.steps))
+    merged = merger.merge(method="permute", calibrate="none")
+    taps = merger.parents.shared.taps(1, len(merger.parents.binding.steps))
     assert [space for _, space, _, _ in taps] == ["stem", *(f"layer{i}.0.out" for i in (1, 2, 3, 4))]
     for step, _, _, size in taps:
         assert sorted(merged.unmerge[1][str(step)].index.tolist()) == list(range(size))
 
 
 def test_with_the_trunk_of_one_parent_the_other_reads_the_units_at_its_places(pair, merger):
-    merged = merger.merge(Options("first-parent"), calibrate="none")
-    torch.testing.assert_close(run(merged).task_outputs["classes"].logits, run(pair[0]), rtol=0, atol=1e-5)
-    for _, _, _, size in merger.shared.taps(1, len(merger.binding.steps)):
+    merged = merger.merge(method="first-parent", calibrate="none")
+    torch.testing.assert_close(answer(merged).task_outputs["classes"].logits, answer(pair[0]), rtol=0, atol=1e-5)
+    for _, _, _, size in merger.parents.shared.taps(1, len(merger.parents.binding.steps)):
         assert any(torch.equal(tap.index, torch.arange(size)) for tap in merged.unmerge[1].values())
 
 
 def test_inspecting_a_model_around_a_backbone_shows_every_tensor_that_is_read():
     model = pyramid()
     shared = share([dataclasses.replace(whole(model), preprocessing={"input_size": (3, 32, 32)})])
-    cuts = {cut.name: cut for cut in costs_around(shared)}
+    cuts = {cut.name: cut for cut in Multitask(shared).cut_costs()}
     last = cuts["encoder.layer4.0"]
     assert len(last.space.split(" + ")) == 5
     assert len(cuts["encoder.conv1"].space.split(" + ")) == 1
@@ -128,7 +129,7 @@ def test_inspecting_a_model_around_a_backbone_shows_every_tensor_that_is_read():
 
 
 def test_what_the_decoder_reads_is_known():
-    found = opening(pyramid(), PIXELS[:1], inside="encoder")
+    found = find_prefix(pyramid(), PIXELS[:1], inside="encoder")
     names = [step.removeprefix("encoder.") for step in found.steps]
     assert names == ["conv1", "bn1", "act1", "maxpool", "layer1.0", "layer1.1", "layer2.0", "layer3.0", "layer4.0"]
     assert [names[i] for i in found.taps(len(names))] == ["act1", "layer1.1", "layer2.0", "layer3.0", "layer4.0"]
@@ -152,13 +153,13 @@ def test_dilation_is_honoured_after_the_cut_and_refused_before_it():
     classifier = tiny("resnet18")
     dilated = pyramid(output_stride=8)
     merger = Merger([classifier, whole(dilated)], images(32), tasks=TASKS, cache=False)
-    assert merger.binding.cuts[-1] == "layer2.0"
-    merged = merger.merge(Options("zip"), cut="layer2.0")
-    assert run(merged).task_outputs["maps"].reconstruction.shape == (2, 4, 32, 32)
+    assert merger.parents.binding.cuts[-1] == "layer2.0"
+    merged = merger.merge(method="zip", cut="layer2.0")
+    assert answer(merged).task_outputs["maps"].reconstruction.shape == (2, 4, 32, 32)
     head = merged.heads[1].encoder.layer4[0].conv2
     assert head.dilation == dilated.encoder.layer4[0].conv2.dilation == (4, 4)
     with pytest.raises(OptionError, match=r"unknown cut 'layer3'.*layer3\.0\.conv1 is Conv2d\(.*stride=\(2, 2\)"):
-        merger.merge(Options("zip"), cut="layer3")
+        merger.merge(method="zip", cut="layer3")
 
 
 @pytest.mark.parametrize(
@@ -176,15 +177,15 @@ def test_backbones_that_only_look_alike_are_refused_naming_the_first_difference(
     if "channels" in other:
         merger = Merger([tiny("resnet18"), whole(model)], images(16), tasks=TASKS, cache=False)
         with pytest.raises(OptionError, match=message):
-            merger.merge(Options("zip"), cut="layer1.0")
+            merger.merge(method="zip", cut="layer1.0")
         return
     with pytest.raises(hf_zipit.ZipItError, match=message):
-        share([load(tiny("resnet18")), whole(model)])
+        share([load_source(tiny("resnet18")), whole(model)])
 
 
 def test_equal_parameters_with_another_function_are_no_common_backbone():
     leaky = pyramid(act_layer=nn.LeakyReLU)
-    shared = share([load(tiny("resnet18")), whole(leaky)])
+    shared = share([load_source(tiny("resnet18")), whole(leaky)])
     assert shared.binding.cuts == ("conv1", "bn1")
     assert "act1 of resnet18 and encoder.act1 of maps compute different things" in shared.limit
     with pytest.raises(SourceError, match="none of the models says how large its images are"):
@@ -193,7 +194,8 @@ def test_equal_parameters_with_another_function_are_no_common_backbone():
         hf_zipit.module_source(leaky, "magic")
 
 
-@pytest.mark.parametrize("name", PAIRS)
+@pytest.mark.parametrize("name", slow_but(("Depth Anything", "smp Unet"), PAIRS))
+@pytest.mark.sample(1)
 def test_the_models_of_libraries_keep_their_own_output_and_cost(name):
     first, second = PAIRS[name]
     size = 64 if name in ("UperNet", "smp Unet") else None
@@ -201,15 +203,15 @@ def test_the_models_of_libraries_keep_their_own_output_and_cost(name):
     channels, height, width = sources[0].input_size
     x = torch.randn(1, channels, height, width, generator=torch.Generator().manual_seed(1))
     merger = Merger(sources, images(8, height, batch=8), tasks=TASKS, cache=False)
-    steps = len(merger.binding.steps)
-    assert max(len(merger.shared.taps(k, steps)) for k in (0, 1)) > 1 or name == "masked images"
-    for cut in (merger.binding.cuts[0], merger.binding.cuts[-2], None):
+    steps = len(merger.parents.binding.steps)
+    assert max(len(merger.parents.shared.taps(k, steps)) for k in (0, 1)) > 1 or name == "masked images"
+    for cut in (merger.parents.binding.cuts[0], merger.parents.binding.cuts[-2], None):
         same = copy.deepcopy(merger)
-        merged = same.merge(Options("average"), cut=cut, calibrate="none")
+        merged = same.merge(method="average", cut=cut, calibrate="none")
         parents = [flops(source.model, x) for source in sources]
         assert flops(merged, x) == sum(parents) - flops(merged.trunk, x)
         for task, source in zip(TASKS, sources, strict=True):
-            mine, theirs = run(merged, x, tasks=task).task_outputs[task], run(source.model, x)
+            mine, theirs = answer(merged, x, tasks=task).task_outputs[task], answer(source.model, x)
             assert isinstance(theirs, torch.Tensor) or type(mine) is type(theirs)
 
 
@@ -220,9 +222,9 @@ def test_averaging_copies_is_the_identity_for_every_tensor_that_is_read():
     sources[0].model.dinov2.embeddings.load_state_dict(sources[1].model.backbone.embeddings.state_dict())
     x = PIXELS
     merged = hf_zipit.merge(sources, images(8), method="average", calibrate="none", tasks=TASKS)
-    out = run(merged, x).task_outputs
-    torch.testing.assert_close(out["classes"].logits, run(sources[0].model, x).logits)
-    torch.testing.assert_close(out["maps"].predicted_depth, run(sources[1].model, x).predicted_depth)
+    out = answer(merged, x).task_outputs
+    torch.testing.assert_close(out["classes"].logits, answer(sources[0].model, x).logits)
+    torch.testing.assert_close(out["maps"].predicted_depth, answer(sources[1].model, x).predicted_depth)
 
 
 READ = """
@@ -235,6 +237,7 @@ torch.save([outputs["classes"].logits, outputs["maps"].logits], sys.argv[3])
 """
 
 
+@pytest.mark.slow
 def test_a_saved_merge_is_the_same_in_a_new_process(tmp_path):
     classifier = tiny("resnet18")
     classifier.pretrained_cfg = {**classifier.pretrained_cfg, "input_size": (3, 32, 32)}
@@ -245,18 +248,18 @@ def test_a_saved_merge_is_the_same_in_a_new_process(tmp_path):
     torch.save(PIXELS, tmp_path / "pixels.pt")
     command = [sys.executable, "-c", READ, str(folder), "pixels.pt", "out.pt"]
     subprocess.run(command, check=True, cwd=tmp_path, capture_output=True, timeout=300)
-    expected = run(merged).task_outputs
+    expected = answer(merged).task_outputs
     read = torch.load(tmp_path / "out.pt")
     assert torch.equal(read[0], expected["classes"].logits)
     assert torch.equal(read[1], expected["maps"].logits)
-    assert torch.equal(run(loading.load(folder), tasks="maps").task_outputs["maps"].logits, expected["maps"].logits)
+    assert torch.equal(answer(load_merged(folder), tasks="maps").task_outputs["maps"].logits, expected["maps"].logits)
     one = AutoModel.from_pretrained(folder, active_task="maps").eval()
-    assert torch.equal(run(one).logits, expected["maps"].logits)
+    assert torch.equal(answer(one).logits, expected["maps"].logits)
 
 
 def test_a_merge_of_models_that_no_library_rebuilds_is_not_saved(merger, tmp_path):
-    merged = merger.merge(Options("average"), calibrate="none")
-    with pytest.raises(ValueError, match="a Pyramid given in memory cannot be rebuilt"):
+    merged = merger.merge(method="average", calibrate="none")
+    with pytest.raises(ValueError, match="Pyramid was passed in memory and cannot be rebuilt"):
         saving.save(merged, tmp_path / "merged")
     assert not (tmp_path / "merged").exists()
 
@@ -272,7 +275,7 @@ def test_an_image_processor_says_how_large_images_are(tmp_path):
         size = {"height": side, "width": side}
         transformers.ViTImageProcessor(size=size).save_pretrained(tmp_path / f"{side}")
     folders = [str(tmp_path / name) for name in ("32", "64")]
-    assert [load(folder).input_size for folder in folders] == [(3, 32, 32), (3, 64, 64)]
-    for attempt in (hf_zipit.merge, lambda refs, _: plan_merge(make_recipe(sources=refs))):
+    assert [load_source(folder).input_size for folder in folders] == [(3, 32, 32), (3, 64, 64)]
+    for attempt in (hf_zipit.merge, lambda refs, _: plan_merge(Recipe(sources=refs))):
         with pytest.raises(SourceError, match=r"input_size: 32 x 32 and 64 x 64; .*preprocessor_config\.json"):
             attempt(folders, images())

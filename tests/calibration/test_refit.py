@@ -10,20 +10,23 @@ from torch import nn
 from torch.nn import functional
 
 import hf_zipit
-from hf_zipit.calibration.refit import affine as fold
 from hf_zipit.calibration.refit import observe, replay
 from hf_zipit.calibration.refit import refit as sweep
+from hf_zipit.calibration.refit.affine import FoldedNorm, fold_layer
 from hf_zipit.calibration.refit.dual import Samples
-from hf_zipit.calibration.refit.layers import Layer, Part, find_layers
+from hf_zipit.calibration.refit.follow import AffineMap
+from hf_zipit.calibration.refit.layers import Layer, find_layers
 from hf_zipit.calibration.refit.normal_equations import NormalEquations
-from hf_zipit.calibration.refit.observe import Observer, columns
+from hf_zipit.calibration.refit.observe import LayerObserver, columns
 from hf_zipit.calibration.refit.targets import Target
 from hf_zipit.find_spec import find_spec
 from hf_zipit.running import logits_of
-from hf_zipit.saving import load as loading
 from hf_zipit.saving import save as saving
-from hf_zipit.sources.load import load
+from hf_zipit.saving.load import load_merged
+from hf_zipit.sources.load import load_source
 from hf_zipit.transform.permute import permuted, random_labels, randomise
+from tests.helpers.families import FAMILIES as ALL_FAMILIES
+from tests.helpers.marks import slow, slow_but
 from tests.helpers.models import TINY, hf_vit, images, shuffled, timm_vit, tiny, vgg
 
 
@@ -53,7 +56,7 @@ def test_the_columns_are_what_a_convolution_reads(name, positions, monkeypatch):
     rows = columns(x, weight, **options)
     out = torch.einsum("bpgd,gmd->bpgm", rows, weight.reshape(groups, -1, rows.shape[-1])).flatten(2)
     expected = functional.conv2d(x, weight, **options)
-    torch.testing.assert_close(out, observe.lattice(expected.movedim(1, -1)))
+    torch.testing.assert_close(out, observe.samples(expected.movedim(1, -1)))
     assert out.shape[1] <= positions
 
 
@@ -131,24 +134,24 @@ def layers_of(net, size=32):
 def test_layers_take_their_norm_and_meet_the_residual_stream_together():
     found = layers_of(tiny("cifar_resnet20"))  # one block per stage, the first without a projection
     assert found[:4] == [
-        (Layer((Part("conv1", "bn1"),)),),
-        (Layer((Part("layer1.0.conv1", "layer1.0.bn1"),)),),
-        (Layer((Part("layer1.0.conv2", "layer1.0.bn2"),), added=True),),
-        (Layer((Part("layer2.0.conv1", "layer2.0.bn1"),)),),
+        (Layer((AffineMap("conv1", "bn1"),)),),
+        (Layer((AffineMap("layer1.0.conv1", "layer1.0.bn1"),)),),
+        (Layer((AffineMap("layer1.0.conv2", "layer1.0.bn2"),), added=True),),
+        (Layer((AffineMap("layer2.0.conv1", "layer2.0.bn1"),)),),
     ]
-    last = Part("layer2.0.conv2", "layer2.0.bn2"), Part("layer2.0.downsample.0", "layer2.0.downsample.1")
+    last = AffineMap("layer2.0.conv2", "layer2.0.bn2"), AffineMap("layer2.0.downsample.0", "layer2.0.downsample.1")
     assert found[4] == (Layer(last, added=True),)
-    assert found[-1] == (Layer((Part("fc"),)),)
+    assert found[-1] == (Layer((AffineMap("fc"),)),)
     assert len(found) == 2 + 3 * 2
 
 
 def test_layers_of_transformers_are_queries_keys_and_values_together():
     found = layers_of(hf_vit())
-    names = [[layer.parts[0].module.rpartition("layer.0.")[2] for layer in group] for group in found[1:5]]
+    names = [[layer.maps[0].module.rpartition("layer.0.")[2] for layer in group] for group in found[1:5]]
     assert [len(group) for group in found[1:5]] == [3, 1, 1, 1]
     assert [group[0].added for group in found[1:5]] == [False, True, False, True], names
     scaled = layers_of(timm_vit(name="vit_small_patch14_reg4_dinov2"))
-    assert scaled[2] == (Layer((Part("blocks.0.attn.proj", scale="blocks.0.ls1.gamma"),), added=True),)
+    assert scaled[2] == (Layer((AffineMap("blocks.0.attn.proj", scale="blocks.0.ls1.gamma"),), added=True),)
 
 
 class Odd(nn.Module):
@@ -170,7 +173,11 @@ class Odd(nn.Module):
 def test_layers_that_cannot_be_refit_on_their_own_are_seen():
     net = Odd().eval()
     found = [group.layers for group in find_layers(net, [net], torch.ones(2, 4))]
-    assert found == [(Layer((Part("a"),)),), (Layer((Part("b"),), True),), (Layer((Part("last"),), True),)]
+    assert found == [
+        (Layer((AffineMap("a"),)),),
+        (Layer((AffineMap("b"),), True),),
+        (Layer((AffineMap("last"),), True),),
+    ]
 
 
 def merged_pair(make, **options):
@@ -193,11 +200,11 @@ def preactivated(seed=0):
     return randomise(model.eval(), seed)
 
 
-@pytest.mark.parametrize("cut", [None, pytest.param("half", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", ["resnet18", "resnext50_32x4d", "resnet50_gn", "pre-activation"])
+@pytest.mark.parametrize("cut", [None, slow("half")])
+@pytest.mark.parametrize("name", ["resnet18", *map(slow, ("resnext50_32x4d", "resnet50_gn", "pre-activation"))])
 def test_a_refit_of_permuted_copies_changes_nothing(name, cut):
     model = tiny(name) if name in TINY else preactivated()
-    binding = find_spec(load(model))
+    binding = find_spec(load_source(model))
     copies = [model, permuted(model, binding, random_labels(binding, 1))]
     cut = binding.cuts[len(binding.cuts) // 2] if cut else None
     merged = hf_zipit.merge(copies, images(), cut=cut, calibrate="refit", tasks=["a", "b"])
@@ -227,9 +234,11 @@ FAMILIES = {
     "hf vit": hf_vit,
     "timm vit": timm_vit,
 }
+QUICK = ("resnet", "pre-activation", "hf vit")
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", slow_but(QUICK, FAMILIES))
+@pytest.mark.sample(1)
 def test_every_layer_comes_closer_and_puts_out_what_was_predicted(name, monkeypatch):
     """What is written is the fit, no layer's error on the held-out images grows, and the heads come closer."""
     fit, changed, alone = sweep.choose, [], []
@@ -238,8 +247,8 @@ def test_every_layer_comes_closer_and_puts_out_what_was_predicted(name, monkeypa
         before, predicted = folded.weight, []
         monkeypatch.setattr(folded, "write", lambda *args: predicted.append(args) or type(folded).write(folded, *args))
         fit(folded, equations, test)
-        after = fold.fold(folded.net, folded.layer)
-        alone.extend([folded] * isinstance(folded, fold.FoldedNorm))
+        after = fold_layer(folded.net, folded.layer)
+        alone.extend([folded] * isinstance(folded, FoldedNorm))
         change = predicted[0][0] if predicted else torch.zeros_like(before)
         torch.testing.assert_close(after.weight, before + change, rtol=1e-4, atol=1e-5)
         if predicted:
@@ -265,20 +274,30 @@ def test_a_written_layer_puts_out_the_old_output_plus_the_fit(name):
     pixels = torch.cat(images(32))
     for group in find_layers(net, [net], pixels[:1])[1:5]:
         layer = group.layers[0]
-        seen = Observer(net, [layer])
+        seen = LayerObserver(net, [layer])
         with torch.no_grad(), seen:
             net(pixels)
-        x, site, folded = seen.inputs[layer], seen.sites[layer], fold.fold(net, layer)
+        x, site, folded = seen.inputs[layer], seen.results[layer], fold_layer(net, layer)
         groups, units, inputs = folded.weight.shape
         equations = NormalEquations.empty(groups, inputs, units)
         equations.update(x.flatten(0, 1), site.flatten(0, 1).unflatten(1, (groups, units)))
         change, shift = random(*folded.weight.shape) / 10, random(groups, units, seed=1) * folded.intercept
         expected = site + (torch.einsum("bpgd,gmd->bpgm", x.double(), change) + shift).flatten(2).float()
         folded.write(change, shift, equations)
-        again = Observer(net, [layer], inputs=False)
+        again = LayerObserver(net, [layer], inputs=False)
         with torch.no_grad(), again:
             net(pixels)
-        torch.testing.assert_close(again.sites[layer], expected, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(again.results[layer], expected, rtol=1e-3, atol=1e-3)
+
+
+def test_windows_are_read_as_positions_of_their_image():
+    net = nn.Linear(3, 2)
+    layer = Layer((AffineMap(""),))
+    tokens = random(4, 6, 5, 3).float()  # images, windows, tokens
+    with torch.no_grad(), LayerObserver(net, [layer], images=4) as seen:
+        out = net(tokens.flatten(0, 1))
+    assert torch.equal(seen.inputs[layer], tokens.flatten(1, 2)[:, :, None])
+    assert torch.equal(seen.results[layer], out.view(4, 30, 2))
 
 
 def test_a_refit_norm_holds_the_statistics_of_what_it_reads():
@@ -295,15 +314,16 @@ def test_estimating_the_norms_of_a_refit_again_changes_little():
     _, merged = merged_pair(FAMILIES["resnet"])
     bn = merged.trunk.layer3[0].bn1
     with torch.no_grad():
-        seen = Observer(merged.trunk, [Layer((Part("layer3.0.conv1"),))], inputs=False)
+        seen = LayerObserver(merged.trunk, [Layer((AffineMap("layer3.0.conv1"),))], inputs=False)
         with seen:
             merged(torch.cat(images()))
-    site = next(iter(seen.sites.values())).flatten(0, 1)
+    site = next(iter(seen.results.values())).flatten(0, 1)
     torch.testing.assert_close(bn.running_mean, site.mean(0), rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(bn.running_var, site.var(0, correction=0), rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("cut", [pytest.param(None, marks=pytest.mark.slow), "layer2"])
+@pytest.mark.parametrize("cut", [slow(None), "layer2"])
+@pytest.mark.slow
 def test_batches_and_the_memory_for_activations_make_no_difference(cut, monkeypatch):
     def state(batch_size, memory):
         monkeypatch.setattr(replay, "MEMORY", memory)
@@ -315,8 +335,8 @@ def test_batches_and_the_memory_for_activations_make_no_difference(cut, monkeypa
         torch.testing.assert_close(other[name], value, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("data", ["one", "two", "few", "constant"])
-@pytest.mark.parametrize("name", ["resnet", "timm vit"])
+@pytest.mark.parametrize("data", ["one", slow("two"), "few", slow("constant")])
+@pytest.mark.parametrize("name", ["resnet", slow("timm vit")])
 def test_data_that_say_little_do_no_harm(name, data):
     pixels = {"one": images(1), "two": images(2), "few": images(4), "constant": [torch.ones(20, 3, 32, 32)]}[data]
     sources = [FAMILIES[name](seed) for seed in (0, 1)]
@@ -330,10 +350,10 @@ def test_data_that_say_little_do_no_harm(name, data):
         assert all(torch.equal(v, plain.state_dict()[k]) for k, v in merged.state_dict().items())
 
 
-@pytest.mark.parametrize("cut", [None, "layer2"])
+@pytest.mark.parametrize("cut", [slow(None), "layer2"])
 def test_a_refit_merge_is_saved_and_loaded(cut, tmp_path):
     _, merged = merged_pair(SMALL, cut=cut)
-    loaded = loading.load(saving.save(merged, tmp_path / "merged"))
+    loaded = load_merged(saving.save(merged, tmp_path / "merged"))
     for task, out in task_logits(loaded).items():
         assert torch.equal(out, task_logits(merged)[task])
     assert loaded.config.zipit["recipe"]["calibrate"] == "refit"
@@ -365,6 +385,7 @@ def refit_kinds(monkeypatch):
         return merged_pair(small_vgg)[1].state_dict(), kinds
 
 
+@pytest.mark.slow
 def test_layers_of_more_inputs_than_samples_are_refit_on_these_with_the_same_result(monkeypatch):
     found, kinds = refit_kinds(monkeypatch)
     assert [(inputs, count) for kind, inputs, count in kinds if kind is Samples] == [(490, 4 * 57)]
@@ -373,7 +394,7 @@ def test_layers_of_more_inputs_than_samples_are_refit_on_these_with_the_same_res
         torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize(("name", "value"), [("INPUTS", 100), ("NUMBERS", 100 * (490 + 24))])
+@pytest.mark.parametrize(("name", "value"), [("INPUTS", 100), slow("NUMBERS", 100 * (490 + 24))])
 def test_layers_of_too_many_inputs_are_refit_on_some_of_the_samples(name, value, monkeypatch):
     """On three of seven tens of images, held-out ones among them: 24 images, 3 of them held out, 4 positions each."""
     monkeypatch.setattr(sweep, name, value)
@@ -382,6 +403,7 @@ def test_layers_of_too_many_inputs_are_refit_on_some_of_the_samples(name, value,
     assert all(value.isfinite().all() for value in found.values())
 
 
+@pytest.mark.slow
 def test_targets_of_a_task_are_those_of_its_parent():
     sources, data = [SMALL(seed) for seed in (0, 1)], [images(20, seed=seed) for seed in (3, 4)]
     average, alone = (
@@ -437,3 +459,31 @@ def test_a_joint_refit_without_batch_norms_is_the_refit():
     sources, data = [hf_vit(seed) for seed in (0, 1)], images(20, seed=3)
     alone, joint = (hf_zipit.merge(sources, data, calibrate=c, tasks=["a", "b"]) for c in ("refit", "refit-joint"))
     assert all(torch.equal(value, alone.state_dict()[name]) for name, value in joint.state_dict().items())
+
+
+@pytest.mark.parametrize("cut", [None, "half"])
+@pytest.mark.parametrize("name", ["hf-swin", "timm-swin", "hf-beit", "hf-clip", "hf-deit"])
+@pytest.mark.sample(1)
+def test_steps_with_arguments_are_run_and_every_layer_behind_them_is_refit(name, cut, monkeypatch):
+    """Blocks that are given the grid of tokens and attend inside windows, pooling that is given its classifiers."""
+    reached, fit = set(), sweep.choose
+
+    def choose(folded, equations, test):
+        reached.update(affine.module for affine in folded.layer.maps)
+        fit(folded, equations, test)
+
+    monkeypatch.setattr(sweep, "choose", choose)
+    for make in ALL_FAMILIES[name].values():
+        reached.clear()
+        model = make(0)
+        cuts = find_spec(load_source(model)).cuts
+        sources, merged = merged_pair(make, cut=cuts[len(cuts) // 2] if cut else None)
+        linear = {path for path, m in model.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)}
+        assert reached == linear
+        plain = hf_zipit.merge(sources, images(), calibrate="none", tasks=["a", "b"], cut=merged.config.cut)
+        held = torch.cat(images())[::10]
+        with torch.no_grad():
+            for task, parent in zip("ab", sources, strict=True):
+                wanted = logits_of(parent(held))
+                error, before = ((m(held).task_logits[task] - wanted).square().mean() for m in (merged, plain))
+                assert error < before

@@ -6,9 +6,9 @@ import torch
 from torch import nn
 
 import hf_zipit
-from hf_zipit.calibration.repair import _axis, _test
+from hf_zipit.calibration.repair import _axis, _collect_affine
 from hf_zipit.find_spec import find_spec
-from hf_zipit.sources.load import load
+from hf_zipit.sources.load import load_source
 from hf_zipit.transform.permute import permuted, random_labels, randomise
 from tests.helpers.models import hf_vit, images, timm_vit, tiny
 
@@ -52,9 +52,10 @@ def outputs(model, path, data):
 
 @pytest.mark.parametrize("cut", ["first", None])
 @pytest.mark.parametrize("name", MODELS)
+@pytest.mark.sample(3)
 def test_a_merge_with_a_permuted_copy_is_left_as_it_is(name, cut):
     model = MODELS[name](0)
-    binding = find_spec(load(model))
+    binding = find_spec(load_source(model))
     models = [model, permuted(model, binding, random_labels(binding, 1))]
     cut = binding.cuts[2] if cut else None
     found = merged(models, "repair", images(32), method="permute", cut=cut)
@@ -69,6 +70,7 @@ def test_a_merge_with_a_permuted_copy_is_left_as_it_is(name, cut):
 @pytest.mark.parametrize(
     ("name", "path"), [("ResNet", "layer1.1.bn1"), ("VGG", "features.3"), ("ViT", "blocks.1.norm1")]
 )
+@pytest.mark.sample(2)
 def test_units_have_the_mean_and_deviation_of_their_parents(name, path, models):
     parents = [MODELS[name](seed) for seed in range(models)]
     data = images(64)
@@ -122,7 +124,7 @@ def test_layers_with_an_activation_or_standardised_weights_are_left_alone():
         (timm.layers.LayerNorm2d(3), True),
     ):
         affine = set()
-        layer.register_forward_hook(_test(affine))
+        layer.register_forward_hook(_collect_affine(affine))
         with torch.no_grad():
             layer(torch.randn(2, 3, 8, 8))
         assert (layer in affine) == expected

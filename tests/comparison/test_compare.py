@@ -1,25 +1,28 @@
-"""Comparisons on tiny models; what is measured beside plain computations."""
+"""Comparisons of tiny models; every measured value equals a plain computation."""
 
 import csv
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
 import hf_zipit
-from hf_zipit.calibration import methods as calibrate
+from hf_zipit.calibration import batchnorm
+from hf_zipit.calibration.refit import joint
 from hf_zipit.calibration.refit import refit as sweep
-from hf_zipit.comparison.grid import trials
-from hf_zipit.comparison.report import comparison_table, write_report
+from hf_zipit.comparison.grid import Grid
+from hf_zipit.comparison.report import comparison_table, plain, write_report
 from hf_zipit.comparison.run import ROWS, Comparison
 from hf_zipit.data.batches import Passes, remembered
 from hf_zipit.data.images import Images, open_images
 from hf_zipit.errors import DataError, OptionError
 from hf_zipit.evaluation.fidelity import distance, feature_correlation
 from hf_zipit.matching import matcher
-from hf_zipit.matching.methods import METHODS, Options
+from hf_zipit.matching.methods import METHODS
 from hf_zipit.merging.merger import Merger
-from hf_zipit.sources.load import load
+from hf_zipit.recipe import Recipe
+from hf_zipit.sources.load import load_source
 from tests.helpers.models import images, shuffled, tiny
 
 TASKS = ["a", "b"]
@@ -36,14 +39,14 @@ def labelled(count=20):
 
 
 def wanted(merger, methods=("permute", "average"), cuts=("layer1", None), calibrations=("none",), **options):
-    return trials(merger, methods, cuts, calibrations, Options(**options))
+    return Grid(methods, cuts, calibrations, options=options).recipes(merger)
 
 
 def test_every_method_cut_and_calibration():
     mine = merger(cache=False)
     found = wanted(mine, ["all"], ["layer1", None, None], ["none", "repair"])
     assert len(found) == len(METHODS) * 2 * 2
-    assert {trial.options.method for trial in found} == set(METHODS)
+    assert {recipe.method for recipe in found} == set(METHODS)
     with pytest.raises(OptionError, match="unknown cut 'layer9'"):
         wanted(mine, cuts=["layer9"])
     with pytest.raises(OptionError, match="unknown calibration 'hope'"):
@@ -55,14 +58,15 @@ def test_every_method_cut_and_calibration():
 def test_rows_are_those_of_single_merges_and_evaluations(tmp_path):
     mine = merger(cache=False)
     rows = Comparison(mine, tmp_path, labelled()).run(wanted(mine, calibrations=["batchnorm"]))
-    assert [(row["method"], row["cut"]) for row in rows] == [
+    assert [(row.model, row.settings.get("cut")) for row in rows] == [
         *(("permute", "layer1"), ("permute", None), ("average", "layer1"), ("average", None)),
         *(("parent:a", None), ("parent:b", None), ("ensemble", None)),
     ]
-    merged = hf_zipit.merge(mine.sources, images(32), method="permute", cut="layer1", tasks=TASKS, cache=False)
-    alone = {row.model: row.to_dict() for row in hf_zipit.evaluate(merged, labelled(), parents=mine.sources)}
+    merged = hf_zipit.merge(mine.parents.sources, images(32), method="permute", cut="layer1", tasks=TASKS, cache=False)
+    alone = {row.model: row.to_dict() for row in hf_zipit.evaluate(merged, labelled(), parents=mine.parents.sources)}
     for row, name in ((rows[0], "merged"), (rows[5], "parent:b"), (rows[6], "ensemble")):
-        assert {key: row[key] for key in alone[name] if key != "model"} == {
+        mine = plain(row)
+        assert {key: mine[key] for key in alone[name] if key != "model"} == {
             key: value for key, value in alone[name].items() if key != "model"
         }
 
@@ -81,32 +85,33 @@ def test_one_pass_for_statistics_and_each_image_decoded_once(tmp_path, monkeypat
     assert sorted(read) == [0, *range(32)]  # the first one also tells the size
 
 
+@pytest.mark.slow
 def test_a_comparison_that_was_cut_short_goes_on(tmp_path, monkeypatch):
     mine = merger()
     whole = Comparison(mine, tmp_path / "whole", labelled()).run(wanted(mine))
     made = []
-    plain = Merger.merge
+    merge = Merger.merge
 
-    def interrupted(self, options, **rest):
+    def interrupted(self, recipe):
         if len(made) == 2:
             raise KeyboardInterrupt
-        made.append((options.method, rest["cut"]))
-        return plain(self, options, **rest)
+        made.append((recipe.method, recipe.cut))
+        return merge(self, recipe)
 
     monkeypatch.setattr(Merger, "merge", interrupted)
     with pytest.raises(KeyboardInterrupt):
         Comparison(merger(), tmp_path / "cut", labelled()).run(wanted(mine))
     file = tmp_path / "cut" / ROWS
-    assert len(file.read_text().splitlines()) == 2
+    assert len(file.read_text().splitlines()) == 3 + 2  # the parents and their ensemble come first
     with file.open("a") as out:
         out.write('{"key": "half a li')  # as a kill in the middle of a line leaves it
 
     made.clear()
-    monkeypatch.setattr(Merger, "merge", lambda self, o, **r: made.append((o.method, r["cut"])) or plain(self, o, **r))
+    monkeypatch.setattr(Merger, "merge", lambda self, r: made.append((r.method, r.cut)) or merge(self, r))
     found = Comparison(merger(), tmp_path / "cut", labelled()).run(wanted(mine))
     assert made == [("average", "layer1"), ("average", None)]
     for row, expected in zip(found, whole, strict=True):
-        assert {k: v for k, v in row.items() if k != "seconds"} == {k: v for k, v in expected.items() if k != "seconds"}
+        assert replace(row, seconds=None) == replace(expected, seconds=None)
     made.clear()
     assert Comparison(merger(), tmp_path / "cut", labelled()).run(wanted(mine)) == found
     assert made == []
@@ -116,43 +121,43 @@ def test_what_decides_a_row_is_part_of_its_key(tmp_path):
     first = Comparison(merger(), tmp_path, labelled())
     (trial,) = wanted(first.merger, ["zip"], [None])
     (other,) = wanted(first.merger, ["zip"], [None], alpha=0.5)
-    keys = {first._key(trial.recipe), first._key(other.recipe)}
+    keys = {first._key(trial.decisions), first._key(other.decisions)}
     changed = [
         merger(data=images(32, seed=1)),
         merger([tiny("cifar_resnet20", s) for s in (0, 2)]),
         merger(batch_size=8),
     ]
-    keys |= {Comparison(mine, tmp_path, labelled())._key(trial.recipe) for mine in changed}
-    keys |= {Comparison(merger(), tmp_path, labelled(19))._key(trial.recipe)}
+    keys |= {Comparison(mine, tmp_path, labelled())._key(trial.decisions) for mine in changed}
+    keys |= {Comparison(merger(), tmp_path, labelled(19))._key(trial.decisions)}
     assert len(keys) == 6
-    assert first._key(trial.recipe) == Comparison(merger(), tmp_path, labelled())._key(trial.recipe)
+    assert first._key(trial.decisions) == Comparison(merger(), tmp_path, labelled())._key(trial.decisions)
 
 
 def test_without_labels_outputs_are_compared_with_the_parents(tmp_path):
     model = tiny("cifar_resnet20")
     mine = merger([model, shuffled(model)])
     same, lost, *parents = Comparison(mine, tmp_path, images(16, seed=4)).run(wanted(mine, cuts=[None]))
-    assert same["tasks"] == {"a": 1.0, "b": 1.0}
-    assert same["distance"] < 1e-8
-    assert min(same["correlation"].values()) == pytest.approx(1, abs=1e-5)
-    assert lost["distance"] > 0.1
-    assert max(lost["correlation"].values()) < 0.95
-    assert [row["method"] for row in parents] == ["parent:a", "parent:b", "ensemble"]
+    assert same.tasks == {"a": 1.0, "b": 1.0}
+    assert same.distance < 1e-8
+    assert min(same.correlation.values()) == pytest.approx(1, abs=1e-5)
+    assert lost.distance > 0.1
+    assert max(lost.correlation.values()) < 0.95
+    assert [row.model for row in parents] == ["parent:a", "parent:b", "ensemble"]
     assert "distance" in comparison_table([same, lost, *parents], TASKS).splitlines()[0]
 
 
 def test_a_merge_that_cannot_be_made_leaves_the_others(tmp_path, monkeypatch, caplog):
-    plain = Merger.merge
+    merge = Merger.merge
 
-    def failing(self, options, **rest):
-        if options.method == "permute":
+    def failing(self, recipe):
+        if recipe.method == "permute":
             raise OptionError("permute cannot")
-        return plain(self, options, **rest)
+        return merge(self, recipe)
 
     monkeypatch.setattr(Merger, "merge", failing)
     mine = merger()
     rows = Comparison(mine, tmp_path, labelled()).run(wanted(mine, cuts=[None]))
-    assert [row["method"] for row in rows] == ["average", "parent:a", "parent:b", "ensemble"]
+    assert [row.model for row in rows] == ["average", "parent:a", "parent:b", "ensemble"]
     assert "permute, cut none: permute cannot" in caplog.text
 
 
@@ -161,7 +166,7 @@ def test_distance_is_a_plain_computation():
     data = [torch.cat(images(12, seed=1)), torch.cat(images(9, seed=2))]
     merged = hf_zipit.merge(models, images(32), tasks=TASKS, cache=False)
     passes = Passes([open_images([pixels], None) for pixels in data], 4)
-    found = distance(merged, [load(model) for model in models], passes)
+    found = distance(merged, [load_source(model) for model in models], passes)
     with torch.no_grad():
         for k, (task, pixels, model) in enumerate(zip(TASKS, data, models, strict=True)):
             own, mine = model(pixels), merged(pixels).task_logits[task]
@@ -173,9 +178,10 @@ def test_distance_is_a_plain_computation():
 def test_correlation_of_features_is_a_plain_computation():
     models = [tiny("resnet18", seed) for seed in (0, 1)]
     mine = Merger(models, images(48), tasks=TASKS, cache=False)
-    merged = mine.merge(Options("zip"), cut="layer2", calibrate="none")
-    (matches,) = mine._matches.values()
-    found = feature_correlation(merged, mine.sources, mine.binding, matches, mine.passes)
+    merged = mine.merge(method="zip", cut="layer2", calibrate="none")
+    recipe = Recipe(method="zip", cut="layer2")
+    matches = mine.match(mine.plan(recipe), recipe)
+    found = feature_correlation(merged, mine.parents.sources, mine.parents.binding, matches, mine.passes)
     name = "layer1.1.mid1"
     assert name in found
 
@@ -211,16 +217,32 @@ def test_the_report(tmp_path):
     mine = merger()
     rows = Comparison(mine, tmp_path, labelled()).run(wanted(mine))
     assert [path.name for path in write_report(rows, TASKS, tmp_path)] == ["results.csv", "results.json", "results.png"]
-    assert json.loads((tmp_path / "results.json").read_text()) == rows
+    assert json.loads((tmp_path / "results.json").read_text()) == [plain(row) for row in rows]
     with (tmp_path / "results.csv").open() as file:
         table = list(csv.DictReader(file))
-    assert [line["method"] for line in table] == [row["method"] for row in rows]
+    assert [line["method"] for line in table] == [row.model for row in rows]
     assert table[1]["cut"] == "none"
-    assert float(table[0]["joint"]) == rows[0]["joint"]
+    assert float(table[0]["joint"]) == rows[0].joint
     assert (tmp_path / "results.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_widths_and_budgets_are_further_rows_and_share_what_they_can(tmp_path, monkeypatch, caplog):
+SIZES = {"widths": [1, 1.5], "flops_budgets": [1.3, 1.6]}
+
+
+def test_widths_and_budgets_are_further_merges(caplog):
+    mine = merger(cache=False)
+    chosen = Grid(["zip", "average"], calibrations=["batchnorm", "none"], **SIZES).recipes(mine)
+    assert [(recipe.method, recipe.width, recipe.flops_budget) for recipe in chosen[::2]] == [
+        *(("zip", 1, None), ("zip", 1.5, None), ("zip", 1, 1.3), ("zip", 1, 1.6)),
+        ("average", 1, None),
+    ]
+    assert "methods without a similarity run at width 1 only, without budgets: average" in caplog.text
+    with pytest.raises(OptionError, match=r"width is 3: .* at most 2"):
+        Grid(["zip"], widths=[3]).recipes(mine)
+
+
+@pytest.mark.slow
+def test_widths_and_budgets_are_further_rows_and_share_what_they_can(tmp_path, monkeypatch):
     counts = dict.fromkeys(("refits", "norms", "assignments"), 0)
 
     def counted(module, function, key):
@@ -232,30 +254,26 @@ def test_widths_and_budgets_are_further_rows_and_share_what_they_can(tmp_path, m
 
         monkeypatch.setattr(module, function, wrapped)
 
-    counted(sweep, "refit", "refits")
-    counted(calibrate, "_renew", "norms")
-    counted(matcher._Matcher, "match", "assignments")
+    for module in (sweep, joint):
+        counted(module, "refit", "refits")
+    for module in (batchnorm, joint):
+        counted(module, "renew_norms", "norms")
+    counted(matcher.Matcher, "match", "assignments")
     mine = merger(cache=False)
-    sizes = {"widths": [1, 1.5], "flops_budgets": [1.3, 1.6]}
-    chosen = trials(mine, ["zip", "average"], [None], ["batchnorm", "refit", "refit-joint"], Options(), **sizes)
-    assert [(t.options.method, t.options.width, t.options.flops_budget) for t in chosen[::3]] == [
-        *(("zip", 1, None), ("zip", 1.5, None), ("zip", 1, 1.3), ("zip", 1, 1.6)),
-        ("average", 1, None),
-    ]
-    assert "average: at width 1 alone and for no budget, as nothing is compared" in caplog.text
+    chosen = Grid(["zip", "average"], calibrations=["batchnorm", "refit", "refit-joint"], **SIZES).recipes(mine)
     rows = Comparison(mine, tmp_path, labelled()).run(chosen)
     assert counts["refits"] == 2 * 5  # the heads of refit-joint are another sweep, its refit is not
     assert counts["norms"] == 3 * 5
-    families = len(mine.binding.spaces)
+    families = len(mine.parents.binding.spaces)
     assert counts["assignments"] == 9 * families  # each ratio from 1 to 2 once, for both budgets and both widths
-    one = next(row for row in rows if row["method"] == "parent:a")["flops"]
+    one = next(row for row in rows if row.model == "parent:a").flops
     for row in rows:
-        if row.get("flops_budget"):
-            assert row["flops"] <= row["flops_budget"] * one
-    alone = mine.merge(Options(flops_budget=1.6), calibrate="none")
-    assert [row["cut"] for row in rows if row.get("flops_budget") == 1.6] == [alone.config.cut] * 3
-    again = Merger(mine.sources, images(32), tasks=TASKS, cache=False).merge(chosen[5].options, calibrate="refit-joint")
-    shared = mine.merge(chosen[5].options, calibrate="refit-joint")
+        if row.settings.get("flops_budget"):
+            assert row.flops <= row.settings["flops_budget"] * one
+    alone = mine.merge(flops_budget=1.6, calibrate="none")
+    assert [row.settings["cut"] for row in rows if row.settings.get("flops_budget") == 1.6] == [alone.config.cut] * 3
+    again = Merger(mine.parents.sources, images(32), tasks=TASKS, cache=False).merge(chosen[5])
+    shared = mine.merge(chosen[5])
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in shared.state_dict().items())
 
     write_report(rows, TASKS, tmp_path)
@@ -272,10 +290,9 @@ def test_widths_and_budgets_are_further_rows_and_share_what_they_can(tmp_path, m
         *["1"] * 3,
         *"---",
     ]
-    with pytest.raises(OptionError, match=r"width is 3: .* at most 2"):
-        trials(mine, ["zip"], [None], ["none"], Options(), widths=[3])
 
 
+@pytest.mark.sample(1)
 def test_the_command(run, digits, digits_data, tmp_path):
     options = ["--num-images", 64, "--eval-images", 100, "--methods", "zip,average", "--cuts", "layer2,none"]
     options += ["--widths", "1,1.2"]
@@ -294,7 +311,8 @@ def test_the_command(run, digits, digits_data, tmp_path):
     assert json.loads(printed) == json.loads((tmp_path / "report" / "results.json").read_text())
     (tmp_path / "file").write_text("mine")
     code, _, err = run("compare", *digits, "--data", digits_data, *options, "-o", tmp_path / "file")
-    assert (code, "is not a folder" in err) == (2, True)
+    assert code == 2
+    assert "is not a folder" in err
 
 
 def test_labels_of_other_classes_are_refused(tmp_path):
@@ -302,14 +320,15 @@ def test_labels_of_other_classes_are_refused(tmp_path):
         Comparison(merger(), tmp_path, [(torch.zeros(2, 3, 32, 32), torch.tensor([8, 9]))])
 
 
+@pytest.mark.slow
 def test_controls_are_compared_by_all_with_every_calibration_and_marked(tmp_path):
     controls = [name for name, method in METHODS.items() if method.control]
     mine = merger(cache=False)
     every = wanted(mine, ["all"], [None], ["batchnorm", "refit-heads"])
-    mine_only = [trial for trial in every if trial.options.method in controls]
+    mine_only = [recipe for recipe in every if recipe.method in controls]
     rows = Comparison(mine, tmp_path, labelled()).run(mine_only)
     expected = [(name, calibrate) for name in controls for calibrate in ("batchnorm", "refit-heads")]
-    assert [(row["method"], row["calibrate"]) for row in rows[: len(expected)]] == expected
+    assert [(row.model, row.settings["calibrate"]) for row in rows[: len(expected)]] == expected
     lines = comparison_table(rows, TASKS).splitlines()[1:]
     assert [line.split()[0] for line in lines[: len(expected)]] == [f"control:{name}" for name, _ in expected]
-    assert comparison_table([{**rows[0], "method": "zip"}], TASKS).splitlines()[1].startswith("zip ")
+    assert comparison_table([replace(rows[0], model="zip")], TASKS).splitlines()[1].startswith("zip ")

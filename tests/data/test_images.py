@@ -33,7 +33,9 @@ def test_a_folder_of_parquet_files_by_split(folder):
     assert len(open_images(str(folder), pixel, splits=TEST)) == 4
     assert len(open_images(f"{folder}:test", pixel)) == 4
     images = open_images(folder / "test.parquet", pixel)
-    assert (len(images), images.names, images.labels) == (4, ["a", "b"], [0, 1, 0, 1])
+    assert len(images) == 4
+    assert images.names == ["a", "b"]
+    assert images.labels == [0, 1, 0, 1]
     assert images[3].shape == (3, 4, 4)
     assert images[3].max() == pytest.approx(3 / 255)
 
@@ -44,7 +46,9 @@ def test_an_image_folder(tmp_path):
         for i in range(3):
             Image.new("RGB", (5, 5)).save(tmp_path / "train" / name / f"{i}.png")
     images = open_images(tmp_path, pixel)
-    assert (len(images), images.names, sorted(images.labels)) == (6, ["cat", "dog"], [0, 0, 0, 1, 1, 1])
+    assert len(images) == 6
+    assert images.names == ["cat", "dog"]
+    assert sorted(images.labels) == [0, 0, 0, 1, 1, 1]
 
 
 def test_datasets_and_batches_of_every_kind():
@@ -99,13 +103,13 @@ def test_every_batch_mixes_the_data_sets_in_proportion():
         (lambda d: f"{d}:validation", "has no split 'validation'; it has train, test"),
         (
             lambda d: rows(3).remove_columns("image"),
-            r"needs one image column and has 0; its columns: label \(ClassLabel",
+            r"has 0 image columns and needs exactly one; its columns: label \(ClassLabel",
         ),
-        (lambda d: rows(3).select([]), "holds no image"),
-        (lambda d: [], "hold no image"),
+        (lambda d: rows(3).select([]), "holds no images"),
+        (lambda d: [], "hold no images"),
         (lambda d: [torch.zeros(3, 4)], r"shape \(3, 4\)"),
         (lambda d: [torch.zeros(1, 3, 4, 4, dtype=torch.uint8)], r"is torch\.uint8: give preprocessed pixels"),
-        (lambda d: "nowhere", "no data at nowhere: there is no such file or folder, and a Hub id has the form"),
+        (lambda d: "nowhere", "no data at nowhere: it is neither a file nor a folder, and a Hub id has the form"),
         (lambda d: [object()], "a batch of type object"),
         (lambda d: 7, "data of type int"),
     ],
@@ -125,7 +129,7 @@ def test_an_image_that_cannot_be_read_is_named(tmp_path):
 @pytest.mark.parametrize("count", [0, -2])
 def test_less_than_one_image_is_refused(folder, count):
     for data in (folder, [torch.zeros(2, 3, 2, 2)]):
-        with pytest.raises(OptionError, match="at least one is needed"):
+        with pytest.raises(OptionError, match=r"num_images is .*: it must be at least 1"):
             open_images(data, pixel, num_images=count)
 
 

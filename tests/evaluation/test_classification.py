@@ -3,8 +3,8 @@ import torch
 
 import hf_zipit
 from hf_zipit.errors import DataError, OptionError
-from hf_zipit.evaluation.classification import evaluate
-from hf_zipit.sources.load import load
+from hf_zipit.evaluation.evaluate import evaluate
+from hf_zipit.sources.load import load_source
 from tests.helpers.models import images, tiny
 
 
@@ -21,7 +21,7 @@ def labelled(count, classes, seed):
 def test_rows_equal_a_plain_computation(merged):
     """Two data sets by class number; the joint prediction is the argmax of each task's softmax."""
     data = [labelled(20, 5, 3), labelled(12, 3, 4)]
-    parents = [load(tiny("resnet18", 0)), load(tiny("resnet18", 1, num_classes=3))]
+    parents = [load_source(tiny("resnet18", 0)), load_source(tiny("resnet18", 1, num_classes=3))]
     rows = {row.model: row for row in evaluate(merged, data, parents=parents)}
     assert list(rows) == ["merged", "parent:a", "parent:b", "ensemble"]
 
@@ -50,7 +50,7 @@ def test_rows_equal_a_plain_computation(merged):
 
 def test_labels_are_matched_by_name(digits, digits_data):
     merged = hf_zipit.merge(digits, digits_data, num_images=200, tasks=["low", "high"])
-    rows = evaluate(merged, digits_data, parents=[load(d) for d in digits])
+    rows = evaluate(merged, digits_data, parents=[load_source(d) for d in digits])
     assert rows[1].tasks["low"] > 0.98
     assert rows[2].tasks["high"] > 0.98
     assert rows[3].joint > 0.9
@@ -61,7 +61,7 @@ def test_data_that_does_not_fit_is_refused(merged, digits, digits_data):
     with pytest.raises(DataError, match="has no label column"):
         evaluate(merged, images(8))
     with pytest.raises(OptionError, match="1 parents for 2 tasks"):
-        evaluate(merged, labelled(8, 2, 0), parents=[load(digits[0])])
+        evaluate(merged, labelled(8, 2, 0), parents=[load_source(digits[0])])
     with pytest.raises(DataError, match="holds no image of a class of task 'a'"):
         evaluate(merged, [(torch.zeros(2, 3, 32, 32), torch.tensor([8, 9]))])
     other = hf_zipit.merge(digits, digits_data, num_images=50, calibrate="none")

@@ -11,7 +11,7 @@ from PIL import Image
 import hf_zipit
 from hf_zipit.data.targets import open_targets
 from hf_zipit.errors import DataError, OptionError
-from hf_zipit.evaluation.dense import evaluate_tasks
+from hf_zipit.evaluation.evaluate import evaluate_tasks
 from hf_zipit.evaluation.metrics import METRICS, Accuracy, MeanIoU, constant_estimator, scaled_performance
 from tests.helpers.models import images, tiny
 from tests.helpers.wholes import pyramid, whole
@@ -79,7 +79,9 @@ def test_scaled_performance_with_both_constant_estimators():
     assert scaled_performance(0.1, alone=0.1, constant=0.4) == 1
     assert scaled_performance(0.4, alone=0.1, constant=0.4) == 0
     assert scaled_performance(0.7, alone=0.1, constant=0.4) == pytest.approx(-1)
+    assert scaled_performance(0.8, alone=0.2, constant=0.6) == pytest.approx(-0.5)
     assert math.isnan(scaled_performance(0.1, alone=0.5, constant=0.4))
+    assert math.isnan(scaled_performance(0.1, alone=0.4, constant=0.4))
 
 
 def test_each_task_is_evaluated_by_its_own_metric_beside_parents_and_ensemble():
@@ -102,7 +104,7 @@ def test_each_task_is_evaluated_by_its_own_metric_beside_parents_and_ensemble():
     assert list(chosen[0].scores["maps"]) == ["cross-entropy"]
     with pytest.raises(OptionError, match="task 'maps': unknown metric 'luck'"):
         evaluate_tasks(merged, data, metrics={"maps": ["luck"]})
-    with pytest.raises(DataError, match=r"needs batches of \(pixels, targets\)"):
+    with pytest.raises(DataError, match=r"must be batches of \(pixels, targets\)"):
         evaluate_tasks(merged, [data[0], [pixels]])
 
 

@@ -48,7 +48,7 @@ def timm_swin(seed: int = 0, **changes: object) -> nn.Module:
 
 
 def described(name: str) -> nn.Module:
-    """A model that a spec's `check:` names, without weights."""
+    """A model named under `check:` in a spec, on the meta device: shapes without weights."""
     with torch.device("meta"):
         if not name.startswith("transformers."):
             return timm.create_model(name)

@@ -1,7 +1,7 @@
-"""A loopback Hub: a real HTTP server that speaks as much of the Hub's API as the real client needs, and can fail.
+"""A Hub on this machine: a real HTTP server with the part of the Hub's API that the real client uses.
 
-Repositories with branches, pull requests, private and gated ones, renames, access tokens, large files through LFS.
-`hub.fail(...)` and `hub.drop(...)` plan faults; `hub.log` is what was asked for.
+It has branches, pull requests, private and gated repositories, renames, access tokens, and large files through LFS.
+`hub.fail(...)` and `hub.drop(...)` plan faults; `hub.log` records the requests.
 """
 
 import base64
@@ -24,7 +24,7 @@ OWNER, OTHER = "hf_ownertoken0001", "hf_othertoken0002"
 
 @dataclass
 class Repo:
-    """Files by commit; `branches` name commits."""
+    """A repository: the files of every commit, and the commit of every branch."""
 
     name: str
     private: bool = False
@@ -48,23 +48,34 @@ class Repo:
 
 @dataclass
 class Fault:
-    """What happens to the next `times` requests with this method whose path matches."""
+    """A planned fault for the next `times` requests with this method and a path that matches `pattern`.
+
+    Attributes:
+        method: HTTP method.
+        pattern: regular expression, searched for in the path.
+        times: how many requests are affected.
+        status: HTTP status of the answer; `None` drops the connection instead.
+        code: the Hub's error code.
+        after: bytes of the body that pass before the connection is dropped.
+    """
 
     method: str
     pattern: str
     times: int
-    status: int | None = None  # `None`: the connection is dropped
+    status: int | None = None
     code: str = "Fault"
     after: int = 0
 
 
 class Refused(Exception):
+    """A request that is answered with an error: HTTP status, the Hub's error code and message, further headers."""
+
     def __init__(self, status: int, code: str = "", message: str = "", **headers: str) -> None:
         self.status, self.headers = status, {"X-Error-Code": code, "X-Error-Message": message or code, **headers}
 
 
 class Hub:
-    """The server's state. `tokens` maps access tokens to user names."""
+    """The state of the server. `tokens` maps access tokens to user names."""
 
     def __init__(self) -> None:
         self.endpoint = ""
@@ -72,7 +83,7 @@ class Hub:
         self.reset()
 
     def reset(self) -> None:
-        """Forget everything but the address."""
+        """Forget everything except the address."""
         self.repos: dict[str, Repo] = {}
         self.renamed: dict[str, str] = {}
         self.blobs: dict[str, bytes] = {}
@@ -80,26 +91,26 @@ class Hub:
         self.log: list[tuple[str, str]] = []
 
     def add(self, name: str, folder: Path | None = None, **options: Any) -> Repo:
-        """A new repository with the files of a folder."""
+        """Add a repository, with the files of a folder if one is given."""
         repo = self.repos[name] = Repo(name, **options)
         repo.commit({p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()} if folder else {})
         return repo
 
     def fail(self, method: str, pattern: str, status: int, *, code: str = "Fault", times: int = 10**6) -> None:
-        """Answer requests with an error."""
+        """Answer the next `times` matching requests with an error."""
         self.faults.append(Fault(method, pattern, times, status, code))
 
     def drop(self, method: str, pattern: str, *, after: int = 0, times: int = 10**6) -> None:
-        """Close the connection after `after` bytes of the body that is sent or received."""
+        """Close the connection once `after` bytes of the body have been sent or received."""
         self.faults.append(Fault(method, pattern, times, after=after))
 
     def asked(self, method: str, pattern: str) -> int:
-        """How many requests of this kind came."""
+        """The number of requests with this method whose path matches."""
         return sum(m == method and bool(re.search(pattern, path)) for m, path in self.log)
 
     @contextmanager
     def serve(self) -> Iterator["Hub"]:
-        """Listen on a free port of this machine."""
+        """Serve on a free local port until the context ends."""
         server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         server.daemon_threads, server.hub = True, self  # type: ignore[attr-defined]
         self.endpoint = f"http://127.0.0.1:{server.server_address[1]}"
@@ -112,6 +123,8 @@ class Hub:
 
 
 class Handler(BaseHTTPRequestHandler):
+    """Answers one request: `ROUTES` maps method and path to the name of a method of this class."""
+
     protocol_version = "HTTP/1.1"
     ROUTES = (
         ("GET", r"/api/whoami-v2", "whoami"),
@@ -202,7 +215,7 @@ class Handler(BaseHTTPRequestHandler):
         return self.hub.tokens.get(token)
 
     def find(self, name: str, *, write: bool = False) -> Repo:
-        """The repository, if this user may see (or change) it."""
+        """The repository, if the user may read it (with `write`: change it)."""
         user, mine = self.user, name.startswith(f"{self.user}/")
         if name in self.hub.renamed:
             raise Refused(307, Location=self.path.replace(name, self.hub.renamed[name]))
@@ -327,5 +340,5 @@ class Handler(BaseHTTPRequestHandler):
 
 
 def blob(data: bytes) -> str:
-    """The id git gives to a file."""
+    """The id that git gives to a file with this content."""
     return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()

@@ -7,6 +7,8 @@ from torch import nn
 
 import hf_zipit.models.cifar_resnet
 import hf_zipit.models.cifar_vgg  # noqa: F401  (both register their model with timm)
+from hf_zipit.find_spec import find_spec
+from hf_zipit.sources.load import load_source
 from hf_zipit.specs.binding import bind
 from hf_zipit.specs.parser import list_specs
 from hf_zipit.specs.spaces import Binding
@@ -45,7 +47,7 @@ def timm_vit(seed: int = 0, name: str = "vit_tiny_patch16_224", **changes: objec
 
 
 def vgg(seed: int = 0, norm: bool = False) -> nn.Module:
-    """A tiny timm VGG; its classifier, which timm builds with 4096 units, is made anew with 16."""
+    """A tiny timm VGG. Its classifier, which timm builds with 4096 units, is rebuilt with 16."""
     norm_layer = nn.BatchNorm2d if norm else None
     model = timm.models.vgg.VGG([6, "M", 8, 10, "M"], num_classes=5, norm_layer=norm_layer)
     model.num_features = model.head_hidden_size = 16
@@ -61,13 +63,14 @@ def cifar_vgg(seed: int = 0, norm: bool = False) -> nn.Module:
 
 
 def resnet_spec_binding(model: nn.Module) -> Binding:
+    """The spec of timm's ResNets, bound to a model."""
     spec = next(s for s in list_specs() if s.family == "timm-resnet")
     return bind(spec, model)
 
 
 def shuffled(model: nn.Module, seed: int = 1) -> nn.Module:
     """A copy with the units of every space permuted: the same function."""
-    binding = resnet_spec_binding(model)
+    binding = find_spec(load_source(model))
     return permuted(model, binding, random_labels(binding, seed))
 
 

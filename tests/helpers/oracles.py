@@ -1,4 +1,4 @@
-"""Slow, obvious oracles, and random values to try them on."""
+"""Reference implementations that are slow and obvious, and random inputs for them."""
 
 import numpy as np
 import torch
@@ -9,6 +9,7 @@ from hf_zipit.transform.match import Match
 
 
 def similarity(models: int, width: int, seed: int, dead: bool = False) -> torch.Tensor:
+    """Correlations of random ReLU activations, `(models * width, models * width)`; `dead`: a fifth never fire."""
     g = torch.Generator().manual_seed(seed)
     n, rank = models * width, max(3, width // 4)
     x = torch.randn(n, rank, generator=g) @ torch.randn(rank, 200, generator=g)
@@ -22,9 +23,17 @@ def similarity(models: int, width: int, seed: int, dead: bool = False) -> torch.
 
 
 def published(s: torch.Tensor, models: int, alpha: float, beta: float, values: list[float] | None = None) -> list[int]:
-    """The published procedure, step by step on a shrinking matrix: O(n^3), and no cleverness at all.
+    """ZipIt!'s published greedy matching, step by step on a shrinking matrix, in O(n^3).
 
-    The similarity at each merge is added to `values`.
+    Args:
+        s: similarity of all units, `(n, n)`.
+        models: number of models; their units follow each other in `s`.
+        alpha: penalty on merging a cluster again.
+        beta: share of the merges that may happen within a model.
+        values: receives the similarity at each merge.
+
+    Returns:
+        The merged unit of every unit; -1 for units that the procedure drops.
     """
     s = s.clone().float().numpy()
     n = len(s)
@@ -73,11 +82,13 @@ def published(s: torch.Tensor, models: int, alpha: float, beta: float, values: l
 
 
 def bound(rows: list[Row], **sizes: int) -> Binding:
+    """A binding made of rows and of spaces with these sizes, without a model."""
     spaces = {name: FeatureSpace(name, size, ()) for name, size in sizes.items()}
     return Binding(list_specs()[0], spaces, tuple(rows), {}, {}, {}, (), ())
 
 
 def random_match(size: int, models: int, width: int, seed: int) -> Match:
+    """A random match of `models` models with `size` units each to `width` merged units, none of them empty."""
     labels = torch.randint(0, width, (size * models,), generator=torch.Generator().manual_seed(seed))
     labels[:width] = torch.arange(width)  # every merged unit has a member
     return Match(labels, (size,) * models, width)

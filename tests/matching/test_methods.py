@@ -6,16 +6,16 @@ import pytest
 import torch
 
 import hf_zipit
-from hf_zipit.assembly.plan import Plan
 from hf_zipit.errors import OptionError
 from hf_zipit.find_spec import find_spec
 from hf_zipit.matching import matcher, optimal
-from hf_zipit.matching.methods import METHODS, Options
+from hf_zipit.matching.methods import METHODS
 from hf_zipit.merging.merger import Merger
+from hf_zipit.recipe import Recipe
 from hf_zipit.running import logits_of
-from hf_zipit.sources.load import load
-from hf_zipit.specs.cuts import resolve_cut
+from hf_zipit.sources.load import load_source
 from hf_zipit.transform.permute import permuted, random_labels
+from tests.helpers.marks import slow_but
 from tests.helpers.models import hf_vit, images, timm_vit, tiny, vgg
 
 PIXELS = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(2))
@@ -34,7 +34,7 @@ BATCHES = images(32, batch=16)
 
 def copies(model, count=2):
     """The model and permuted copies of it."""
-    binding = find_spec(load(model))
+    binding = find_spec(load_source(model))
     return [model, *(permuted(model, binding, random_labels(binding, seed)) for seed in range(1, count))]
 
 
@@ -44,7 +44,7 @@ def merger(models, batch_size=16):
 
 
 def matches(run, method, cut=None, **options):
-    return run.match(Plan(run.binding, resolve_cut(run.binding, cut), cut), Options(method, **options))
+    return run.match(run.parents.plan(cut), Recipe(method=method, **options))
 
 
 def together(match):
@@ -52,7 +52,8 @@ def together(match):
     return match.labels[:, None] == match.labels
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", slow_but(("resnet", "vgg", "vit"), MODELS))
+@pytest.mark.sample(1)
 def test_permuted_copies_give_the_model_back(name):
     model = MODELS[name]()
     with torch.no_grad():
@@ -60,7 +61,7 @@ def test_permuted_copies_give_the_model_back(name):
     for models, methods in ((2, EXACT), (3, ["mudsc-zip"])):
         run = merger(copies(model, models))
         for method in methods:
-            merged = run.merge(Options(method), calibrate="none")
+            merged = run.merge(method=method, calibrate="none")
             with torch.no_grad():
                 for out in merged(PIXELS).task_logits.values():
                     torch.testing.assert_close(out, expected, rtol=0, atol=2e-4, msg=method)
@@ -73,7 +74,7 @@ def test_cuts_leave_what_is_behind_to_each_model(cut):
     with torch.no_grad():
         expected = logits_of(model(PIXELS))
         for method in ("git-rebasin", "mudsc-zip"):
-            for out in run.merge(Options(method), cut=cut, calibrate="none")(PIXELS).task_logits.values():
+            for out in run.merge(method=method, cut=cut, calibrate="none")(PIXELS).task_logits.values():
                 torch.testing.assert_close(out, expected, rtol=0, atol=2e-4)
 
 
@@ -82,9 +83,10 @@ def test_cuts_leave_what_is_behind_to_each_model(cut):
     [("permute", False), ("git-rebasin", False), ("git-rebasin", True), ("mudsc-align", False), ("mudsc-align", True)],
 )
 @pytest.mark.parametrize("name", ["resnet", "vit"])
+@pytest.mark.sample(4)
 def test_planted_permutations_are_recovered_under_noise(name, method, compat):
     model = MODELS[name]()
-    binding = find_spec(load(model))
+    binding = find_spec(load_source(model))
     labels = random_labels(binding, 1)
     copy = permuted(model, binding, labels)
     g = torch.Generator().manual_seed(0)
@@ -98,6 +100,7 @@ def test_planted_permutations_are_recovered_under_noise(name, method, compat):
 
 
 @pytest.mark.parametrize("name", ["resnet", "vit"])
+@pytest.mark.sample(1)
 def test_the_order_of_the_models_does_not_matter_and_no_unit_is_dropped(name):
     models = [MODELS[name](seed) for seed in range(3)]
     order = [2, 0, 1]
@@ -149,7 +152,7 @@ def test_compat_orders_the_heads_of_queries_and_of_values_by_themselves():
 
     def heads(**options):
         found = matches(run, "permute", **options)
-        size = {name: space.size // space.groups for name, space in run.binding.spaces.items()}
+        size = {name: space.size // space.groups for name, space in run.parents.binding.spaces.items()}
         return {
             n: (m.of(1) // size[n]).view(-1, size[n])[:, 0].tolist() for n, m in found.items() if size[n] != m.width
         }

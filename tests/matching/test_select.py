@@ -9,7 +9,7 @@ from hf_zipit.find_spec import find_spec
 from hf_zipit.matching.groups import match_groups
 from hf_zipit.matching.select import select_match
 from hf_zipit.matching.weights import readers
-from hf_zipit.sources.load import load
+from hf_zipit.sources.load import load_source
 from hf_zipit.statistics.moments import Moments
 from hf_zipit.transform.match import Match
 from tests.helpers.models import tiny
@@ -74,7 +74,7 @@ def test_groups_keep_what_was_kept_inside_them():
 
 def test_readers_give_the_error_of_the_layers_that_read_a_space():
     model = tiny("cifar_resnet20")
-    binding, state = find_spec(load(model)), model.state_dict()
+    binding, state = find_spec(load_source(model)), model.state_dict()
     space = binding.spaces["layer1.0.mid1"]
     weight = state["layer1.0.conv2.weight"].double().flatten(2)
     moments = Moments.empty(2 * space.size)
@@ -91,7 +91,7 @@ def test_readers_give_the_error_of_the_layers_that_read_a_space():
 
 
 def test_a_refit_aims_at_the_kept_units_alone():
-    binding = find_spec(load(tiny("cifar_resnet20")))
+    binding = find_spec(load_source(tiny("cifar_resnet20")))
     n = binding.spaces["stem"].size
     labels = torch.arange(n).repeat(2)
     kept = (labels % 2 == 0) | (torch.arange(2 * n) >= n)  # of odd units the second model's alone

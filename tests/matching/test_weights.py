@@ -8,18 +8,18 @@ import torch
 from scipy.optimize import linear_sum_assignment
 
 from hf_zipit.find_spec import find_spec
-from hf_zipit.matching.matcher import _Matcher, match_spaces
-from hf_zipit.matching.methods import Options
+from hf_zipit.matching.average import average_match
+from hf_zipit.matching.matcher import Matcher
+from hf_zipit.matching.options import Options
 from hf_zipit.matching.similarity import reference_correlation
 from hf_zipit.matching.sweeps import reference_sweeps
 from hf_zipit.matching.weights import WeightSimilarity
 from hf_zipit.merging.merger import Merger
-from hf_zipit.sources.load import load
+from hf_zipit.sources.load import load_source
 from hf_zipit.specs.spaces import FeatureSpace, Row
-from hf_zipit.transform.match import Match, average_match
+from hf_zipit.transform.match import Match
 from tests.helpers.models import hf_vit, images, timm_vit, tiny, vgg
-from tests.helpers.oracles import bound as binding
-from tests.helpers.oracles import published, random_match
+from tests.helpers.oracles import bound, published, random_match
 
 MODELS = {"resnet": functools.partial(tiny, "cifar_resnet20"), "vit": hf_vit, "fused vit": timm_vit, "vgg": vgg}
 
@@ -48,11 +48,11 @@ def coordinates(length, rows, matches, model, models, swapped, eps):
     return out
 
 
-def slow_similarity(states, bound, space, matches, compat):
+def slow_similarity(states, binding, space, matches, compat):
     """Every unit's vector, piece by piece; then numpy's correlation."""
     models, vectors = len(states), [[] for _ in range(len(states) * space.size)]
-    for name, rows in bound.rows(states[0]).items():
-        if "running_" in name or (name in bound.classifier and not compat):
+    for name, rows in binding.rows(states[0]).items():
+        if "running_" in name or (name in binding.classifier and not compat):
             continue
         for row in (row for row in rows if row.space == space.name):
             for k, state in enumerate(states):
@@ -71,24 +71,25 @@ def slow_similarity(states, bound, space, matches, compat):
     return np.corrcoef(np.array([np.concatenate(v) for v in vectors]))
 
 
-def check(states, bound, space, matches, compat):
-    found = WeightSimilarity(states, bound, compat)(space, matches)
-    expected = slow_similarity(states, bound, space, matches, compat)
+def check(states, binding, space, matches, compat):
+    found = WeightSimilarity(states, binding, compat)(space, matches)
+    expected = slow_similarity(states, binding, space, matches, compat)
     np.testing.assert_allclose(found.numpy(), expected, atol=2e-5, rtol=0, err_msg=space.name)
-    across = WeightSimilarity(states, bound, compat)(space, matches, within=False)
+    across = WeightSimilarity(states, binding, compat)(space, matches, within=False)
     np.testing.assert_allclose(across[: space.size, space.size :], expected[: space.size, space.size :], atol=2e-5)
 
 
 @pytest.mark.parametrize("compat", [False, True])
 @pytest.mark.parametrize("name", MODELS)
+@pytest.mark.sample(3)
 def test_weight_similarity_equals_its_description(name, compat):
     states = [MODELS[name](seed).state_dict() for seed in range(3)]
-    bound = find_spec(load(MODELS[name]()))
-    matches = {n: random_match(s.size, 3, s.size, i) for i, (n, s) in enumerate(bound.spaces.items())}
+    binding = find_spec(load_source(MODELS[name]()))
+    matches = {n: random_match(s.size, 3, s.size, i) for i, (n, s) in enumerate(binding.spaces.items())}
     for unmatched in list(matches)[1::3]:
         del matches[unmatched]
-    for space in bound.spaces.values():
-        check(states, bound, space, matches, compat)
+    for space in binding.spaces.values():
+        check(states, binding, space, matches, compat)
 
 
 @pytest.mark.parametrize("compat", [False, True])
@@ -100,12 +101,12 @@ def test_tiles_and_fixed_parts_count_as_weights(compat):
         Row("v", 0, 0, 4, "carry", "a"),
         Row("v", 1, 0, 5, "read", "b"),
     ]
-    bound = binding(rows, a=4, b=5)
+    binding = bound(rows, a=4, b=5)
     g = torch.Generator().manual_seed(0)
     states = [{"w": torch.randn(9, 17, 2, generator=g), "v": torch.randn(4, 5, generator=g)} for _ in range(2)]
     matches = {"a": random_match(4, 2, 3, 1), "b": random_match(5, 2, 6, 2)}
-    for space in bound.spaces.values():
-        check(states, bound, space, matches, compat)
+    for space in binding.spaces.values():
+        check(states, binding, space, matches, compat)
 
 
 def test_grouped_kernels_count_places_inside_the_group():
@@ -113,7 +114,7 @@ def test_grouped_kernels_count_places_inside_the_group():
     groups, inner, out = 3, 2, 4
     g = torch.Generator().manual_seed(0)
     rows = [Row("w", 0, 0, groups * out, "write", "s"), Row("w", 1, 0, inner, "read", "p", local=True)]
-    bound = binding(rows, p=groups * inner, s=groups * out)
+    binding = bound(rows, p=groups * inner, s=groups * out)
     states = [{"w": torch.randn(groups * out, inner, 3, generator=g)} for _ in range(2)]
     labels = {"p": [], "s": []}
     for _ in states:
@@ -132,7 +133,7 @@ def test_grouped_kernels_count_places_inside_the_group():
             rows_of = range(unit // inner * out, (unit // inner + 1) * out)
             mine = {int(s[row]) % out: w[row, unit % inner] for row in rows_of}
             read.append(torch.cat([mine[i] for i in range(out)]))
-    similarity, spaces = WeightSimilarity(states, bound), bound.spaces
+    similarity, spaces = WeightSimilarity(states, binding), binding.spaces
     torch.testing.assert_close(similarity(spaces["s"], matches), torch.corrcoef(torch.stack(written)))
     torch.testing.assert_close(similarity(spaces["p"], matches), torch.corrcoef(torch.stack(read)))
     assert similarity(spaces["s"], {}) is None
@@ -143,18 +144,19 @@ def merger(models):
 
 
 def inputs(run, options):
-    spaces = list(run.binding.spaces.values())
-    statistics = run.statistics(run.binding.spaces, options.compat) if options.needs_statistics else {}
+    spaces = list(run.parents.binding.spaces.values())
+    statistics = run.statistics(run.parents.binding.spaces, options.compat) if options.needs_statistics else {}
     return spaces, statistics
 
 
 @pytest.mark.parametrize("method", ["git-rebasin", "weight-zip", "mudsc-zip"])
 @pytest.mark.parametrize("name", ["resnet", "vit"])
+@pytest.mark.sample(2)
 def test_skipping_spaces_without_news_changes_nothing(name, method):
-    run, options = merger([MODELS[name](seed) for seed in (0, 1)]), Options(method)
+    run, options = merger([MODELS[name](seed) for seed in (0, 1)]), Options(method=method)
     spaces, statistics = inputs(run, options)
-    found = match_spaces(spaces, statistics, run.states, run.binding, options)
-    matcher = _Matcher(statistics, run.states, run.binding, options, {})
+    found = Matcher(statistics, run.parents.states, run.parents.binding, options).matches(spaces)
+    matcher = Matcher(statistics, run.parents.states, run.parents.binding, options)
     families, matches = matcher.families(spaces), {}
     if options.needs_statistics:
         for family in families:
@@ -171,10 +173,11 @@ def test_skipping_spaces_without_news_changes_nothing(name, method):
 
 
 @pytest.mark.parametrize("method", ["git-rebasin", "mudsc-align", "weight-zip", "mudsc-zip"])
+@pytest.mark.sample(2)
 def test_compat_equals_the_published_sweeps(method):
     """Random order, neighbours as they are now, best mean score kept: with dense matrices and plain loops."""
     models = [tiny("cifar_resnet20", seed) for seed in (0, 1)]
-    run, options = merger(models), Options(method, alpha=0.5, beta=1.0, compat=True, balance=0.3, sweeps=3)
+    run, options = merger(models), Options(method=method, alpha=0.5, beta=1.0, compat=True, balance=0.3, sweeps=3)
     spaces, statistics = inputs(run, options)
 
     def psi(s):
@@ -195,7 +198,7 @@ def test_compat_equals_the_published_sweeps(method):
         scores = []
         for index in torch.randperm(len(spaces), generator=generator).tolist():
             space = spaces[index]
-            s = torch.from_numpy(slow_similarity(run.states, run.binding, space, matches, True)).float()
+            s = torch.from_numpy(slow_similarity(run.parents.states, run.parents.binding, space, matches, True)).float()
             if acts:
                 s = 0.3 * s + 0.7 * acts[space.name]
             matches[space.name], score = psi(s)
@@ -203,7 +206,7 @@ def test_compat_equals_the_published_sweeps(method):
         if np.mean(scores) > value:
             best, value = dict(matches), np.mean(scores)
         matches = dict(best)
-    found = match_spaces(spaces, statistics, run.states, run.binding, options)
+    found = Matcher(statistics, run.parents.states, run.parents.binding, options).matches(spaces)
     assert {n: m.labels.tolist() for n, m in found.items()} == {n: m.labels.tolist() for n, m in best.items()}
 
 

@@ -4,11 +4,13 @@ import hashlib
 import pytest
 import timm
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 import hf_zipit
 from hf_zipit.errors import OptionError, SourceError
+from hf_zipit.merging.merger import Merger
 from hf_zipit.specs.cuts import cut_names
+from tests.helpers.marks import slow
+from tests.helpers.measure import flops
 from tests.helpers.models import TINY, images, resnet_spec_binding, shuffled, tiny
 
 PIXELS = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(9))
@@ -19,14 +21,9 @@ def logits(model, pixels=PIXELS):
         return model(pixels)
 
 
-def flops(run, *args, **kwargs):
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        run(*args, **kwargs)
-    return counter.get_total_flops()
-
-
-@pytest.mark.parametrize("method", ["permute", "zip"])
+@pytest.mark.parametrize("method", [slow("permute"), "zip"])
 @pytest.mark.parametrize("name", TINY)
+@pytest.mark.sample(3)
 def test_a_permuted_copy_gives_the_model_back(name, method):
     model = tiny(name)
     merged = hf_zipit.merge([model, shuffled(model)], images(), method=method, calibrate="none", tasks=["a", "b"])
@@ -34,21 +31,24 @@ def test_a_permuted_copy_gives_the_model_back(name, method):
         torch.testing.assert_close(out, logits(model), rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("method", ["permute", "zip"])
+@pytest.mark.parametrize("method", [slow("permute"), "zip"])
+@pytest.mark.slow
 def test_a_permuted_copy_gives_the_model_back_at_every_cut(method):
     model = tiny("resnet18")
     other = shuffled(model)
     names = cut_names(resnet_spec_binding(model))
     assert {"conv1", "layer1.0", "global_pool"} < set(names)
-    assert (names["layer1.0"], names["layer1.1"]) == (None, "layer1")
+    assert names["layer1.0"] is None
+    assert names["layer1.1"] == "layer1"
+    merger = Merger([model, other], images(), tasks=["a", "b"], cache=False)
     for cut in [*names, "layer1"]:
-        merged = hf_zipit.merge([model, other], images(), method=method, cut=cut, calibrate="none", tasks=["a", "b"])
+        merged = merger.merge(method=method, cut=cut, calibrate="none")
         for out in logits(merged).task_logits.values():
             torch.testing.assert_close(out, logits(model), rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("cut", [None, "layer2"])
-@pytest.mark.parametrize("models", [2, 3, 4])
+@pytest.mark.parametrize("models", [2, 3, slow(4)])
 def test_averaging_copies_is_the_identity(models, cut):
     model = tiny("resnet18")
     sources = [copy.deepcopy(model) for _ in range(models)]
@@ -68,9 +68,18 @@ def test_several_permuted_copies_give_the_model_back(models):
         torch.testing.assert_close(out, logits(model), rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
-def test_every_cut_costs_exactly_trunk_and_heads(name):
-    a, b = (timm.create_model(name, num_classes=n).eval() for n in (3, 5))
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [
+        pytest.param("resnet18", TINY["resnet18"], id="resnet18, tiny"),
+        pytest.param("resnet50", TINY["resnet50"], id="resnet50, tiny", marks=pytest.mark.slow),
+        pytest.param("resnet18", {}, id="resnet18", marks=pytest.mark.slow),
+        pytest.param("resnet50", {}, id="resnet50", marks=pytest.mark.slow),
+    ],
+)
+@pytest.mark.slow
+def test_every_cut_costs_exactly_trunk_and_heads(name, sizes):
+    a, b = (timm.create_model(name, **{**sizes, "num_classes": n}).eval() for n in (3, 5))
     x = torch.empty(1, 3, 64, 64, device="meta")
     whole = flops(copy.deepcopy(a).to("meta"), x) - 2 * 3 * a.num_features
     for cut in resnet_spec_binding(a).cuts:

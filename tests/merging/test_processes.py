@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 
+import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -24,6 +25,7 @@ def merge(launcher, digits, digits_data, out, *more, cache):
 TWO = ["torch.distributed.run", "--nproc_per_node", "2", "-m", "hf_zipit"]
 
 
+@pytest.mark.slow
 def test_two_processes_merge_as_one(digits, digits_data, tmp_path):
     """Statistics, matching, and batch norms over an odd number of uneven batches; then again from the cache."""
     cache = tmp_path / "cache"
@@ -50,6 +52,7 @@ def calibrated(calibrate, batch_size):
     return {f"{calibrate}.{name}": value.contiguous() for name, value in merged.state_dict().items()}
 
 
+@pytest.mark.slow
 def test_two_processes_calibrate_as_one(tmp_path):
     """Normal equations, samples and the ridge chosen for every layer, over batches that two processes share unevenly.
 

@@ -1,4 +1,4 @@
-"""Models to merge and save."""
+"""Models on disk, to merge and save."""
 
 import json
 

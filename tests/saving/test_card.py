@@ -1,4 +1,4 @@
-"""The card: metadata the Hub accepts, licences, results, and snippets that run."""
+"""The card: metadata the Hub accepts, licenses, results, and snippets that run."""
 
 import re
 import shutil
@@ -13,8 +13,8 @@ from hf_zipit.errors import SourceError
 from hf_zipit.models.configuration_zipit import ZipItConfig
 from hf_zipit.saving import save as saving
 from hf_zipit.saving.card import BEGIN, card, with_results
-from hf_zipit.saving.license import common_licence, licence_of
-from hf_zipit.saving.sidecars import companions
+from hf_zipit.saving.license import common_license, license_of
+from hf_zipit.saving.sidecars import sidecar_files
 
 ROW = {
     "model": "merged",
@@ -27,36 +27,37 @@ ROW = {
 RESULTS = {"data": ["user/x", "user/y"], "rows": [ROW, {**ROW, "model": "parent:a", "tasks": {"a": 0.9}}], "plot": None}
 
 
-def config(*licences, **more):
-    sources = [{"id": f"user/{n}", "revision": "f" * 40, **value} for n, value in zip("ab", licences, strict=True)]
+def config(*licenses, **more):
+    sources = [{"id": f"user/{n}", "revision": "f" * 40, **value} for n, value in zip("ab", licenses, strict=True)]
     heads = [{"task": n, "id2label": {0: f"{n}0", 1: f"{n}1"}, "source": i} for i, n in enumerate("ab")]
     about = {"sources": sources, "recipe": {"method": "zip"}, "data": [{"name": "user/x", "num_images": 8}]}
     return ZipItConfig(heads=heads, zipit=about, **more)
 
 
 def test_the_metadata_says_what_was_merged():
-    data = ModelCard(card(config({}, {}), "user/merged", licence={"license": "mit"})).data.to_dict()
+    data = ModelCard(card(config({}, {}), "user/merged", license={"license": "mit"})).data.to_dict()
     assert data["base_model"] == ["user/a", "user/b"]
     assert data["base_model_relation"] == "merge"
     assert data["license"] == "mit"
-    assert (data["library_name"], data["pipeline_tag"]) == ("transformers", "image-classification")
+    assert data["library_name"] == "transformers"
+    assert data["pipeline_tag"] == "image-classification"
     assert "zipit" in data["tags"]
     assert "model-index" not in data
 
 
-def test_licences_come_from_the_parents_and_conflicts_are_refused(tmp_path):
+def test_licenses_come_from_the_parents_and_conflicts_are_refused(tmp_path):
     mit, other = {"id": "a", "license": "mit"}, {"id": "b", "license": "other", "license_name": "mine"}
-    assert common_licence([mit, mit]) == {"license": "mit"}
-    assert common_licence([mit, {"folder": "b"}]) == {}
-    assert common_licence([mit, other], "cc-by-4.0") == {"license": "cc-by-4.0"}
-    with pytest.raises(SourceError, match=r"different licences \(a: mit, b: mine\): choose .* with --license"):
-        common_licence([mit, other])
+    assert common_license([mit, mit]) == {"license": "mit"}
+    assert common_license([mit, {"folder": "b"}]) == {}
+    assert common_license([mit, other], "cc-by-4.0") == {"license": "cc-by-4.0"}
+    with pytest.raises(SourceError, match=r"different licenses \(a: mit, b: mine\): choose .* with --license"):
+        common_license([mit, other])
     (tmp_path / "README.md").write_text("---\nlicense: other\nlicense_name: mine\ntags: [x]\n---\n# hello")
-    assert licence_of(tmp_path) == {"license": "other", "license_name": "mine"}
+    assert license_of(tmp_path) == {"license": "other", "license_name": "mine"}
     for broken in ("no front matter", "---\na: [\n---\n", "---\n- a\n---\n"):
         (tmp_path / "README.md").write_text(broken)
-        assert licence_of(tmp_path) == {}
-    assert licence_of(None) == {}
+        assert license_of(tmp_path) == {}
+    assert license_of(None) == {}
 
 
 def test_results_go_into_table_and_model_index_and_the_rest_is_kept():
@@ -65,8 +66,8 @@ def test_results_go_into_table_and_model_index_and_the_rest_is_kept():
     read = ModelCard(again)
     found = {r.metric_name: (r.dataset_type, r.metric_value) for r in read.data.eval_results}
     assert found == {
-        "accuracy on a, among its classes": ("user/x", 0.5),
-        "accuracy on b, among its classes": ("user/y", 0.75),
+        "accuracy on a, among its own classes": ("user/x", 0.5),
+        "accuracy on b, among its own classes": ("user/y", 0.75),
         "joint accuracy, among the classes of all tasks": ("user/x and user/y", 0.4),
     }
     assert "| parent:a | 90.0 | - |" in again
@@ -100,8 +101,9 @@ def test_the_card_of_a_real_merge(home):
     public["sources"] = [{k: v for k, v in source.items() if k != "path"} for source in full["sources"]]
     assert yaml.safe_load(recipe) == public
     assert full["data"]
-    command = "`hf-zipit merge zipit_config.yml digits-0-4 digits-5-9 --data digits -o again` makes these weights again"
-    assert f"{command}, with your own paths for `digits-0-4`, `digits-5-9`, `digits`, which are not on the Hub" in text
+    command = "`hf-zipit merge zipit_config.yml digits-0-4 digits-5-9 --data digits -o again` reproduces these weights"
+    local = "`digits-0-4`, `digits-5-9`, `digits`"
+    assert f"{command}; replace {local}, which are not on the Hub, with your own paths:" in text
     assert "../" not in text
     assert str(home) not in text
 
@@ -119,7 +121,7 @@ def test_its_snippets_run(home, monkeypatch):
     assert {found["label"] for found in names["only"](Image.open("image.jpg").convert("RGB"))} == set("01234")
 
 
-def test_another_licence_can_be_chosen(home, tmp_path):
+def test_another_license_can_be_chosen(home, tmp_path):
     (home / "digits-5-9" / "README.md").write_text("---\nlicense: mit\n---\n")
     merged = hf_zipit.merge([home / "digits-0-4", home / "digits-5-9"], method="average", calibrate="none")
     with pytest.raises(SourceError, match=r"digits-0-4: apache-2\.0, digits-5-9: mit"):
@@ -129,16 +131,16 @@ def test_another_licence_can_be_chosen(home, tmp_path):
     assert ModelCard.load(folder / "README.md").data.license == "mit"
 
 
-def test_the_card_says_what_makes_the_weights_again_and_what_it_cannot_know():
+def test_the_card_says_what_reproduces_the_weights_and_what_it_cannot_know():
     about = config({}, {}).zipit
     for part, again in [
-        ({"ref": "user/x@abc:test"}, "`hf-zipit merge zipit_config.yml -o again` makes these weights again:"),
+        ({"ref": "user/x@abc:test"}, "`hf-zipit merge zipit_config.yml -o again` reproduces these weights:"),
         (
             {"folder": "my x"},
-            "`hf-zipit merge zipit_config.yml --data 'my x' -o again` makes these weights again, with",
+            "`hf-zipit merge zipit_config.yml --data 'my x' -o again` reproduces these weights; replace `my x`, which",
         ),
-        ({}, "Models or images were given in memory, so no command makes these weights again."),
+        ({}, "Some of the models or images were passed in memory, so no command reproduces these weights."),
     ]:
         made = config({}, {})
         made.zipit = {**about, "data": [{"name": "x", "num_images": 8, **part}]}
-        assert again in companions(made, None)["README.md"]
+        assert again in sidecar_files(made, None)["README.md"]

@@ -12,26 +12,33 @@ from safetensors.torch import load_file, save_file
 
 from hf_zipit.errors import SourceError
 from hf_zipit.sources.access import Access
-from hf_zipit.sources.load import load
+from hf_zipit.sources.load import load_source
 from tests.helpers.hub import OTHER, OWNER
 
 WEIGHTS = "model.safetensors"
 
 
 @pytest.fixture
-def model(hub, digits):
-    """A repository with a model and files that nobody needs."""
+def repo(hub, digits):
+    """A repo with a model and files that nobody needs."""
     repo = hub.add("user/model", digits[0])
     files = {**repo.at()[1], "pytorch_model.bin": b"pickle", "README.md": b"# hello", "other.safetensors": b"x"}
     repo.commit(files, "more files")
     return repo
 
 
-def test_a_repository_is_pinned_to_its_commit_and_only_what_is_needed_is_fetched(model, hub, digits):
-    source = load("user/model")
-    assert source.origin == {**load(digits[0]).origin, "id": "user/model", "folder": None, "revision": model.at()[0]}
+def test_a_repository_is_pinned_to_its_commit_and_only_what_is_needed_is_fetched(repo, hub, digits):
+    source = load_source("user/model")
+    assert source.origin == {
+        **load_source(digits[0]).origin,
+        "id": "user/model",
+        "folder": None,
+        "revision": repo.at()[0],
+    }
     assert source.name == "model"
-    assert all(torch.equal(v, load(digits[0]).model.state_dict()[k]) for k, v in source.model.state_dict().items())
+    assert all(
+        torch.equal(v, load_source(digits[0]).model.state_dict()[k]) for k, v in source.model.state_dict().items()
+    )
     assert {path.rpartition("/")[2] for m, path in hub.log if "/resolve/" in path} == {
         "config.json",
         "README.md",
@@ -39,68 +46,70 @@ def test_a_repository_is_pinned_to_its_commit_and_only_what_is_needed_is_fetched
     }
 
 
-def test_a_revision_is_a_branch_or_a_commit(model, hub, digits):
-    first, last = model.commits
-    model.commit({p.name: p.read_bytes() for p in digits[1].iterdir()}, "other", branch="feature/five")
-    assert load(f"user/model@{first}").origin["revision"] == first
-    assert load("user/model").origin["revision"] == last
-    assert load("user/model@feature/five").labels == ["5", "6", "7", "8", "9"]
-    with pytest.raises(SourceError, match="user/model has no revision 'v9': name a branch, a tag or a commit"):
-        load("user/model@v9")
+def test_a_revision_is_a_branch_or_a_commit(repo, hub, digits):
+    first, last = repo.commits
+    repo.commit({p.name: p.read_bytes() for p in digits[1].iterdir()}, "other", branch="feature/five")
+    assert load_source(f"user/model@{first}").origin["revision"] == first
+    assert load_source("user/model").origin["revision"] == last
+    assert load_source("user/model@feature/five").labels == ["5", "6", "7", "8", "9"]
+    with pytest.raises(SourceError, match="user/model has no revision 'v9'; pass a branch, a tag or a commit"):
+        load_source("user/model@v9")
 
 
-def test_a_model_in_the_cache_needs_no_network(model, hub, monkeypatch):
-    sha = load("user/model").origin["revision"]
+def test_a_model_in_the_cache_needs_no_network(repo, hub, monkeypatch):
+    sha = load_source("user/model").origin["revision"]
     hub.log.clear()
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    assert load("user/model").origin["revision"] == sha
-    assert load(f"user/model@{sha}").origin["revision"] == sha
-    with pytest.raises(SourceError, match="user/other is no folder, nor wholly in the cache, and HF_HUB_OFF"):
-        load("user/other")
+    assert load_source("user/model").origin["revision"] == sha
+    assert load_source(f"user/model@{sha}").origin["revision"] == sha
+    with pytest.raises(SourceError, match="user/other is neither a folder nor fully cached, and HF_HUB_OFF"):
+        load_source("user/other")
     assert hub.log == []
 
 
 @pytest.mark.parametrize("status", [500, 503])
-def test_a_hub_in_trouble_is_said_so_and_the_cache_is_used(model, hub, status):
+def test_a_hub_in_trouble_is_said_so_and_the_cache_is_used(repo, hub, status):
     hub.fail("GET", "/api/models/", status)
-    with pytest.raises(SourceError, match=f"user/model: the Hub has a problem of its own \\(error {status}"):
-        load("user/model")
+    with pytest.raises(SourceError, match=f"user/model: the Hub has a server error \\({status}"):
+        load_source("user/model")
     hub.faults.clear()
-    sha = load("user/model").origin["revision"]
+    sha = load_source("user/model").origin["revision"]
     hub.fail("GET", "/api/models/", status)
-    assert load("user/model").origin["revision"] == sha
+    assert load_source("user/model").origin["revision"] == sha
 
 
-def test_a_renamed_repository_is_found_by_its_old_name(model, hub, monkeypatch, caplog):
+def test_a_renamed_repository_is_found_by_its_old_name(repo, hub, monkeypatch, caplog):
     hub.renamed["user/old"] = "user/model"
-    source = load("user/old")
-    assert (source.origin["id"], source.origin["revision"]) == ("user/model", model.at()[0])
-    assert "user/old is now called user/model: use the new name" in caplog.text
+    source = load_source("user/old")
+    assert source.origin["id"] == "user/model"
+    assert source.origin["revision"] == repo.at()[0]
+    assert "user/old is now called user/model; use the new name" in caplog.text
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    assert load("user/old").origin["revision"] == model.at()[0]
+    assert load_source("user/old").origin["revision"] == repo.at()[0]
 
 
-def test_private_gated_and_missing_repositories_say_which(model, hub, digits, monkeypatch):
-    model.private = True
+def test_private_gated_and_missing_repositories_say_which(repo, hub, digits, monkeypatch):
+    repo.private = True
     gated = hub.add("lab/gated", digits[0], gated=True)
-    assert load("user/model").name == "model"
-    with pytest.raises(SourceError, match=r"lab/gated is gated: accept its conditions at http.*no access yet"):
-        load("lab/gated")
-    with pytest.raises(SourceError, match="user/none is no folder and does not exist on the Hub, or is private and"):
-        load("user/none")
+    assert load_source("user/model").name == "model"
+    with pytest.raises(SourceError, match=r"lab/gated is gated; accept its conditions at http.*no access yet"):
+        load_source("lab/gated")
+    refused = "is not a folder and does not exist on the Hub, or is private and your access token"
+    with pytest.raises(SourceError, match=f"user/none {refused}"):
+        load_source("user/none")
     monkeypatch.setenv("HF_TOKEN", OTHER)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", constants.HF_HUB_CACHE + "-of-another-user")
-    with pytest.raises(SourceError, match="user/model is no folder and does not exist on the Hub, or is private and"):
-        load("user/model")
-    assert load("user/model", access=Access(token=OWNER)).name == "model"
+    with pytest.raises(SourceError, match=f"user/model {refused}"):
+        load_source("user/model")
+    assert load_source("user/model", access=Access(token=OWNER)).name == "model"
     monkeypatch.delenv("HF_TOKEN")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", constants.HF_HUB_CACHE + "-of-nobody")
-    with pytest.raises(SourceError, match=r"user/model is no folder .* log in with `hf auth login`, set HF_TOKEN"):
-        load("user/model")
-    with pytest.raises(SourceError, match=r"lab/gated is gated: .*log in with `hf auth login`, set HF_TOKEN"):
-        load("lab/gated")
+    with pytest.raises(SourceError, match=r"user/model is not a folder .* log in with `hf auth login`, set HF_TOKEN"):
+        load_source("user/model")
+    with pytest.raises(SourceError, match=r"lab/gated is gated; .*log in with `hf auth login`, set HF_TOKEN"):
+        load_source("lab/gated")
     gated.gated = False
-    assert load("lab/gated").name == "gated"
+    assert load_source("lab/gated").name == "gated"
 
 
 @pytest.mark.parametrize(
@@ -113,49 +122,49 @@ def test_private_gated_and_missing_repositories_say_which(model, hub, digits, mo
         (429, "too many requests"),
     ],
 )
-def test_each_refusal_of_a_file_has_its_message(model, hub, status, message):
+def test_each_refusal_of_a_file_has_its_message(repo, hub, status, message):
     hub.fail("GET", WEIGHTS, status, code="")
     with pytest.raises(SourceError, match=f"user/model: .*{message}"):
-        load("user/model")
+        load_source("user/model")
 
 
-def test_no_message_holds_a_token(model, hub, monkeypatch, caplog):
+def test_no_message_holds_a_token(repo, hub, monkeypatch, caplog):
     caplog.set_level(logging.DEBUG)
     secret = "hf_secretsecretsecret"
     for token in (secret, f"{secret}\n", "a token that looks like none"):
         monkeypatch.setenv("HF_TOKEN", token)
         for access in (Access(), Access(token=token)):
             with pytest.raises(SourceError) as refused:
-                load("user/model", access=access)
+                load_source("user/model", access=access)
             assert token.strip() not in str(refused.value)
     assert secret not in caplog.text
 
 
-def test_a_connection_lost_in_the_middle_of_the_weights_goes_on_where_it_was(model, hub, caplog):
+def test_a_connection_lost_in_the_middle_of_the_weights_goes_on_where_it_was(repo, hub, caplog):
     hub.drop("GET", WEIGHTS, after=5000, times=1)
-    assert load("user/model").name == "model"
+    assert load_source("user/model").name == "model"
     assert hub.asked("GET", WEIGHTS) == 2
 
 
-def test_a_connection_that_is_always_lost_leaves_no_model_and_a_later_try_succeeds(model, hub, digits):
+def test_a_connection_that_is_always_lost_leaves_no_model_and_a_later_try_succeeds(repo, hub, digits):
     hub.drop("GET", WEIGHTS, after=5000)
-    message = r"user/model: the connection to http://127.0.0.1:.* failed .*: try again.*no folder user/model"
+    message = r"user/model: the connection to http://127.0.0.1:.* failed .*; try again.*no folder user/model"
     with pytest.raises(SourceError, match=message):
-        load("user/model")
+        load_source("user/model")
     hub.faults.clear()
-    assert load("user/model").origin["sha256"] == load(digits[0]).origin["sha256"]
+    assert load_source("user/model").origin["sha256"] == load_source(digits[0]).origin["sha256"]
 
 
-def test_a_full_disk_is_named_and_a_later_try_succeeds(model, hub, digits):
+def test_a_full_disk_is_named_and_a_later_try_succeeds(repo, hub, digits):
     """No file may grow beyond what the small ones need: writing the weights fails as on a disk with a quota."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
     try:
-        with pytest.raises(SourceError, match="the disk with the cache is full, or what may be written there"):
-            load("user/model")
+        with pytest.raises(SourceError, match="the disk or quota holding the cache is full"):
+            load_source("user/model")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert load("user/model").origin["sha256"] == load(digits[0]).origin["sha256"]
+    assert load_source("user/model").origin["sha256"] == load_source(digits[0]).origin["sha256"]
 
 
 def test_weights_in_several_files_are_read_together(hub, digits, tmp_path):
@@ -169,12 +178,12 @@ def test_weights_in_several_files_are_read_together(hub, digits, tmp_path):
     (folder / f"{WEIGHTS}.index.json").write_text(json.dumps({"metadata": {}, "weight_map": mapping}))
     hub.add("user/sharded", folder)
     for place in (folder, "user/sharded"):
-        source = load(place)
+        source = load_source(place)
         assert all(torch.equal(value, state[key]) for key, value in source.model.state_dict().items())
         assert len(source.origin["sha256"]) == 64
     (folder / names[1]).unlink()
     with pytest.raises(SourceError, match=r"lacks model-00002-of-00002\.safetensors"):
-        load(folder)
+        load_source(folder)
 
 
 def test_pickled_weights_need_a_flag(hub, digits, tmp_path):
@@ -185,6 +194,6 @@ def test_pickled_weights_need_a_flag(hub, digits, tmp_path):
     hub.add("user/pickled", folder)
     for place in (folder, "user/pickled"):
         with pytest.raises(SourceError, match=r"only pickled weights \(pytorch_model.bin\).*--allow-pickle"):
-            load(place)
-        allowed = load(place, access=Access(allow_pickle=True))
+            load_source(place)
+        allowed = load_source(place, access=Access(allow_pickle=True))
         assert all(torch.equal(value, state[key]) for key, value in allowed.model.state_dict().items())

@@ -7,12 +7,11 @@ import torch
 
 import hf_zipit
 from hf_zipit.errors import OptionError, SourceError
-from hf_zipit.find_spec import find_spec
-from hf_zipit.saving import load as loading
 from hf_zipit.saving import save as saving
-from hf_zipit.sources.load import load
-from hf_zipit.transform.permute import permuted, random_labels
-from tests.helpers.models import hf_vit, images, timm_vit, tiny
+from hf_zipit.saving.load import load_merged, load_parents
+from hf_zipit.sources.load import load_source
+from tests.helpers.marks import slow
+from tests.helpers.models import hf_vit, images, shuffled, timm_vit, tiny
 
 PIXELS = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(4))
 CNN = {"depth": 8}
@@ -20,11 +19,6 @@ CNN = {"depth": 8}
 
 def cnn(seed, classes):
     return tiny("cifar_resnet20", seed, num_classes=classes)
-
-
-def shuffled(model, seed):
-    binding = find_spec(load(model))
-    return permuted(model, binding, random_labels(binding, seed))
 
 
 def with_head(model, seed, classes):
@@ -49,7 +43,8 @@ def family():
 @pytest.mark.parametrize(
     ("cut", "again"), [(None, None), (None, "layer1"), ("layer2", "layer2"), ("layer2.0", "layer2.0")]
 )
-@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+@pytest.mark.parametrize("order", [(0, 1), slow((1, 0))])
+@pytest.mark.sample(2)
 def test_permuted_copies_come_back_through_two_merges(family, cut, again, order, tmp_path):
     """Exact when every merge matches one-to-one: what any task sees is what its own model sees."""
     options = {"method": "permute", "calibrate": "none"}
@@ -61,19 +56,22 @@ def test_permuted_copies_come_back_through_two_merges(family, cut, again, order,
     assert [h["source"] for h in merged.config.heads] == ([0, 0, 1] if order == (0, 1) else [0, 1, 1])
     for task, parent in zip(("a", "b", "cifar_resnet20"), family, strict=True):
         torch.testing.assert_close(logits(merged).task_logits[task], logits(parent), rtol=0, atol=1e-4)
-    reloaded = loading.load(saving.save(merged, tmp_path / "all"))
+    reloaded = load_merged(saving.save(merged, tmp_path / "all"))
     assert all(torch.equal(v, logits(merged).task_logits[k]) for k, v in logits(reloaded).task_logits.items())
 
 
+@pytest.mark.slow
 def test_a_merge_with_layers_for_each_task_is_refit(family):
     """Nothing changes for permuted copies; else every task comes closer to what its own model says."""
     options = {"cut": "layer2", "tasks": ["a", "b", "c"]}
-    pair = hf_zipit.merge(family[:2], images(), method="permute", calibrate="refit", cut="layer2", tasks=["a", "b"])
-    same = hf_zipit.merge([pair, family[2]], images(), method="permute", calibrate="refit", **options)
+    pair = hf_zipit.merge(family[:2], images(32), method="permute", calibrate="refit", cut="layer2", tasks=["a", "b"])
+    same = hf_zipit.merge([pair, family[2]], images(32), method="permute", calibrate="refit", **options)
     for task, parent in zip("abc", family, strict=True):
         torch.testing.assert_close(logits(same).task_logits[task], logits(parent), rtol=0, atol=1e-3)
-    sources, pixels = [cnn(7, 4), pair], torch.cat(images())
-    plain, fitted = (hf_zipit.merge(sources, images(), calibrate=c, **options) for c in ("batchnorm", "refit-joint"))
+    sources = [cnn(7, 4), pair]
+    plain = hf_zipit.merge(sources, images(32), calibrate="batchnorm", **options)
+    fitted = hf_zipit.merge(sources, images(32), calibrate="refit-joint", **options)
+    pixels = torch.cat(images(32))
     with torch.no_grad():
         wanted = [sources[0](pixels), *pair(pixels).task_logits.values()]
         for task, logit in zip("abc", wanted, strict=True):
@@ -93,10 +91,11 @@ def test_a_full_merge_cut_earlier_keeps_its_own_layers_shared_by_its_tasks(famil
 
 
 @pytest.mark.parametrize("cut", [None, "blocks.0"])
+@pytest.mark.sample(1)
 def test_token_models_are_merged_again(cut, tmp_path):
     """Their heads hold more than classifiers, so even a full merge keeps one branch for each task."""
     args = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "num_heads": 4, "depth": 3}
-    models = [load(timm_vit(seed), args) for seed in range(3)]
+    models = [load_source(timm_vit(seed), args) for seed in range(3)]
     options = {"method": "permute", "calibrate": "none", "cut": cut}
     pair = hf_zipit.merge(models[:2], images(16), tasks=["a", "b"], **options)
     folder = saving.save(pair, tmp_path / "pair")
@@ -134,7 +133,7 @@ def test_provenance_is_nested_and_parents_are_found(digits, digits_data, tmp_pat
     assert sources[0]["merge"]["recipe"]["method"] == "average"
     assert second.config.tasks == ["digits-0-4-1", "digits-5-9", "digits-0-4-2"]
     assert str(tmp_path) not in "".join(p.read_text() for p in folder.iterdir() if p.suffix != ".safetensors")
-    parents = loading.load_parents(second.config, folder)
+    parents = load_parents(second.config, folder)
     assert [parent.name for parent in parents] == ["one", "digits-0-4"]
     rows = hf_zipit.evaluate(second, digits_data, parents=parents, num_images=64)
     assert [row.model for row in rows[1:]] == [*(f"parent:{task}" for task in second.config.tasks), "ensemble"]
@@ -142,7 +141,7 @@ def test_provenance_is_nested_and_parents_are_found(digits, digits_data, tmp_pat
     assert rows[-1].flops == rows[1].flops + rows[3].flops
     direct = hf_zipit.evaluate(first, digits_data, num_images=64)[0].tasks
     assert [rows[1].average, rows[2].average] == list(direct.values())
-    assert loading.load(folder).config.zipit["sources"] == sources
+    assert load_merged(folder).config.zipit["sources"] == sources
 
 
 def test_what_cannot_be_merged_again_says_what_can(family, tmp_path):
@@ -159,9 +158,9 @@ def test_what_cannot_be_merged_again_says_what_can(family, tmp_path):
     state = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(state[:-100])
     with pytest.raises(SourceError, match="is damaged"):
-        load(folder)
+        load_source(folder)
     (folder / "model.safetensors").write_bytes(state)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "heads": config["heads"][:1]}))
-    with pytest.raises(SourceError, match=r"does not hold a whole merged model: heads\.1"):
-        load(folder)
+    with pytest.raises(SourceError, match=r"does not hold a complete merged model: heads\.1"):
+        load_source(folder)

@@ -15,12 +15,12 @@ from safetensors.torch import load_file
 import hf_zipit
 from hf_zipit.errors import OutputError, SourceError
 from hf_zipit.merging.dry_run import check_result
-from hf_zipit.recipe import make_recipe
-from hf_zipit.saving import load as loading
+from hf_zipit.recipe import Recipe
 from hf_zipit.saving import save as saving
+from hf_zipit.saving.load import load_merged
 from hf_zipit.sources.access import Access
 from hf_zipit.sources.faults import redact
-from hf_zipit.sources.load import load
+from hf_zipit.sources.load import load_source
 from tests.helpers.models import hf_vit
 
 WEIGHTS = "model.safetensors"
@@ -62,10 +62,10 @@ def test_a_malicious_pickle_is_not_run_even_if_pickles_are_allowed(folder, tmp_p
         (Access(allow_pickle=True), "cannot be read as weights alone"),
     ):
         with pytest.raises(SourceError, match=message):
-            load(folder, access=access)
+            load_source(folder, access=access)
     torch.save({"state_dict": {"conv1.weight": 3}}, folder / "pytorch_model.bin")
     with pytest.raises(SourceError, match="holds more than named tensors"):
-        load(folder, access=Access(allow_pickle=True))
+        load_source(folder, access=Access(allow_pickle=True))
     assert not (tmp_path / "run").exists()
 
 
@@ -74,19 +74,19 @@ def test_an_index_cannot_name_files_elsewhere(folder, name):
     shutil.copy(folder / WEIGHTS, folder.parent / "secret.safetensors")
     (folder / WEIGHTS).unlink()
     (folder / f"{WEIGHTS}.index.json").write_text(json.dumps({"weight_map": {"conv1.weight": name}}))
-    with pytest.raises(SourceError, match="as a weight file: only safetensors files beside it are read"):
-        load(folder)
+    with pytest.raises(SourceError, match="as a weight file; only safetensors files beside it are read"):
+        load_source(folder)
 
 
 @pytest.mark.parametrize("architecture", ["hf-hub:user/other", "local-dir:/etc", "../resnet18", "resnet18/../x"])
 def test_an_architecture_is_a_name_and_not_a_place(folder, merge_folder, tmp_path, architecture):
     change(folder, architecture=architecture)
     with pytest.raises(SourceError, match="it has no such model"):
-        load(folder)
+        load_source(folder)
     merged = shutil.copytree(merge_folder, tmp_path / "merged")
     change(merged, backbone={"library": "timm", "architecture": architecture})
-    with pytest.raises(SourceError, match="is no plain model of timm"):
-        loading.load(merged)
+    with pytest.raises(SourceError, match="is not a plain timm model"):
+        load_merged(merged)
 
 
 @pytest.mark.parametrize("argument", ["checkpoint_path", "pretrained", "pretrained_cfg_overlay", "cache_dir"])
@@ -96,12 +96,12 @@ def test_the_arguments_of_a_model_cannot_make_it_read_files(folder, merge_folder
         pickle.dump(Trap(tmp_path / "run"), file)
     change(folder, model_args={"depth": 8, argument: str(trap)})
     with pytest.raises(SourceError, match=f"model_args may not hold {argument}"):
-        load(folder)
+        load_source(folder)
     merged = shutil.copytree(merge_folder, tmp_path / "merged")
     backbone = json.loads((merged / "config.json").read_text())["backbone"]
     change(merged, backbone={**backbone, "model_args": {**backbone["model_args"], argument: str(trap)}})
-    for read in (loading.load, load):
-        with pytest.raises(SourceError, match="is no plain model of timm"):
+    for read in (load_merged, load_source):
+        with pytest.raises(SourceError, match="is not a plain timm model"):
             read(merged)
     assert not (tmp_path / "run").exists()
 
@@ -124,7 +124,7 @@ def test_the_arguments_of_a_model_cannot_make_it_read_files(folder, merge_folder
 def test_absurd_configs_are_refused_before_they_take_memory(folder, changes):
     change(folder, **changes)
     with little_memory(), pytest.raises(SourceError, match=REFUSED):
-        load(folder)
+        load_source(folder)
 
 
 @pytest.mark.parametrize(
@@ -138,6 +138,7 @@ def test_absurd_configs_are_refused_before_they_take_memory(folder, changes):
     ],
     ids=["hidden", "layers", "mlp", "image", "classes"],
 )
+@pytest.mark.sample(2)
 def test_absurd_configs_of_transformers_are_refused(tmp_path, changes):
     from transformers import ViTImageProcessor
 
@@ -145,7 +146,7 @@ def test_absurd_configs_of_transformers_are_refused(tmp_path, changes):
     ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path / "vit")
     change(tmp_path / "vit", **changes)
     with little_memory(), pytest.raises(SourceError, match=REFUSED):
-        load(tmp_path / "vit")
+        load_source(tmp_path / "vit")
 
 
 @pytest.mark.parametrize(
@@ -155,7 +156,7 @@ def test_absurd_merges_are_refused(merge_folder, tmp_path, changes):
     merged = shutil.copytree(merge_folder, tmp_path / "merged")
     change(merged, **changes)
     with little_memory(), pytest.raises(SourceError, match=REFUSED):
-        loading.load(merged)
+        load_merged(merged)
 
 
 class little_memory:
@@ -180,7 +181,8 @@ def test_a_config_that_asks_for_a_million_million_parameters_is_one_message(fold
     change(folder, num_classes=10**12 // 64)  # the classifier alone has more
     with little_memory():
         code, printed, err = run("inspect", folder)
-    assert (code, printed) == (1, "")
+    assert code == 1
+    assert printed == ""
     numbers = [int(number) for number in re.findall(r"of more than (\d+) parameters, but its weights hold", err)]
     assert 0.99 * 10**12 < numbers[0] < 1.1 * 10**12
     assert len(err.splitlines()) == 1
@@ -192,7 +194,7 @@ def test_a_config_that_asks_for_a_million_million_parameters_is_one_message(fold
 def test_nonsense_in_place_of_a_config_is_refused(merge_folder, tmp_path, text):
     merged = shutil.copytree(merge_folder, tmp_path / "merged")
     (merged / "config.json").write_text(text)
-    for read in (loading.load, load):
+    for read in (load_merged, load_source):
         with pytest.raises(SourceError):
             read(merged)
 
@@ -200,12 +202,12 @@ def test_nonsense_in_place_of_a_config_is_refused(merge_folder, tmp_path, text):
 def test_a_config_of_another_architecture_is_refused(folder, digits, tmp_path):
     change(folder, architecture="resnet18", model_args={})
     with pytest.raises(SourceError, match=r"does not fit its config.json: .*missing"):
-        load(folder)
+        load_source(folder)
     hf_vit().save_pretrained(tmp_path / "vit")
     shutil.copy(digits[0] / WEIGHTS, tmp_path / "vit" / WEIGHTS)
     (tmp_path / "vit" / "preprocessor_config.json").write_text('{"image_processor_type": "ViTImageProcessor"}')
     with pytest.raises(SourceError, match=r"does not fit its config.json|cannot load"):
-        load(tmp_path / "vit")
+        load_source(tmp_path / "vit")
 
 
 def test_code_that_comes_with_a_model_is_run_only_if_the_user_says_so(tmp_path, monkeypatch):
@@ -223,21 +225,21 @@ def test_code_that_comes_with_a_model_is_run_only_if_the_user_says_so(tmp_path, 
     )
     auto = {"AutoConfig": "modeling_mine.MyConfig", "AutoModelForImageClassification": "modeling_mine.MyModel"}
     change(folder, model_type="mine", auto_map=auto)
-    with pytest.raises(SourceError, match="needs the code files that come with it: read them, and allow them"):
-        load(folder)
+    with pytest.raises(SourceError, match="needs the code files that come with it; read them, then allow them"):
+        load_source(folder)
     assert not (tmp_path / "run").exists()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)  # the code of the test leaves its file open
-        source = load(folder, access=Access(trust_remote_code=True))
+        source = load_source(folder, access=Access(trust_remote_code=True))
         merged = hf_zipit.merge([folder, source], method="average", calibrate="none", trust_remote_code=True)
     assert type(source.model).__name__ == "MyModel"
     pixels = torch.randn(1, 3, 32, 32)
     with torch.no_grad():
         torch.testing.assert_close(merged(pixels, tasks="custom-1").logits, source.model(pixels).logits)
-    with pytest.raises(OutputError, match="the models' architecture is code that came with them"):
+    with pytest.raises(OutputError, match="the parents' architecture is remote code"):
         saving.save(merged, tmp_path / "merged")
-    with pytest.raises(OutputError, match="the models' architecture is code that came with them"):  # before the work
-        check_result([source, source], make_recipe(sources=["a", "b"]), "zipit", None)
+    with pytest.raises(OutputError, match="the parents' architecture is remote code"):  # before the work
+        check_result([source, source], Recipe(sources=["a", "b"]), "zipit", None)
     assert (tmp_path / "run").exists()
 
 
@@ -263,5 +265,5 @@ def test_two_merges_bring_their_code_twice_without_a_warning(merge_folder):
 
 def test_weights_are_not_changed_by_reading_them(folder):
     before = load_file(folder / WEIGHTS)
-    load(folder)
+    load_source(folder)
     assert all(torch.equal(value, before[key]) for key, value in load_file(folder / WEIGHTS).items())

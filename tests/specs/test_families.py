@@ -2,33 +2,33 @@
 
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from hf_zipit.find_spec import find_spec
-from hf_zipit.matching.methods import Options
 from hf_zipit.merging.merge import Merger
 from hf_zipit.running import logits_of
-from hf_zipit.saving import load as loading
 from hf_zipit.saving import save as saving
-from hf_zipit.sources.load import load
+from hf_zipit.saving.load import load_merged
+from hf_zipit.sources.load import load_source
 from hf_zipit.specs.cuts import cut_names
 from hf_zipit.transform.permute import permuted, random_labels
 from tests.helpers.families import FAMILIES, SWIN
+from tests.helpers.marks import slow, slow_but
+from tests.helpers.measure import flops
 from tests.helpers.models import images
 
 PIXELS = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(2))
 OF_TRANSFORMERS = [family for family in FAMILIES if family.startswith("hf-")]
 PERMUTED = [
-    pytest.param(family, name, marks=[] if i == 0 or family in ("hf-deit", "hf-dinov2") else [pytest.mark.slow])
+    (family, name) if i == 0 else slow(family, name)
     for family, models in FAMILIES.items()
     for i, name in enumerate(models)
 ]
-QUICK, LONG = ("hf-beit", "hf-clip", "hf-swin", "hf-dinov2", "timm-resnetv2", "timm-vgg"), ("hf-resnet", "hf-convnext")
-CUT = [*QUICK, *(pytest.param(f, marks=[pytest.mark.slow]) for f in (*LONG, "timm-convnext", "timm-swin", "hf-deit"))]
+QUICK = ("hf-beit", "hf-swin", "timm-resnetv2", "timm-vgg")  # they differ most from each other
+ELSEWHERE = ("timm-resnet", "timm-vit", "hf-vit")  # cut in tests of their own
 
 
 def with_shuffled_copy(model):
-    source = load(model)
+    source = load_source(model)
     binding = find_spec(source)
     other = permuted(model, binding, random_labels(binding, 1))
     return Merger([source, other], images(16), tasks=["a", "b"]), binding
@@ -41,30 +41,26 @@ def assert_gives_back(merged, model):
             torch.testing.assert_close(out, expected, rtol=0, atol=1e-4)
 
 
-def flops(net, **kwargs):
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        net(PIXELS[:1], **kwargs)
-    return counter.get_total_flops()
-
-
 @pytest.mark.parametrize(("family", "name"), PERMUTED)
+@pytest.mark.sample(5)
 def test_a_copy_with_permuted_heads_and_units_gives_the_model_back(family, name):
     model = FAMILIES[family][name]()
     merger, _ = with_shuffled_copy(model)
     for method in ("permute", "zip"):
-        assert_gives_back(merger.merge(Options(method), calibrate="none"), model)
+        assert_gives_back(merger.merge(method=method, calibrate="none"), model)
 
 
-@pytest.mark.parametrize("family", CUT)
+@pytest.mark.parametrize("family", slow_but(QUICK, (f for f in FAMILIES if f not in ELSEWHERE)))
+@pytest.mark.sample(1)
 def test_every_cut_gives_the_model_back_and_heads_cost_the_remaining_layers(family):
     model = next(iter(FAMILIES[family].values()))()
     merger, binding = with_shuffled_copy(model)
-    whole, costs = flops(model), []
+    whole, costs = flops(model, PIXELS[:1]), []
     for cut in cut_names(binding):
-        merged = merger.merge(Options("permute"), cut=cut, calibrate="none")
+        merged = merger.merge(method="permute", cut=cut, calibrate="none")
         assert_gives_back(merged, model)
-        assert flops(merged, tasks="b") == whole, cut
-        costs.append(flops(merged))
+        assert flops(merged, PIXELS[:1], tasks="b") == whole, cut
+        costs.append(flops(merged, PIXELS[:1]))
     assert costs == sorted(costs, reverse=True)
     assert whole <= costs[-1] < costs[0] < 2 * whole
 
@@ -87,7 +83,7 @@ def test_every_cut_gives_the_model_back_and_heads_cost_the_remaining_layers(fami
 )
 def test_every_block_is_a_cut(family, cuts):
     model = next(iter(FAMILIES[family].values()))()
-    assert set(cuts) <= set(find_spec(load(model)).cuts)
+    assert set(cuts) <= set(find_spec(load_source(model)).cuts)
 
 
 ARGUMENTS = {
@@ -96,15 +92,16 @@ ARGUMENTS = {
 }
 
 
-@pytest.mark.parametrize("family", [*OF_TRANSFORMERS, *ARGUMENTS])
+@pytest.mark.parametrize("family", slow_but(("hf-swin", "timm-convnext"), [*OF_TRANSFORMERS, *ARGUMENTS]))
+@pytest.mark.sample(1)
 def test_merges_are_built_again_from_their_config_and_can_be_exported(family, tmp_path):
     """In the middle of the model, so that both parts need what their steps are given."""
     make = list(FAMILIES[family].values())[0 if family in ARGUMENTS else -1]
-    sources = [load(make(seed=seed), ARGUMENTS.get(family)) for seed in (0, 1)]
+    sources = [load_source(make(seed=seed), ARGUMENTS.get(family)) for seed in (0, 1)]
     merger = Merger(sources, images(16), tasks=["a", "b"])
-    cuts = merger.binding.cuts
-    merged = merger.merge(Options("zip"), cut=cuts[len(cuts) // 2])
-    loaded = loading.load(saving.save(merged, tmp_path / "out"))
+    cuts = merger.parents.binding.cuts
+    merged = merger.merge(method="zip", cut=cuts[len(cuts) // 2])
+    loaded = load_merged(saving.save(merged, tmp_path / "out"))
     with torch.no_grad():
         expected = merged(PIXELS).logits
         torch.testing.assert_close(loaded(PIXELS).logits, expected, rtol=0, atol=1e-5)

@@ -69,7 +69,7 @@ def test_patterns_take_integers_only():
 def test_steps_are_modules_methods_and_small_functions():
     text = GOOD.replace("chain: [a, b]", 'chain: ["l{i}", "call:embed(t, p)", "op:first_token"]')
     assert specs.parse(text).chain == ((Step("l{i}"),), (Step("call:embed", ("t", "p")),), (Step("op:first_token"),))
-    with pytest.raises(SpecError, match="'call embed' is no step"):
+    with pytest.raises(SpecError, match="'call embed' is not a step"):
         specs.parse(GOOD.replace("chain: [a, b]", "chain: [call embed]"))
 
 
@@ -86,7 +86,7 @@ def test_steps_take_arguments_and_alternatives():
     [
         ("a(x=3)", "cannot read 'x=3' in the step 'a"),
         ("a(b)", "cannot read 'b' in the step 'a"),
-        ("a | op:first_token", "only modules have an order"),
+        ("a | op:first_token", "joins modules only"),
     ],
 )
 def test_arguments_that_cannot_be_read_are_refused(chain, message):

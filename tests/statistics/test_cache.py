@@ -9,9 +9,8 @@ import hf_zipit
 from hf_zipit.data.batches import Passes
 from hf_zipit.data.images import open_images
 from hf_zipit.find_spec import find_spec
-from hf_zipit.matching.methods import Options
 from hf_zipit.merging.merger import Merger
-from hf_zipit.sources.load import load
+from hf_zipit.sources.load import load_source
 from hf_zipit.statistics import cache
 from hf_zipit.statistics.cache import StatisticsCache, cache_folder, clear, entries
 from tests.helpers.models import hf_vit, images, tiny
@@ -20,7 +19,7 @@ TASKS = ["a", "b"]
 
 
 @pytest.fixture(autouse=True)
-def fresh(monkeypatch, tmp_path):
+def empty_cache(monkeypatch, tmp_path):
     monkeypatch.setenv("HF_ZIPIT_CACHE", str(tmp_path / "cache"))
 
 
@@ -72,10 +71,10 @@ def test_the_result_is_that_of_a_merge_without_cache(compat, passes):
 
 def test_without_a_cache_only_the_spaces_of_the_trunk_are_observed(passes):
     merger = Merger(pair(), images(32), tasks=TASKS, cache=False)
-    merger.merge(Options("zip"), cut="layer1", calibrate="none")
-    known = set(merger._statistics[False])
-    merger.merge(Options("zip"), calibrate="none")
-    assert known < set(merger._statistics[False])
+    merger.merge(method="zip", cut="layer1", calibrate="none")
+    known = set(merger.memo["statistics", False])
+    merger.merge(method="zip", calibrate="none")
+    assert known < set(merger.memo["statistics", False])
     assert passes == ["Reading activations"] * 2
 
 
@@ -101,6 +100,7 @@ def changed(what):
 @pytest.mark.parametrize(
     "what", ["a weight", "the order of the models", "a pixel", "the number of images", "the structure", "compat"]
 )
+@pytest.mark.sample(3)
 def test_other_contents_are_not_taken_for_the_same(what, passes):
     merged(calibrate="none")
     models, data = changed(what)
@@ -108,6 +108,7 @@ def test_other_contents_are_not_taken_for_the_same(what, passes):
     assert passes == ["Reading activations"] * 2
 
 
+@pytest.mark.slow
 def test_other_images_of_one_data_set_are_not_taken_for_the_same(digits, digits_data, passes):
     options = {"tasks": TASKS, "calibrate": "none"}
     hf_zipit.merge(digits, digits_data, num_images=32, **options)
@@ -123,7 +124,7 @@ def test_other_images_of_one_data_set_are_not_taken_for_the_same(digits, digits_
 
 
 def test_a_data_set_that_changed_on_disk_is_another(digits, digits_data, tmp_path):
-    transform = load(digits[0]).transform
+    transform = load_source(digits[0]).transform
     mine = tmp_path / "mine"
     mine.mkdir()
     file = mine / "train.parquet"
@@ -205,9 +206,9 @@ def test_entries_and_clear(digits, digits_data):
 
 def test_processes_agree_on_what_is_found(monkeypatch):
     """A space that another process lacks is observed again by all."""
-    sources = [load(model) for model in pair()]
+    sources = [load_source(model) for model in pair()]
     binding, passes = find_spec(sources[0]), Passes([open_images(images(32), None)])
-    Merger(sources, images(32), tasks=TASKS).merge(Options(), calibrate="none")
+    Merger(sources, images(32), tasks=TASKS).merge(calibrate="none")
     stored = StatisticsCache(sources, binding, passes, False)
     spaces = list(binding.spaces.values())
     assert set(stored.read(spaces)) == {space.name for space in spaces}

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from hf_zipit.data.batches import Passes, make_accelerator
+from hf_zipit.data.batches import Passes
 from hf_zipit.data.images import open_all
 from hf_zipit.errors import DataError
 from hf_zipit.statistics.collect import collect
@@ -30,17 +30,13 @@ def gathered(compat=False, models=None):
     """Two models, two tasks of different length, and a last batch that is not full."""
     models = models or [tiny("resnet18", seed) for seed in (0, 1)]
     binding = resnet_spec_binding(models[0])
-    accelerator = make_accelerator()
     parts = open_all([images(29, seed=0), images(16, seed=1)], 2, None)
     return collect(
         models,
         binding,
-        Passes(parts, 8)("Reading"),
+        Passes(parts, 8, "cpu"),
         spaces=binding.spaces,
-        tasks=2,
         names=["a", "b"],
-        accelerator=accelerator,
-        device=torch.device("cpu"),
         compat=compat,
     )
 
@@ -75,6 +71,7 @@ def test_no_hook_and_no_change_is_left_on_the_models():
         assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
 
+@pytest.mark.slow
 def test_two_processes_give_what_one_gives(tmp_path):
     """A real accelerate launch with two CPU processes."""
     out = tmp_path / "stats.json"

@@ -31,8 +31,8 @@ def case(name, size, spaces, slow=False, **kwargs):
 DECLARED = [
     case("resnet18", 32, 12),
     case("cifar_resnet20", 32, 12),
-    case("resnext50_32x4d", 32, 37),
-    case("resnet50_gn", 32, 37),
+    case("resnext50_32x4d", 32, 37, slow=True),
+    case("resnet50_gn", 32, 37, slow=True),
     case("resnet50", 64, 37, slow=True),
     case("resnet50d", 64, 39, slow=True),
     case("seresnet50", 64, 53, slow=True),
@@ -95,12 +95,13 @@ def test_same_grouping_as_the_declared_spec(name, kwargs, size, spaces):
     found = trace(model, torch.zeros(1, 3, size, size))
     same_grouping(found, bind(specs.read(specs.folder() / "timm_resnet.yaml"), model))
     assert len(found.spaces) == spaces
-    assert found.share < 1e-3
+    assert found.fixed_share < 1e-3
 
 
 @pytest.mark.parametrize(
     ("name", "kwargs", "size", "spaces"), [*DECLARED[:2], *map(slow, DECLARED[2:]), *OTHERS, *PARTLY]
 )
+@pytest.mark.sample(5)
 def test_traced_units_move_without_changing_the_logits(name, kwargs, size, spaces):
     model = build(name, kwargs)
     before = copy.deepcopy(model.state_dict())
@@ -114,6 +115,7 @@ def test_traced_units_move_without_changing_the_logits(name, kwargs, size, space
 
 
 @pytest.mark.parametrize(("name", "kwargs", "size", "spaces"), [*DECLARED[:2], *map(slow, DECLARED[2:]), *OTHERS])
+@pytest.mark.sample(4)
 def test_written_spec_passes_the_checks_and_says_what_the_trace_says(name, kwargs, size, spaces):
     model = build(name, kwargs)
     pixels = torch.zeros(1, 3, size, size)
@@ -130,7 +132,7 @@ def test_written_spec_passes_the_checks_and_says_what_the_trace_says(name, kwarg
 def test_spaces_that_cannot_be_observed_are_left_fixed(name, kwargs, size, spaces):
     model = build(name, kwargs)
     text = describe(model, torch.zeros(1, 3, size, size), "traced")
-    assert "spaces that cannot be observed or said here are left fixed" in text
+    assert "spaces are left fixed: they are not observable, or not in the grammar" in text
     assert 5 < len(bind(specs.parse(text), model).spaces) < spaces
 
 
@@ -204,7 +206,7 @@ def test_an_op_without_a_rule_freezes_what_enters_it_and_is_named():
     model, pixels = Sorted(), torch.zeros(1, 3, 2, 2)
     found = trace(model, pixels)
     assert "sort in the model" in tally(found)
-    assert 0.5 < found.share < 0.6
+    assert 0.5 < found.fixed_share < 0.6
     assert [space.size for space in found.spaces] == [8]
     assert difference(model, found, pixels)[0] < 1e-12
 

@@ -1,4 +1,4 @@
-"""Ridge regression from the samples themselves: the same solution where there are fewer of them than inputs."""
+"""Ridge regression in the dual, from stored samples: the same solution, faster with fewer samples than inputs."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,10 +10,13 @@ from torch import Tensor
 
 @dataclass
 class Samples:
-    """`e ~ W x + b` as in `NormalEquations`, from samples `x (T, G, d)` and `e (T, G, m)` that are kept.
+    """Stored samples of the regression `e ~ W x + b`, with the interface of `NormalEquations`.
 
-    The dual of the regression is solved: `W = P + (E - X P)^T (X X^T + ridge)^-1 X` needs `(T, T)` products in place of
-    `(d, d)` ones.
+    The dual is solved: `W = P + (E - X P^T)^T (X X^T + ridge)^-1 X` needs `(T, T)` products instead of `(d, d)` ones.
+
+    Attributes:
+        x: inputs, `(T, G, d)` for T samples and G groups.
+        e: outputs, `(T, G, m)`.
 
     >>> samples = Samples(torch.tensor([[[0.0]], [[1.0]], [[2.0]]]), torch.tensor([[[1.0]], [[3.0]], [[5.0]]]))
     >>> [round(value.item(), 3) for value in samples.solve(1e-9)]
@@ -25,17 +28,18 @@ class Samples:
 
     @classmethod
     def empty(cls, groups: int, inputs: int, outputs: int, device: torch.device | str = "cpu") -> "Samples":
-        """No sample."""
+        """No samples."""
         return cls(torch.zeros(0, groups, inputs, device=device), torch.zeros(0, groups, outputs, device=device))
 
     @property
     def count(self) -> int:
-        """How many there are."""
+        """The number of samples."""
         return len(self.x)
 
     def update(self, x: Tensor, e: Tensor) -> None:
-        """Add samples."""
-        self.x, self.e = torch.cat([self.x, x.to(self.x)]), torch.cat([self.e, e.to(self.e)])
+        """Add samples: `x (T, G, d)`, `e (T, G, m)`."""
+        self.x = torch.cat([self.x, x.to(self.x)])
+        self.e = torch.cat([self.e, e.to(self.e)])
 
     def __add__(self, other: "Samples") -> "Samples":
         """Both sets of samples together."""
@@ -61,13 +65,14 @@ class Samples:
         return some
 
     def moments(self, weight: Tensor, start: int = 0) -> tuple[Tensor, Tensor]:
-        """Mean and variance of `weight (G, m, k)` times the inputs from `start` on, `(G, m)` each."""
+        """Mean and variance of `weight (G, m, k)` times the k inputs from `start` on, `(G, m)` each."""
         out = self._x[..., start : start + weight.shape[-1]] @ weight.mT  # (G, T, m)
         return out.mean(1), out.var(1, correction=0)
 
     def solve(self, ridge: float, prior: Tensor | None = None, intercept: bool = True) -> tuple[Tensor, Tensor]:
-        """`W (G, m, d)` and `b (G, m)`, as `NormalEquations.solve` gives them."""
-        x, e = self._x, self.e.double().transpose(0, 1)  # (G, T, d), (G, T, m)
+        """`W (G, m, d)` and `b (G, m)`; arguments and result are those of `NormalEquations.solve`."""
+        x = self._x  # (G, T, d)
+        e = self.e.double().transpose(0, 1)  # (G, T, m)
         mean_x, mean_e = (value.mean(1, keepdim=True) * intercept for value in (x, e))
         rest = e - mean_e if prior is None else e - mean_e - (x - mean_x) @ prior.mT
         products = self._products[intercept]
@@ -81,7 +86,7 @@ class Samples:
         return weight, mean_e[:, 0] - (weight @ mean_x.mT)[..., 0]
 
     def error(self, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
-        """Mean squared error of a fit for every output, `(G, m)`; of no fit, of `e` itself."""
+        """Mean squared error of every output, `(G, m)`. Without weight and bias the prediction is 0."""
         e = self.e.double().transpose(0, 1)
         if weight is not None and bias is not None:
             e = e - self._x @ weight.mT - bias[:, None]
@@ -89,11 +94,12 @@ class Samples:
 
     @property
     def _x(self) -> Tensor:
+        """The inputs in float64, `(G, T, d)`."""
         return self.x.double().transpose(0, 1)
 
     @cached_property
     def _products(self) -> dict[bool, Tensor]:
-        """The inner products of the samples with and without their mean taken off, `(G, T, T)`."""
+        """The inner products of the samples, `(G, T, T)`: centred under `True`, as they are under `False`."""
         x = self._x
         centred = x - x.mean(1, keepdim=True)
         return {True: centred @ centred.mT, False: x @ x.mT}

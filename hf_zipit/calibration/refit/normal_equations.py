@@ -1,4 +1,4 @@
-"""Streaming ridge regression: normal equations in float64 that add up over batches and processes."""
+"""Streaming ridge regression: normal equations in float64, summed over batches and processes."""
 
 from dataclasses import dataclass, replace
 
@@ -9,10 +9,18 @@ from torch import Tensor
 
 @dataclass
 class NormalEquations:
-    """The centred normal equations of `e ~ W x + b`, for `G` independent groups of `d` inputs and `m` outputs.
+    """The centred normal equations of `e ~ W x + b`, for G independent groups of d inputs and m outputs.
 
-    `x (G, d)` and `e (G, m)` are means, `xx (G, d, d)`, `xe (G, d, m)` and `ee (G, m)` centred second moments (of
-    `ee` the diagonal). They are combined as `moments.Moments` are, so parts of the data add up to the whole.
+    They are combined as `statistics.moments.Moments` are, so those of disjoint parts of the data add up to those of
+    the whole.
+
+    Attributes:
+        count: the number of samples.
+        x: mean of the inputs, `(G, d)`.
+        e: mean of the outputs, `(G, m)`.
+        xx: centred second moment of the inputs, `(G, d, d)`.
+        xe: centred second moment of inputs and outputs, `(G, d, m)`.
+        ee: the diagonal of the outputs' centred second moment, `(G, m)`.
 
     >>> equations = NormalEquations.empty(1, 1, 1)
     >>> equations.update(torch.tensor([[[0.0]], [[1.0]], [[2.0]]]), torch.tensor([[[1.0]], [[3.0]], [[5.0]]]))
@@ -29,7 +37,7 @@ class NormalEquations:
 
     @classmethod
     def empty(cls, groups: int, inputs: int, outputs: int, device: torch.device | str = "cpu") -> "NormalEquations":
-        """The equations of no sample."""
+        """The equations of no samples."""
         zeros = torch.zeros(groups, inputs, dtype=torch.float64, device=device)
         return cls(
             0,
@@ -44,10 +52,13 @@ class NormalEquations:
         """Add samples: `x (T, G, d)`, `e (T, G, m)`."""
         if not len(x):
             return
-        x, e = x.to(self.x).transpose(0, 1), e.to(self.e).transpose(0, 1)  # (G, T, d), (G, T, m)
-        mean_x, mean_e = x.mean(1), e.mean(1)
+        x = x.to(self.x).transpose(0, 1)  # (G, T, d)
+        e = e.to(self.e).transpose(0, 1)  # (G, T, m)
+        mean_x = x.mean(1)
+        mean_e = e.mean(1)
         self._shift(x.shape[1], mean_x, mean_e)
-        x, e = x - mean_x[:, None], e - mean_e[:, None]
+        x = x - mean_x[:, None]
+        e = e - mean_e[:, None]
         self.xx.baddbmm_(x.mT, x)
         self.xe.baddbmm_(x.mT, e)
         self.ee += e.square().sum(1)
@@ -62,15 +73,20 @@ class NormalEquations:
         return out
 
     def _shift(self, count: float, x: Tensor, e: Tensor) -> None:
-        """Account for the distance between the means of these samples and of `count` others."""
+        """Move the means as `count` more samples with means `x` and `e` do; their second moments are not added."""
         total = self.count + count
         if not total:
             return
-        dx, de, share = x - self.x, e - self.e, count / total
+        dx = x - self.x
+        de = e - self.e
+        share = count / total
         self._spread(dx, de, self.count * share)
-        self.x, self.e, self.count = self.x + dx * share, self.e + de * share, total
+        self.x = self.x + dx * share
+        self.e = self.e + de * share
+        self.count = total
 
     def _spread(self, dx: Tensor, de: Tensor, weight: float) -> None:
+        """Add the second moments of a shift `dx (G, d)`, `de (G, m)` of the means."""
         self.xx += weight * dx[:, :, None] * dx[:, None]
         self.xe += weight * dx[:, :, None] * de[:, None]
         self.ee += weight * de.square()
@@ -86,7 +102,8 @@ class NormalEquations:
         for mean in (self.x, self.e):
             means.append((accelerator.reduce(mean.to(device) * mine, "sum") / total.clamp(min=1)).to(mean.device))
         self._spread(means[0] - self.x, means[1] - self.e, self.count)
-        self.x, self.e, self.count = means[0], means[1], float(total.item())
+        self.x, self.e = means
+        self.count = float(total.item())
         for name in ("xx", "xe", "ee"):
             value = getattr(self, name)
             setattr(self, name, accelerator.reduce(value.to(device), "sum").to(value.device))
@@ -96,7 +113,7 @@ class NormalEquations:
         return replace(self, e=self.e[:, outputs], xe=self.xe[..., outputs], ee=self.ee[:, outputs])
 
     def moments(self, weight: Tensor, start: int = 0) -> tuple[Tensor, Tensor]:
-        """Mean and variance of `weight (G, m, k)` times the inputs from `start` on, `(G, m)` each."""
+        """Mean and variance of `weight (G, m, k)` times the k inputs from `start` on, `(G, m)` each."""
         mine = slice(start, start + weight.shape[-1])
         mean = (weight @ self.x[:, mine, None])[..., 0]
         variance = ((weight @ self.xx[:, mine, mine]) * weight).sum(-1) / max(self.count, 1)
@@ -105,8 +122,12 @@ class NormalEquations:
     def solve(self, ridge: float, prior: Tensor | None = None, intercept: bool = True) -> tuple[Tensor, Tensor]:
         """`W (G, m, d)` and `b (G, m)` that minimise `|e - W x - b|^2 + ridge * unit * |W - prior|^2`.
 
-        The unit is the mean second moment of an input. Groups whose inputs do not vary keep the prior. Without an
-        intercept b is 0, and moments about zero take the place of the centred ones.
+        Groups whose inputs are constant keep the prior.
+
+        Args:
+            ridge: the penalty, in units of the mean second moment of an input.
+            prior: what the ridge pulls towards, `(G, m, d)`; `None` is zero.
+            intercept: whether there is a `b`. Without one `b` is 0, and moments about zero replace the centred ones.
         """
         xx, xe = self.xx, self.xe
         if not intercept:
@@ -124,7 +145,7 @@ class NormalEquations:
         return weight, self.e - (weight @ self.x[:, :, None])[:, :, 0]
 
     def error(self, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
-        """Mean squared error of a fit for every output, `(G, m)`; of no fit, of `e` itself."""
+        """Mean squared error of every output, `(G, m)`. Without weight and bias the prediction is 0."""
         if weight is None or bias is None:
             return self.ee / max(self.count, 1) + self.e.square()
         rest = self.e - (weight @ self.x[:, :, None])[:, :, 0] - bias

@@ -1,114 +1,120 @@
-"""What a layer reads and where its output goes, as samples, during a forward pass."""
+"""What layers read and put out during a forward pass, as samples."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.overrides import TorchFunctionMode
 
-from hf_zipit.calibration.refit.layers import ADDS, Layer, Part, Places
+from hf_zipit.calibration.refit.follow import ADDITIONS, AffineMap, Call, Output, OutputFollower
+from hf_zipit.calibration.refit.layers import Layer
+from hf_zipit.statistics.lattice import lattice
 
-POSITIONS = 64  # of a larger feature map an even lattice of at most this many positions per image is read
+POSITIONS = 64  # a feature map with more positions is read on an even lattice of at most so many per image
 
 
 @dataclass(eq=False)
-class _Running:
-    """An output on its way through the affine maps behind a part, to the sum it enters."""
+class _LayerOutput(Output):
+    """An output on its way through norm and scale to the sum it enters."""
 
     layer: Layer
-    part: Part  # as far as it has run
-    value: Tensor
 
 
-class Observer(TorchFunctionMode):
-    """Reads the inputs and the sites of some layers while a network runs.
+class LayerObserver(OutputFollower[_LayerOutput]):
+    """Reads the inputs and outputs of some layers while a network runs.
 
-    `inputs[layer]` is `(B, P, groups, d)`: what one group of output units reads, the parts side by side.
-    `sites[layer]` is `(B, P, units)`: the output behind the affine maps, or the sum it enters.
+    A layer may read windows, with more entries on its first axis than there are images. The windows of an image are
+    then taken as more positions of it; they must be consecutive.
 
-    >>> with Observer(net, layers) as seen:  # doctest: +SKIP
+    Args:
+        net: the network.
+        layers: those of its layers that are read.
+        images: the number of images, B; `None` if no layer reads windows.
+        inputs: whether to read inputs as well as outputs.
+
+    Attributes:
+        inputs: for each layer `(B, P, groups, d)`: what one group of its output units reads, maps side by side.
+        results: for each layer `(B, P, units)`: the output behind norm and scale, or the sum it enters.
+
+    >>> with LayerObserver(net, layers) as seen:  # doctest: +SKIP
     ...     net(pixels)
-    >>> seen.sites[layers[0]].shape  # doctest: +SKIP
+    >>> seen.results[layers[0]].shape  # doctest: +SKIP
     """
 
-    def __init__(self, net: nn.Module, layers: Sequence[Layer], inputs: bool = True) -> None:
-        super().__init__()
-        self.places, self.reads = Places(net), inputs
-        self.wanted = {part.module: (layer, part) for layer in layers for part in layer.parts}
-        linear = (path for path in self.wanted if isinstance(net.get_submodule(path), nn.Linear))
-        self.maps = set(self.wanted).difference(linear)  # their units are on axis 1
+    def __init__(self, net: nn.Module, layers: Sequence[Layer], images: int | None = None, inputs: bool = True) -> None:
+        super().__init__(net)
+        self.images = images
+        self.keep_inputs = inputs
+        self.layers = {affine.module: layer for layer in layers for affine in layer.maps}
+        self.maps = {affine.module: affine for layer in layers for affine in layer.maps}
+        linear = (path for path in self.maps if isinstance(net.get_submodule(path), nn.Linear))
+        self.channels_first = set(self.maps).difference(linear)  # their units are on axis 1
         self.columns: dict[str, Tensor] = {}
-        self.sites: dict[Layer, Tensor] = {}
-        self.running: list[_Running] = []
+        self.results: dict[Layer, Tensor] = {}
 
     @property
     def inputs(self) -> dict[Layer, Tensor]:
         """What each layer reads."""
-        layers = dict.fromkeys(layer for layer, _ in self.wanted.values())
-        return {layer: _beside([self.columns[part.module] for part in layer.parts]) for layer in layers}
+        layers = dict.fromkeys(self.layers.values())
+        return {layer: _side_by_side([self.columns[affine.module] for affine in layer.maps]) for layer in layers}
 
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        name = func.__name__
-        part = self.places.called(name, args)
-        part = part if part is not None and part.module in self.wanted else None
-        if part is not None and self.reads:
-            self.columns[part.module] = _read(name, args)
-        running = [entry for entry in self.running if any(a is entry.value for a in args)]
-        result = func(*args, **(kwargs or {}))
-        for entry in running:
-            self._follow(entry, name, args, result)
-        if part is not None:
-            self._arrive(_Running(self.wanted[part.module][0], part, result))
-        return result
+    def on_map_input(self, affine: AffineMap, function: str, args: tuple[Any, ...]) -> None:
+        """Keep what a map is about to read."""
+        if self.keep_inputs and affine.module in self.maps:
+            self.columns[affine.module] = self._by_image(_samples_read(function, args))
 
-    def _follow(self, entry: _Running, name: str, args: Sequence[Any], result: Any) -> None:
-        part = self.places.follows(name, args, entry.value, entry.part)
-        if part is not None:
-            self.running.remove(entry)
-            self._arrive(_Running(entry.layer, part, result))
-        elif name in ADDS and isinstance(result, Tensor):
-            self.running = [other for other in self.running if other.layer is not entry.layer]
-            self._keep(entry, result)
+    def on_read(self, output: _LayerOutput, call: Call, version: int) -> None:
+        """Follow an output through norm and scale, and keep the sum that it enters."""
+        if output not in self.outputs or output.value is None:
+            return  # the sum was kept for another output of the same layer
+        extended = self.parameters.extended(call.function, call.args, output.value, output.affine)
+        if extended is not None:
+            self.outputs.remove(output)
+            self._follow(_LayerOutput(extended, call.result, output.layer))
+        elif call.function in ADDITIONS:
+            self.outputs = [other for other in self.outputs if other.layer is not output.layer]
+            self._keep(output, call.result)
 
-    def _arrive(self, entry: _Running) -> None:
-        done = entry.part == self.wanted[entry.part.module][1]
-        if done and not entry.layer.added:
-            self._keep(entry, entry.value)
+    def on_map(self, affine: AffineMap, call: Call, read: Sequence[_LayerOutput]) -> None:
+        """Begin to follow the output of a map."""
+        if affine.module in self.maps:
+            self._follow(_LayerOutput(affine, call.result, self.layers[affine.module]))
+
+    def _follow(self, output: _LayerOutput) -> None:
+        complete = output.affine == self.maps[output.affine.module]
+        if complete and not output.layer.added and output.value is not None:
+            self._keep(output, output.value)
         else:
-            self.running.append(entry)
+            self.outputs.append(output)
 
-    def _keep(self, entry: _Running, site: Tensor) -> None:
-        maps = entry.part.module in self.maps
-        self.sites[entry.layer] = lattice(site.movedim(1, -1) if maps else site).clone()
+    def _keep(self, output: _LayerOutput, result: Tensor) -> None:
+        moved = result.movedim(1, -1) if output.affine.module in self.channels_first else result
+        self.results[output.layer] = self._by_image(samples(moved).clone())
+
+    def _by_image(self, values: Tensor) -> Tensor:
+        """`(B * windows, P, ...)` -> `(B, windows * P, ...)`."""
+        if self.images is None or self.images == len(values):
+            return values
+        return values.reshape(self.images, -1, *values.shape[2:])
 
 
-def _read(name: str, args: Sequence[Any]) -> Tensor:
+def _samples_read(function: str, args: Sequence[Any]) -> Tensor:
     """What a convolution, a linear layer or a batch norm reads, `(B, P, groups, d)`."""
-    if name == "conv2d":
+    if function == "conv2d":
         return columns(*args)
-    if name == "linear":
-        return lattice(args[0])[:, :, None].clone()
-    return lattice(args[0].movedim(1, -1))[..., None].clone()
+    if function == "linear":
+        return samples(args[0])[:, :, None].clone()
+    return samples(args[0].movedim(1, -1))[..., None].clone()
 
 
-def lattice(values: Tensor) -> Tensor:
-    """`(B, ..., units)` -> `(B, P, units)`; of a large map an even lattice of positions."""
+def samples(values: Tensor) -> Tensor:
+    """`(B, ..., units)` -> `(B, P, units)`; a large feature map is read on an even lattice."""
     if values.ndim == 4:
-        start, step = _step(*values.shape[1:3])
-        values = values[:, start::step, start::step]
+        rows, cols = lattice(values.shape[1:3], POSITIONS)
+        values = values[:, rows, cols]
     return values.flatten(1, -2) if values.ndim > 2 else values[:, None]
-
-
-def _step(height: int, width: int) -> tuple[int, int]:
-    step = 1
-    while -(-height // step) * -(-width // step) > POSITIONS:
-        step += 1
-    return (step - 1) // 2, step
 
 
 def columns(
@@ -120,21 +126,24 @@ def columns(
     dilation: Any = 1,
     groups: int = 1,
 ) -> Tensor:
-    """The patches that a 2-d convolution reads at the lattice of its output: `(B, P, groups, d)`.
+    """The patches that a 2-d convolution reads at the lattice of its output.
 
-    The arguments are those of `conv2d`; `d` runs over `weight.shape[1:]`.
+    The arguments are those of `conv2d`.
+
+    Returns:
+        `(B, P, groups, d)`, where `d` runs over `weight.shape[1:]`.
     """
-    kernel = weight.shape[2:]
-    stride, dilation = _pair(stride), _pair(dilation)
-    spans = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
+    stride = _pair(stride)
+    dilation = _pair(dilation)
+    spans = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
     if padding == "same":
         (top, bottom), (left, right) = ((span // 2, span - span // 2) for span in spans)
     else:
         (top, bottom), (left, right) = ((p, p) for p in _pair(0 if padding == "valid" else padding))
     x = functional.pad(x, (left, right, top, bottom))
     windows = x.unfold(2, spans[0] + 1, stride[0]).unfold(3, spans[1] + 1, stride[1])  # (B, C, H, W, span, span)
-    start, step = _step(*windows.shape[2:4])
-    windows = windows[:, :, start::step, start::step, :: dilation[0], :: dilation[1]]
+    rows, cols = lattice(windows.shape[2:4], POSITIONS)
+    windows = windows[:, :, rows, cols, :: dilation[0], :: dilation[1]]
     return windows.permute(0, 2, 3, 1, 4, 5).reshape(len(x), -1, groups, weight[0].numel())
 
 
@@ -142,5 +151,5 @@ def _pair(value: Any) -> tuple[int, int]:
     return (value, value) if isinstance(value, int) else tuple(value)
 
 
-def _beside(parts: Sequence[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(list(parts), -1)
+def _side_by_side(inputs: Sequence[Tensor]) -> Tensor:
+    return inputs[0] if len(inputs) == 1 else torch.cat(list(inputs), -1)

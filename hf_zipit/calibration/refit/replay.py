@@ -1,4 +1,4 @@
-"""Running several models stage by stage over the same images, from the last stage whose inputs are still at hand."""
+"""Running several networks side by side over the same images, from any stage on."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -9,12 +9,12 @@ from torch import Tensor, nn
 
 from hf_zipit.data.batches import Passes
 
-MEMORY = 2 * 2**30  # bytes of activations that one process keeps
+MEMORY = 2 * 2**30  # upper limit on the bytes of activations that one process keeps
 
 
 @dataclass(frozen=True)
 class Track:
-    """A network whose layers are looked at, and the stages whose composition is its forward pass."""
+    """A network whose layers are observed, and the stages whose composition is its forward pass."""
 
     net: nn.Module
     stages: tuple[Callable[[Tensor], Tensor], ...]
@@ -22,7 +22,13 @@ class Track:
 
 @dataclass
 class Batch:
-    """What enters a stage: one tensor per track; the data set of every image, and its number there, `(B,)`."""
+    """What enters a stage.
+
+    Attributes:
+        values: one tensor per track.
+        task: the data set of every image, `(B,)`.
+        number: the number of every image in its data set, `(B,)`.
+    """
 
     values: list[Tensor]
     task: Tensor
@@ -33,18 +39,25 @@ class Batch:
 class Replay:
     """Passes over the images that start at any stage.
 
-    Every batch's inputs of the latest stage asked for are kept, where they fit into `MEMORY`; the next pass starts
-    there. Otherwise it starts from the images.
+    The inputs of the latest stage asked for are kept for all batches if they fit into `MEMORY`, and the next pass
+    starts there. Otherwise a pass starts from the images.
+
+    Attributes:
+        tracks: the networks that run side by side.
+        passes: the images.
+        sizes: for each stage, the bytes per image that enter it, all tracks together.
+        start: the stage whose inputs are kept; -1 if none are.
+        kept: those inputs, batch by batch.
     """
 
     tracks: Sequence[Track]
     passes: Passes
-    sizes: Sequence[int]  # bytes per image that enter each stage, all tracks together
-    start: int = -1  # the stage whose inputs are kept
+    sizes: Sequence[int]
+    start: int = -1
     kept: list[Batch] = field(default_factory=list)
 
     def batches(self, stage: int, label: str) -> Iterator[Batch]:
-        """One pass: what enters a stage, batch by batch, in this process's share."""
+        """One pass over this process's share of the batches: what enters a stage."""
         keep = stage > self.start and self._fits(stage)
         fresh: list[Batch] = []
         for i, batch in enumerate(self._stored(label)):
@@ -59,25 +72,40 @@ class Replay:
                 self.kept[i] = out
             elif keep:
                 fresh.append(out)
-            yield Batch([value.clone() for value in values], batch.task, batch.number)
+            yield _copied(out)
         if keep:
-            self.start, self.kept = stage, self.kept or fresh
+            self.start = stage
+            self.kept = self.kept or fresh
 
     def _stored(self, label: str) -> Iterator[Batch]:
+        """Copies of the kept batches, or batches of images: a stage may change its input in place."""
         if self.start >= 0:
             for batch in self.kept:
-                yield Batch([value.clone() for value in batch.values], batch.task, batch.number)
+                yield _copied(batch)
             return
-        device, dtype = self.passes.device, next(self.tracks[0].net.parameters()).dtype
+        device = self.passes.device
+        dtype = next(self.tracks[0].net.parameters()).dtype
         for pixels, task, number in self.passes.numbered(label):
             pixels = pixels.to(device, dtype, memory_format=torch.channels_last)
             yield Batch([pixels.clone() for _ in self.tracks], task.to(device), number.to(device))
 
     def _fits(self, stage: int) -> bool:
-        images = sum(len(part) for part in self.passes.images)
-        return self.sizes[stage] * math.ceil(images / int(self.passes.accelerator.num_processes)) <= MEMORY
+        """Whether the inputs of a stage fit into memory."""
+        images = sum(len(data_set) for data_set in self.passes.images)
+        share = math.ceil(images / int(self.passes.accelerator.num_processes))
+        return self.sizes[stage] * share <= MEMORY
 
     def fork(self, tracks: Sequence[int], heads: Sequence[Track], sizes: Sequence[int]) -> "Replay":
-        """A replay of some of the tracks, continued in their own ways."""
-        kept = [Batch([b.values[i] for i in tracks], b.task, b.number) for b in self.kept]
+        """A replay that goes on from what is kept of some of the tracks.
+
+        Args:
+            tracks: the numbers of these tracks.
+            heads: what runs in the new replay, one track for each of them.
+            sizes: bytes per image that enter each stage of the heads, all heads together.
+        """
+        kept = [Batch([batch.values[i] for i in tracks], batch.task, batch.number) for batch in self.kept]
         return Replay(heads, self.passes, sizes, self.start, kept)
+
+
+def _copied(batch: Batch) -> Batch:
+    return Batch([value.clone() for value in batch.values], batch.task, batch.number)

@@ -1,4 +1,4 @@
-"""What a refit aims at: the parents' activations, merged as the units are."""
+"""What a refit fits layers to: the parents' outputs, merged as the units are."""
 
 from collections.abc import Mapping, Sequence
 
@@ -12,31 +12,39 @@ from hf_zipit.transform.transform import positions
 
 
 class Target:
-    """The merge of the parents' outputs at one place.
+    """The merge of the parents' outputs of one layer.
 
-    `index[k] (n,)` says which merged unit each unit of parent k belongs to, negative where it was dropped.
+    Args:
+        labels: for each parent `(n,)`, the merged unit of every unit; negative for a unit that was dropped.
+        width: the number of merged units, m.
+        per_task: whether the images of a task are taught by the parent of that task alone.
     """
 
-    def __init__(self, index: Sequence[Tensor], width: int, per_task: bool) -> None:
+    def __init__(self, labels: Sequence[Tensor], width: int, per_task: bool) -> None:
         self.per_task = per_task
-        ones = [torch.bincount(labels[labels >= 0], minlength=width).double() for labels in index]
-        self.counts = torch.stack(ones)  # (N, m)
-        self.kept = [(labels >= 0).nonzero().flatten() for labels in index]
-        self.index = [labels[kept] for labels, kept in zip(index, self.kept, strict=True)]
+        members = [torch.bincount(mine[mine >= 0], minlength=width).double() for mine in labels]
+        self.counts = torch.stack(members)  # (N, m)
+        self.kept = [(mine >= 0).nonzero().flatten() for mine in labels]
+        self.labels = [mine[kept] for mine, kept in zip(labels, self.kept, strict=True)]
 
-    def __call__(self, sites: Sequence[Tensor], task: Tensor) -> Tensor:
-        """The parents' outputs `(B, P, n)` each -> what the merged model should put out, `(B, P, m)`.
+    def __call__(self, outputs: Sequence[Tensor], task: Tensor) -> Tensor:
+        """What the merged layer should put out: the mean over the members of every merged unit.
 
-        The mean over the units that were merged; `per_task`, on the images of task k the mean over those of parent k
-        wherever there are any.
+        Args:
+            outputs: of each parent, `(B, P, n)`.
+            task: the task of every image, `(B,)`. With `per_task`, the mean is over the members from the parent of the
+                image's task, wherever there are any.
+
+        Returns:
+            `(B, P, m)`.
         """
-        first = sites[0]
+        first = outputs[0]
         counts = self.counts.to(first)
         sums = [
             first.new_zeros(*first.shape[:2], counts.shape[1]).index_add_(
-                -1, index.to(first.device), site.index_select(-1, kept.to(first.device))
+                -1, labels.to(first.device), output.index_select(-1, kept.to(first.device))
             )
-            for site, index, kept in zip(sites, self.index, self.kept, strict=True)
+            for output, labels, kept in zip(outputs, self.labels, self.kept, strict=True)
         ]
         out = torch.stack(sums).sum(0) / counts.sum(0).clamp(min=1)
         if self.per_task:
@@ -53,23 +61,26 @@ def trunk_target(
     widths: Sequence[int],
     per_task: bool,
 ) -> Target:
-    """The target of a merged layer: its outputs are merged as the rows of its weight are.
+    """The target of a layer of the trunk: its outputs are merged as the rows of its weight are.
 
     Args:
-        parameter: the name of its weight.
-        widths: how many outputs the layer has in each parent; those of a classifier are put side by side.
+        binding: which rows of which parameter belong to which space.
+        matches: by space, which merged unit each parent's unit became.
+        parameter: the name of the layer's weight.
+        widths: the number of outputs that the layer has in each parent. Those of a classifier are concatenated.
+        per_task: as for `Target`.
     """
     if parameter in binding.classifier:
         starts = [sum(widths[:k]) for k in range(len(widths))]
-        index = [torch.arange(start, start + width) for start, width in zip(starts, widths, strict=True)]
-        return Target(index, sum(widths), False)
+        labels = [torch.arange(start, start + width) for start, width in zip(starts, widths, strict=True)]
+        return Target(labels, sum(widths), False)
     rows = [row for row in binding.rows([parameter])[parameter] if row.role != "read" and row.axis == 0]
     aims = {row.space: matches[row.space].aim for row in rows}
     placed = [positions(rows, aims, model, width) for model, width in enumerate(widths)]
-    return Target([index for index, _ in placed], placed[0][1], per_task)
+    return Target([labels for labels, _ in placed], placed[0][1], per_task)
 
 
 def identity(nets: Sequence[nn.Module], layer: Layer) -> Target:
-    """The target of a head's layer: what its parent puts out there, or the mean over several networks."""
-    width = int(nets[0].get_parameter(f"{layer.parts[0].module}.weight").shape[0])
+    """The target of a layer of a head: the mean of the same layer's outputs in one or more networks."""
+    width = int(nets[0].get_parameter(f"{layer.maps[0].module}.weight").shape[0])
     return Target([torch.arange(width)] * len(nets), width, False)

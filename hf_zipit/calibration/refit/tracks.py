@@ -1,4 +1,4 @@
-"""The networks of a refit, part by part: the merged trunk and heads, and the same parts of every parent."""
+"""The networks that a refit runs: trunk and heads of the merged model, and the same of every parent."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -7,58 +7,89 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from hf_zipit.assembly.plan import Plan
 from hf_zipit.calibration.refit.replay import Track
 from hf_zipit.models.modeling_zipit import ZipItForImageClassification
 from hf_zipit.models.resume import Steps
 from hf_zipit.models.steps import run_steps
 from hf_zipit.running import logits_of, working_copy
 from hf_zipit.sources.source import Source
+from hf_zipit.specs.plan import Plan
 
 Stage = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class Parts:
-    """A trunk, and the heads behind it: each runs from the image on."""
+class Tracks:
+    """The trunk of a model, and its heads. Each track runs from the image on."""
 
     trunk: Track
     heads: list[Track]
 
 
 def network_of(source: Source) -> nn.Module:
-    """What computes a parent's outputs: more than `model` where that is a backbone, or the trunk of a merge."""
+    """The network that computes a parent's outputs.
+
+    It is more than `source.model` where that is only a backbone, or the trunk of a merge.
+    """
     whole = source.network if source.trunk is not None or isinstance(source.model, Steps) else None
     return source.model if whole is None else whole
 
 
-def merged_parts(model: Any, size: Sequence[int]) -> Parts:
-    """The parts of a merged model; heads that are no chains, but what surrounds a backbone, run in one stage."""
-    stages = stages_of(model.trunk, model.config.trunk or [], size)
+def merged_tracks(model: Any, size: Sequence[int]) -> Tracks:
+    """Trunk and heads of a merged model. Heads with decoders around a shared backbone run in one stage.
+
+    Args:
+        model: the merged model, in eval mode.
+        size: height and width of the images.
+    """
+    stages = step_stages(model.trunk, model.config.trunk or [], size)
     if isinstance(model, ZipItForImageClassification):
-        steps, ways = model.config.head or [], zip(model.heads, model.unmerge, strict=True)
-        heads = [Track(head, (*stages, *stages_of(head, steps, size, unmerge))) for head, unmerge in ways]
+        steps = model.config.head or []
+        heads = [
+            Track(head, (*stages, *step_stages(head, steps, size, unmerge)))
+            for head, unmerge in zip(model.heads, model.unmerge, strict=True)
+        ]
     else:
-        named = zip(model.heads, model.config.tasks, strict=True)
-        heads = [Track(head, (_passing(partial(model, tasks=task)),)) for head, task in named]
-    return Parts(Track(model.trunk, stages), heads)
+        heads = [
+            Track(head, (_passing(partial(model, tasks=task)),))
+            for head, task in zip(model.heads, model.config.tasks, strict=True)
+        ]
+    return Tracks(Track(model.trunk, stages), heads)
 
 
-def parent_parts(source: Source, network: nn.Module, plan: Plan, size: Sequence[int]) -> Parts:
-    """The parts of a parent that become those of the merge, in a working copy of its network."""
+def parent_tracks(source: Source, network: nn.Module, plan: Plan, size: Sequence[int]) -> Tracks:
+    """Those tracks of a parent that correspond to the merged model's.
+
+    Args:
+        source: the parent.
+        network: a working copy of what `network_of` returns for it.
+        plan: where trunk and heads meet.
+        size: height and width of the images.
+    """
     if source.trunk is not None:
-        return merged_parts(network, size)
+        return merged_tracks(network, size)
+    trunk = plan.binding.calls(plan.trunk)
     if isinstance(source.model, Steps):
         view = working_copy(source.model, next(network.parameters()).device)
-        return Parts(Track(view, stages_of(view, plan.trunk, size)), [Track(network, (_passing(network),))])
-    trunk = Track(network, stages_of(network, plan.trunk, size))
-    return Parts(trunk, [Track(network, stages_of(network, plan.binding.steps, size))])
+        return Tracks(Track(view, step_stages(view, trunk, size)), [Track(network, (_passing(network),))])
+    whole = plan.binding.calls(plan.binding.steps)
+    return Tracks(
+        Track(network, step_stages(network, trunk, size)),
+        [Track(network, step_stages(network, whole, size))],
+    )
 
 
-def stages_of(
+def step_stages(
     net: nn.Module, steps: Sequence[str], size: Sequence[int], before: nn.Module | None = None
 ) -> tuple[Stage, ...]:
-    """The steps of a network as functions; a network without steps is one. `before` runs ahead of the first."""
+    """The steps of a network as functions. A network without steps is one function.
+
+    Args:
+        net: the network.
+        steps: its steps with their arguments, as `Binding.calls` gives them.
+        size: height and width of the images.
+        before: a module that runs ahead of the first step.
+    """
     runs: list[Stage] = [partial(run_steps, net, [step], size=size) for step in steps]
     if before is not None:
         first, unmerge = runs[0], before
@@ -67,7 +98,7 @@ def stages_of(
 
 
 def _passing(run: Callable[[Tensor], Any]) -> Stage:
-    """A stage that is only run for what happens inside."""
+    """A stage that returns its input: only what happens inside is of interest."""
 
     def stage(value: Tensor) -> Tensor:
         run(value)

@@ -1,4 +1,4 @@
-"""The lines of a spec that is being written, and the modules in which their spaces can be observed."""
+"""The wiring lines of a spec that is written from a trace, and the modules in which its spaces can be observed."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +13,14 @@ NO_SPACE = -1
 
 @dataclass(frozen=True)
 class Term:
-    """A part of an axis: a space once (`plain`), tiled or repeated, or a fixed part with the name it is written as."""
+    """A part of an axis.
+
+    Attributes:
+        form: `plain` for a space once, `tile` for copies of the space side by side, `repeat` for copies of each unit;
+            for a fixed part, the name to write (`.`, `image` or `classes`).
+        space: Number of the space in the trace; `NO_SPACE` for a fixed part.
+        length: Length of the part.
+    """
 
     form: str
     space: int
@@ -24,8 +31,15 @@ Expression = tuple[Term, ...]
 
 
 @dataclass(frozen=True)
-class Entry:
-    """A line to be: a module that reads and writes, a module that carries (no `writes`), or a parameter (`axes`)."""
+class DraftLine:
+    """A line of the spec.
+
+    Attributes:
+        target: Path of the module or parameter.
+        reads: What the module reads or, without `writes`, carries.
+        writes: What the module writes.
+        axes: One expression per axis, for a parameter that is wired by itself.
+    """
 
     target: str
     reads: Expression = ()
@@ -39,7 +53,7 @@ class Entry:
 
 
 class Unwritable(Exception):
-    """The grammar cannot say how these spaces lie; they will be written as fixed."""
+    """The grammar cannot express how these spaces lie in a parameter; they will be written as fixed."""
 
     def __init__(self, spaces: Sequence[int]) -> None:
         super().__init__(spaces)
@@ -47,19 +61,32 @@ class Unwritable(Exception):
 
 
 def probes_of(
-    space: int, entries: Sequence[Entry], trace: Trace, modules: Mapping[str, nn.Module]
+    space: int, lines: Sequence[DraftLine], trace: Trace, modules: Mapping[str, nn.Module]
 ) -> tuple[tuple[str, str], ...]:
-    """Inputs of the layers that read a space: the last one, or all along a stream that layer norms read."""
-    layers = [e for e in entries if e.writes]
+    """The modules that show a space: `(path, "in" or "out")`.
+
+    These are the input of the last layer that reads it, or the inputs of all layers along a stream under layer norms,
+    or the output of a module that writes or carries it.
+
+    Args:
+        space: Number of the space in the trace.
+        lines: The lines of the model.
+        trace: The trace.
+        modules: The modules of the model, by path.
+
+    Raises:
+        Unwritable: no module shows the space.
+    """
+    layers = [e for e in lines if e.writes]
     inputs = [
         (e.target, "in") for e in layers if _holds(e.reads, space) and _shows((e.target, "in"), space, trace, modules)
     ]
     readers = list({trace.points[point].tensor: point for point in inputs[::-1]}.values())[::-1]
     if readers:
-        normed = any(_holds(e.reads, space) and _token_norm(modules.get(e.target)) for e in entries if not e.writes)
+        normed = any(_holds(e.reads, space) and _token_norm(modules.get(e.target)) for e in lines if not e.writes)
         return tuple(readers) if normed and len(readers) > 2 else (readers[-1],)
     writers = [(e.target, "out") for e in layers if any(t.space == space for t in e.writes)]
-    carriers = [(e.target, "out") for e in entries if not e.writes and _holds(e.reads, space)]
+    carriers = [(e.target, "out") for e in lines if not e.writes and _holds(e.reads, space)]
     for point in (*writers, *carriers):
         if _shows(point, space, trace, modules):
             return (point,)
@@ -72,12 +99,13 @@ def _token_norm(module: nn.Module | None) -> bool:
 
 
 def _shows(point: Point, space: int, trace: Trace, modules: Mapping[str, nn.Module]) -> bool:
-    """Whether a module's input or output holds the units in order, on the axis where statistics look."""
+    """Whether a module's input or output shows the units in order, on the axis that statistics read."""
     found = trace.points.get(point)
-    if found is None:  # it did not run, or not as a module, or twice
+    if found is None:  # the module did not run, or was not called as a module, or ran twice
         return False
     last = isinstance(modules[point[0]], nn.Linear) or found.ndim == 3
-    units, wanted = found.axes.get(found.ndim - 1 if last else 1), torch.tensor(trace.spaces[space].units)
+    units = found.axes.get(found.ndim - 1 if last else 1)
+    wanted = torch.tensor(trace.spaces[space].units)
     if units is None or len(units) < len(wanted) or found.mixed(units):
         return False
     return any(torch.equal(part, wanted) for part in units.unfold(0, len(wanted), 1))

@@ -1,0 +1,117 @@
+"""Generate the tables of options, methods and calibrations in the documentation from the code.
+
+python docs/make.py            # writes docs/options.md, and the tables in README.md
+python docs/make.py --check    # exit with 1 if one of these files is out of date
+"""
+
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from hf_zipit.calibration.methods import CALIBRATIONS
+from hf_zipit.matching.methods import METHODS, Method
+from hf_zipit.recipe import Recipe
+
+ROOT = Path(__file__).parents[1]
+OFTEN = ("method", "cut", "calibrate", "num_images", "width", "flops_budget", "alpha", "beta", "compat")
+NO_OPTION = ("sources", "generator")
+PAGE = """# Options
+
+Every option of a merge: a flag of `hf-zipit merge` and `hf-zipit compare`, a keyword of `hf_zipit.merge`, and a key of
+a recipe file. `hf-zipit recipe --schema` prints the JSON schema. This page is written by `make docs`.
+
+{options}
+
+## Methods
+
+{methods}
+
+## Calibrations
+
+{calibrations}
+"""
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table, with `|` escaped in the cells."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
+
+
+def options(names: Iterable[str]) -> str:
+    """A table of the named options."""
+    fields = {name: Recipe.model_fields[name] for name in names}
+    rows = [
+        [f"`{name}`", "" if field.default is None else f"`{field.default}`", summary(field.description or "")]
+        for name, field in fields.items()
+    ]
+    return table(["option", "default", "meaning"], rows)
+
+
+def summary(description: str) -> str:
+    """The first paragraph of a description; lists of names that follow it have separate tables."""
+    return " ".join(description.partition("\n\n")[0].split())
+
+
+def compared(method: Method) -> str:
+    """What a method compares: activations, weights, both or nothing."""
+    kinds = [name for name, read in (("activations", method.activations), ("weights", method.weights)) if read]
+    return " and ".join(kinds) or "nothing"
+
+
+def methods() -> str:
+    """A table of all methods and controls."""
+    rows = [
+        [f"`{name}`" + (" (control)" if method.control else ""), compared(method), method.summary]
+        for name, method in METHODS.items()
+    ]
+    return table(["method", "compares", "what it does"], rows)
+
+
+def calibrations() -> str:
+    """A table of all calibrations."""
+    rows = [[f"`{name}`", calibration.summary] for name, calibration in CALIBRATIONS.items()]
+    return table(["calibration", "what it does"], rows)
+
+
+def filled(text: str, parts: dict[str, str]) -> str:
+    """A text with each section between `<!-- NAME -->` and `<!-- end of NAME -->` replaced.
+
+    Raises:
+        ValueError: a section is missing, or occurs more than once.
+    """
+    for name, part in parts.items():
+        marked = re.compile(rf"(<!-- {name} -->\n).*?(\n<!-- end of {name} -->)", re.DOTALL)
+        text, count = marked.subn(lambda found, part=part: f"{found[1]}\n{part}\n{found[2]}", text)
+        if count != 1:
+            raise ValueError(f"README.md has {count} sections marked '{name}'; exactly one is needed")
+    return text
+
+
+def pages() -> dict[Path, str]:
+    """The generated files and their contents."""
+    known = {"methods": methods(), "calibrations": calibrations()}
+    every = [name for name in Recipe.model_fields if name not in NO_OPTION]
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    return {
+        ROOT / "docs" / "options.md": PAGE.format(options=options(every), **known),
+        ROOT / "README.md": filled(readme, {"options": options(OFTEN), **known}),
+    }
+
+
+def main(check: bool) -> int:
+    """Write the files; or, with `check`, return 1 if any of them is out of date."""
+    stale = 0
+    for file, text in pages().items():
+        current = file.is_file() and file.read_text(encoding="utf-8") == text
+        stale += not current
+        if not check:
+            file.write_text(text, encoding="utf-8")
+        elif not current:
+            print(f"{file.relative_to(ROOT)} is out of date: run `make docs`")
+    return int(check and stale > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main("--check" in sys.argv[1:]))

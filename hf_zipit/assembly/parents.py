@@ -1,0 +1,144 @@
+"""The interface of models that are merged with each other: plans, costs, and assembly of the merged model.
+
+Only `kind_of` chooses between the implementations, `Classifiers` and `Multitask`.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from hf_zipit.costs import Cost, Cut, LayerCosts, cost_of
+from hf_zipit.models.configuration_zipit import ZipItConfig
+from hf_zipit.models.modeling_zipit import ZipItForImageClassification
+from hf_zipit.models.modeling_zipit_model import ZipItModel
+from hf_zipit.sources.source import Source
+from hf_zipit.specs.cuts import resolve_cut
+from hf_zipit.specs.plan import Plan
+from hf_zipit.specs.spaces import Binding
+from hf_zipit.transform.match import Match
+
+Merged = ZipItForImageClassification | ZipItModel
+
+
+class Parents(ABC):
+    """Opened models whose first layers, or all layers, have the same architecture.
+
+    Attributes:
+        joint: whether the merge predicts among the classes of all tasks.
+        runs: whether opening the models requires a forward pass.
+        config_class: the class of the merge's config.
+        binding: the spec, bound to the shared part of the models.
+        sources: the shared part of each model, with common parameter names; this is what is matched and merged.
+        wholes: the complete models, including layers outside the shared part.
+    """
+
+    joint: ClassVar[bool]
+    runs: ClassVar[bool]
+    config_class: ClassVar[type[ZipItConfig]]
+    binding: Binding
+    sources: Sequence[Source]
+    wholes: Sequence[Source]
+
+    @classmethod
+    @abstractmethod
+    def open(cls, sources: Sequence[Source], spec: str | Path | None, backbone: str | None) -> "Parents":
+        """Find the part that the models share.
+
+        Args:
+            sources: one or more models.
+            spec: a spec file to use instead of the shipped ones or a trace.
+            backbone: the module path of the backbone, in models with other layers around it.
+
+        Raises:
+            SourceError: they have nothing in common; the message names the first difference.
+            SpecError: no spec describes them.
+        """
+
+    @cached_property
+    def states(self) -> list[dict[str, Tensor]]:
+        """The state dict of the shared part of every model."""
+        return [source.model.state_dict() for source in self.sources]
+
+    @property
+    def input_size(self) -> tuple[int, int, int]:
+        """(channels, height, width) of an input image."""
+        return self.sources[0].input_size
+
+    @property
+    def reference(self) -> Source:
+        """The source whose parameter names the binding uses."""
+        return self.sources[0]
+
+    @cached_property
+    def costs(self) -> list[Cost]:
+        """FLOPs and parameters of each complete model."""
+        return [cost_of(whole.model, self.input_size) for whole in self.wholes]
+
+    def depth(self, cut: str | None) -> int:
+        """Number of merged steps up to a named cut; by default, up to the last legal one.
+
+        Raises:
+            OptionError: unknown cut; the message lists the legal ones.
+        """
+        return resolve_cut(self.binding, cut)
+
+    def plan(self, cut: str | None, widths: Mapping[str, int] | None = None) -> Plan:
+        """The plan of a merge.
+
+        Args:
+            cut: the last merged step or stage; `None` for the last legal cut.
+            widths: number of merged units, for the spaces where it differs from one model's.
+
+        Raises:
+            OptionError: unknown cut; the message lists the legal ones.
+        """
+        return Plan(self.binding, self.depth(cut), cut, widths or {})
+
+    def spaces(self, plan: Plan) -> set[str]:
+        """The names of the spaces that a plan merges."""
+        return plan.spaces(self.states[0])
+
+    def assemble(self, names: Sequence[str], plan: Plan, matches: Mapping[str, Match], about: dict[str, Any]) -> Merged:
+        """The merged model, before calibration.
+
+        Args:
+            names: task names.
+            plan: where the trunk ends, and how wide it is.
+            matches: by space.
+            about: provenance, recorded in the config.
+        """
+        config = self.config(names, plan)
+        config.zipit = about
+        return self.build(config, self.state(plan, matches))
+
+    @abstractmethod
+    def gathers(self, plan: Plan) -> bool:
+        """Whether each head gathers its own model's units from the trunk, so that its input width does not change."""
+
+    @abstractmethod
+    def layer_costs(self) -> LayerCosts:
+        """FLOPs of a merge at any cut and widths."""
+
+    @abstractmethod
+    def cut_costs(self) -> list[Cut]:
+        """Costs of every legal cut of the first model."""
+
+    @abstractmethod
+    def cost(self, names: Sequence[str], plan: Plan) -> Cost:
+        """FLOPs of one image with all heads, and parameters, of the planned merge."""
+
+    @abstractmethod
+    def config(self, names: Sequence[str], plan: Plan) -> ZipItConfig:
+        """Everything needed to rebuild the merged model, except its shapes."""
+
+    @abstractmethod
+    def state(self, plan: Plan, matches: Mapping[str, Match]) -> dict[str, Tensor]:
+        """The merged model's state dict."""
+
+    @abstractmethod
+    def build(self, config: Any, state: Mapping[str, Tensor]) -> Merged:
+        """The merged model with this state; shapes that differ from the sources' architecture go into the config."""

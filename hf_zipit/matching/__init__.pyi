@@ -1,0 +1,10 @@
+from .average import average_match as average_match
+from .kmeans import kmeans_match as kmeans_match
+from .match import Match as Match
+from .methods import METHODS as METHODS
+from .methods import Method as Method
+from .optimal import optimal_match as optimal_match
+from .options import Options as Options
+from .permute import permute_match as permute_match
+from .select import select_match as select_match
+from .zip import zip_match as zip_match

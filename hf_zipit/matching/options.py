@@ -1,0 +1,110 @@
+"""The options of matching: the method, its parameters, and the width of the merge."""
+
+from typing import Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from hf_zipit.errors import OptionError
+from hf_zipit.matching.methods import METHODS, Method, balanced, described
+from hf_zipit.settings import Settings
+
+AUTO = "auto"  # a balance that is chosen by trying several
+
+
+class Options(Settings):
+    """The user's options of matching; hashable.
+
+    >>> Options(method="zip", alpha=0.2).needs_statistics
+    True
+    """
+
+    method: str = Field("zip", description=f"How units are matched.\n\n{described()}")
+    alpha: float = Field(
+        0.1,
+        ge=0,
+        le=1,
+        description="Factor on the similarity of a merged unit for each further unit that it absorbs, 0 to 1; small "
+        "values favor merges of few units (zip, *-zip).",
+    )
+    beta: float = Field(
+        0.8,
+        ge=0,
+        le=1,
+        description="Largest share of merges that may join units of the same model, 0 to 1 (zip, *-zip).",
+    )
+    compat: bool = Field(
+        False, description="Reproduce the authors' code exactly, even where it departs from their paper."
+    )
+    balance: float | Literal["auto"] = Field(
+        0.5,
+        description="Weight of the similarity of weights relative to that of activations, 0 to 1 (mudsc-*). With auto, "
+        "0.1 to 0.9 are tried, and the merge whose outputs are closest to the parents' is kept.",
+    )
+    sweeps: int = Field(
+        100, ge=1, description="Largest number of sweeps over all feature spaces, for methods that compare weights."
+    )
+    width: float = Field(
+        1.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="Merged units per unit of one model, in every feature space whose width can change.",
+    )
+    flops_budget: float | None = Field(
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="Upper limit on FLOPs for all tasks, as a multiple of one parent's forward pass; chooses cut and "
+        "widths. 1 is enough for a full merge with all its classifiers.",
+    )
+
+    @field_validator("method")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        if value not in METHODS:
+            raise OptionError(f"unknown method '{value}'; methods: {', '.join(METHODS)}")
+        return value
+
+    @field_validator("balance")
+    @classmethod
+    def _share(cls, value: float | str) -> float | str:
+        if isinstance(value, float) and not 0 <= value <= 1:
+            raise OptionError(f"balance is {value:g}: it must lie between 0 and 1")
+        return value
+
+    @model_validator(mode="after")
+    def _fits(self) -> "Options":
+        if self.flops_budget is not None and self.width != 1:
+            raise OptionError(
+                f"width is {self.width:g} and flops_budget is {self.flops_budget:g}: give only one of them"
+            )
+        if not self.how.takes(self.width):
+            supported = "only width 1, as it compares nothing" if self.how.fixed else "no width below 1"
+            raise OptionError(f"width is {self.width:g}: method '{self.method}' supports {supported}")
+        if self.balance == AUTO and not balanced(self.method):
+            known = ", ".join(name for name in METHODS if balanced(name))
+            raise OptionError(f"balance is '{AUTO}': method '{self.method}' has no balance; methods with one: {known}")
+        return self
+
+    @property
+    def options(self) -> "Options":
+        """Only the options of matching."""
+        return Options(**{name: getattr(self, name) for name in Options.model_fields})
+
+    @property
+    def how(self) -> Method:
+        """The registry entry of the method."""
+        return METHODS[self.method]
+
+    @property
+    def needs_statistics(self) -> bool:
+        """Whether the method reads activations."""
+        return self.how.activations
+
+    @property
+    def ignored(self) -> list[str]:
+        """Options of matching that are not at their defaults, although the method does not use them."""
+        used = {"method", "compat", "width", "flops_budget", *self.how.options}
+        used |= {"balance"} if balanced(self.method) else set()
+        used |= {"sweeps"} if self.how.weights else set()
+        unused = [name for name in Options.model_fields if name not in used]
+        return [name for name in unused if getattr(self, name) != Options.model_fields[name].default]

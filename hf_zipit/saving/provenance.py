@@ -1,0 +1,50 @@
+"""The record of how a merge was made, as `config.json` keeps it under `zipit`."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from hf_zipit.models.configuration_zipit import ZipItConfig
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """How a merge was made.
+
+    Attributes:
+        generator: name and version of the software, such as `hf-zipit 0.1.0`.
+        sources: one entry per parent: `id` and `revision` of a model on the Hub, or `folder` (its name) and `path`
+            (relative to the saved merge) of a local one; `sha256` of its weights; its license metadata.
+        recipe: the options of the merge by their names in a recipe, such as `method` and `calibrate`.
+        data: one entry per data set of unlabelled images: `name`, `num_images`, and `ref` (on the Hub) or `folder`.
+        spaces: one entry per merged feature space: `name`, `width`, and how many of its units are `shared` by models,
+            merged `within` one model, or `alone`.
+        balance: how `balance="auto"` chose its value: `by` which criterion, and the values `tried`.
+    """
+
+    generator: str | None = None
+    sources: list[dict[str, Any]] = field(default_factory=list)
+    recipe: dict[str, Any] = field(default_factory=dict)
+    data: list[dict[str, Any]] = field(default_factory=list)
+    spaces: list[dict[str, Any]] = field(default_factory=list)
+    balance: dict[str, Any] | None = None
+
+    @classmethod
+    def of(cls, config: ZipItConfig) -> "Provenance":
+        """The provenance in a merged model's config; all defaults if it has none.
+
+        >>> Provenance.of(ZipItConfig(zipit={"recipe": {"method": "zip"}})).recipe
+        {'method': 'zip'}
+        """
+        return cls.from_dict(config.zipit)
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any] | None) -> "Provenance":
+        """The provenance from the plain values of a `config.json`; unknown keys are ignored."""
+        names = {one.name for one in fields(cls)}
+        return cls(**{name: value for name, value in (record or {}).items() if name in names})
+
+    def to_dict(self) -> dict[str, Any]:
+        """The plain values that `config.json` holds; `generator` and `balance` are left out where they are `None`."""
+        values = {one.name: getattr(self, one.name) for one in fields(self)}
+        return {name: value for name, value in values.items() if value is not None}

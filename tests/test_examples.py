@@ -233,7 +233,6 @@ def test_a_folder_without_the_original_files_is_read_by_the_library(name, tmp_pa
     [
         pytest.param(
             ["--model", "vit", "--width", "0.34", "--same-init", "--cuts", "vit.layers.1"],
-            marks=pytest.mark.slow,
             id="vit",
         ),
         pytest.param(
@@ -242,7 +241,7 @@ def test_a_folder_without_the_original_files_is_read_by_the_library(name, tmp_pa
         ),
     ],
 )
-@pytest.mark.sample(1)
+@pytest.mark.slow
 def test_cifar_pairs_are_trained_and_merged(options, run_example, tmp_path):
     data = cifar(tmp_path / "data")
     quick = ["--epochs", "2", "--batch-size", "16", "--num-images", "16", "--no-bf16", "--calibrate", "batchnorm"]

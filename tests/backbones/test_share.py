@@ -23,7 +23,7 @@ from hf_zipit.saving import save as saving
 from hf_zipit.saving.load import load_merged
 from hf_zipit.sources.load import load_source
 from hf_zipit.transform.permute import randomise
-from tests.helpers.marks import slow, slow_but
+from tests.helpers.marks import slow_but
 from tests.helpers.measure import flops
 from tests.helpers.models import hf_vit, images, tiny
 from tests.helpers.wholes import (
@@ -54,8 +54,8 @@ def merger(pair):
     return Merger([pair[0], whole(pair[1])], images(), tasks=TASKS, cache=False)
 
 
-@pytest.mark.parametrize("method", [slow("permute"), "zip"])
-@pytest.mark.sample(1)
+@pytest.mark.parametrize("method", ["permute", "zip"])
+@pytest.mark.slow
 def test_a_permuted_copy_inside_another_model_class_is_recovered(pair, merger, method):
     classifier, _, maps = pair
     assert merger.parents.binding.cuts[-1] == "layer4.0"

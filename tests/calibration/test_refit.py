@@ -441,6 +441,7 @@ def renewed(model, data):
     return model.eval()
 
 
+@pytest.mark.slow
 def test_a_joint_refit_aims_its_heads_between_the_parents_and_their_renewed_selves():
     sources, data = [SMALL(seed) for seed in (0, 1)], images(40, seed=3)
     options = {"tasks": ["a", "b"], "batch_size": len(data[0])}

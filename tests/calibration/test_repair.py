@@ -70,7 +70,7 @@ def test_a_merge_with_a_permuted_copy_is_left_as_it_is(name, cut):
 @pytest.mark.parametrize(
     ("name", "path"), [("ResNet", "layer1.1.bn1"), ("VGG", "features.3"), ("ViT", "blocks.1.norm1")]
 )
-@pytest.mark.sample(2)
+@pytest.mark.sample(1)
 def test_units_have_the_mean_and_deviation_of_their_parents(name, path, models):
     parents = [MODELS[name](seed) for seed in range(models)]
     data = images(64)

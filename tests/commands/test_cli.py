@@ -78,6 +78,7 @@ def test_cache_is_shown_cleared_and_left_alone(run, digits, digits_data, tmp_pat
     assert json.loads(run("cache", "--clear", "--json")[1])["freed"] == 0
 
 
+@pytest.mark.slow
 def test_accuracies_license_and_ordinary_checkpoints(run, digits, digits_data, tmp_path):
     options = ["--data", digits_data, "--num-images", 32, "--license", "mit"]
     code, _, err = run("merge", *digits, *options, "-o", tmp_path / "a", "--eval-data", f"{digits_data}:test")
@@ -163,6 +164,7 @@ def test_a_recipe_file_with_flags_beside_it(run, digits, digits_data, tmp_path):
     assert "recipe.yml: unknown key 'colour'" in err
 
 
+@pytest.mark.slow
 def test_parents_that_moved_can_be_named_and_must_be_the_same(run, digits, digits_data, tmp_path):
     moved = [shutil.copytree(d, tmp_path / d.name) for d in digits]
     out = tmp_path / "merged"

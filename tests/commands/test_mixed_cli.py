@@ -73,6 +73,7 @@ def test_each_task_is_evaluated_by_its_own_metric_beside_parents_and_ensemble(ru
     assert re.search(r"parent:classes +0\.\d{4} +- +- ", printed)
 
 
+@pytest.mark.slow
 def test_inspect_shows_which_tensors_a_cut_hands_over(run, models, merged, caplog):
     with caplog.at_level(logging.WARNING, "hf_zipit"):
         code, printed, _ = run("inspect", models[1])
@@ -92,6 +93,7 @@ def test_inspect_shows_which_tensors_a_cut_hands_over(run, models, merged, caplo
     assert found["trunk"]["parameters"] + found["heads"][0]["parameters"] == cut["parameters"]
 
 
+@pytest.mark.slow
 def test_a_plan_costs_what_the_merge_does(run, models, merged):
     code, printed, _ = run("merge", *models, *CUT, "--dry-run", "--json")
     plan, found = json.loads(printed), json.loads(run("inspect", merged, "--json")[1])
@@ -213,6 +215,7 @@ def test_merges_of_several_kinds_are_compared(run, place, models, merged):
     assert (place / "scored" / "results.png").stat().st_size > 10000
 
 
+@pytest.mark.slow
 def test_the_balance_is_chosen_by_the_outputs_of_all_kinds(run, place, models, monkeypatch):
     monkeypatch.setattr(balance, "GRID", (0.2, 0.5, 0.9))
     options = ["--method", "mudsc-align", "--balance", "auto", "--calibrate", "none", "--num-images", 4, "--no-cache"]

@@ -48,6 +48,7 @@ def test_rows_equal_a_plain_computation(merged):
     assert rows["merged"].parameters == sum(p.numel() for p in merged.parameters())
 
 
+@pytest.mark.slow
 def test_labels_are_matched_by_name(digits, digits_data):
     merged = hf_zipit.merge(digits, digits_data, num_images=200, tasks=["low", "high"])
     rows = evaluate(merged, digits_data, parents=[load_source(d) for d in digits])

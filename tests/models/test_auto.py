@@ -33,7 +33,7 @@ def test_timm_builds_our_architectures_in_any_order_of_imports(imports):
 
 
 @pytest.mark.parametrize("imports", ["import hf_zipit, transformers", "import transformers, hf_zipit"])
-@pytest.mark.sample(1)
+@pytest.mark.slow
 def test_transformers_knows_merges_in_any_order_of_imports(imports):
     code = "transformers.AutoModelForImageClassification; print(transformers.AutoConfig.for_model('zipit').model_type)"
     assert printed(f"{imports}; {code}") == "zipit"

@@ -71,6 +71,7 @@ def test_weights_of_other_shapes_do_not_fit_a_segmentation_model(tmp_path):
         load_source(tmp_path / "unet")
 
 
+@pytest.mark.slow
 def test_merges_of_both_kinds_prepare_images_as_their_sources_do(digits, tmp_path):
     from PIL import Image
 

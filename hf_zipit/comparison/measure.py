@@ -5,8 +5,8 @@ from typing import Any
 
 from hf_zipit.assembly.parents import Merged
 from hf_zipit.costs import cost_of
-from hf_zipit.data.batches import Passes, remembered
-from hf_zipit.data.images import Images, open_all
+from hf_zipit.data.batches import Passes
+from hf_zipit.data.images import Images
 from hf_zipit.data.rows import TEST
 from hf_zipit.evaluation.classification import Classification
 from hf_zipit.evaluation.dense import TaskMetrics, open_all_targets
@@ -100,7 +100,4 @@ def _opened(merger: Merger, data: Any, num_images: int | Sequence[int] | None) -
     """The images for the evaluation; by default, those for the statistics."""
     if data is None:
         return list(merger.passes.images)
-    models = len(merger.parents.sources)
-    seed = merger.recipe.seed
-    images = open_all(data, models, merger.transform, splits=TEST, num_images=num_images, seed=seed)
-    return [remembered(part) for part in images]
+    return merger.open_images(data, splits=TEST, num_images=num_images)

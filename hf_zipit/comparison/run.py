@@ -21,7 +21,7 @@ from hf_zipit.errors import OptionError, ZipItError
 from hf_zipit.evaluation.dense import relative
 from hf_zipit.evaluation.fidelity import feature_correlation
 from hf_zipit.evaluation.results import Result
-from hf_zipit.merging.balance import merge_settled
+from hf_zipit.merging.balance import accuracy_on, merge_settled
 from hf_zipit.merging.merger import Merger
 from hf_zipit.progress import progress
 from hf_zipit.recipe import Recipe
@@ -151,8 +151,9 @@ class Comparison:
         return found
 
     def _decisions(self, recipe: Recipe) -> list[Any]:
-        """What decides a row: the merge, and the labelled images that choose its balance."""
-        return [recipe.decisions, recipe.balance_data]
+        """What decides a row: the merge, and the content of the labelled images that choose its balance."""
+        labelled = recipe.balance_data and accuracy_on(self.merger, recipe.balance_data).fingerprint()
+        return [recipe.decisions, labelled]
 
     def _key(self, decisions: Any) -> str:
         """A hash of the models, the images and the options of a row."""

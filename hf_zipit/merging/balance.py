@@ -9,7 +9,6 @@ from typing import Any
 from accelerate.utils import broadcast_object_list
 
 from hf_zipit.assembly.parents import Merged
-from hf_zipit.data.images import open_all
 from hf_zipit.errors import OptionError
 from hf_zipit.evaluation.classification import Classification
 from hf_zipit.evaluation.fidelity import distance
@@ -59,8 +58,6 @@ def merge_balanced(merger: Merger, recipe: Recipe, data: Any = None) -> tuple[Me
     """
     if any(len(source.tasks) != 1 for source in merger.parents.sources):
         raise OptionError("one of the models is a merge, so it has no single output; give balance as a number")
-    if data is not None and not merger.parents.joint:
-        raise OptionError("balance_data needs classifiers only; leave it out, or give balance as a number")
     score = _accuracy(merger, data) if data is not None else _nearness(merger)
     tried: dict[float, float] = {}
     best: tuple[Merged, Recipe] | None = None
@@ -83,6 +80,27 @@ def merge_balanced(merger: Merger, recipe: Recipe, data: Any = None) -> tuple[Me
     return best
 
 
+def accuracy_on(merger: Merger, data: Any) -> Classification:
+    """The evaluation on labelled images that chooses a balance; data sets given by name are opened once per merger.
+
+    Raises:
+        OptionError: a task has no accuracy to measure.
+        DataError: the images cannot be read or belong to no task.
+    """
+    if not merger.parents.joint:
+        raise OptionError("balance_data needs classifiers only; leave it out, or give balance as a number")
+    key = ("labelled", *data) if isinstance(data, list) and all(isinstance(name, str) for name in data) else None
+    if key in merger.memo:
+        known: Classification = merger.memo[key]
+        return known
+    images = merger.open_images(data)
+    chosen: dict[str, Any] = {"batch_size": merger.passes.batch_size, "device": str(merger.passes.device)}
+    opened = Classification(merger.heads, images, merger.parents.input_size, **chosen)
+    if key is not None:
+        merger.memo[key] = opened
+    return opened
+
+
 def _nearness(merger: Merger) -> Score:
     """A score: minus the error of the outputs relative to the parents', averaged over tasks."""
 
@@ -95,15 +113,7 @@ def _nearness(merger: Merger) -> Score:
 
 def _accuracy(merger: Merger, data: Any) -> Score:
     """A score: the accuracy averaged over tasks."""
-    sources = merger.parents.sources
-    images = open_all(data, len(sources), sources[0].transform, seed=merger.recipe.seed, token=merger.token)
-    evaluation = Classification(
-        merger.heads,
-        images,
-        merger.parents.input_size,
-        batch_size=merger.passes.batch_size,
-        device=str(merger.passes.device),
-    )
+    evaluation = accuracy_on(merger, data)
 
     def score(merged: Merged) -> float:
         return float(evaluation.result("merged", merged).average or 0)

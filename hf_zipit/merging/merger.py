@@ -12,8 +12,8 @@ from hf_zipit.assembly.parents import Merged
 from hf_zipit.backbones.merges import check_cut
 from hf_zipit.calibration.merge_state import MergeState
 from hf_zipit.calibration.methods import CALIBRATIONS, stages_of
-from hf_zipit.data.batches import Passes
-from hf_zipit.data.images import open_all
+from hf_zipit.data.batches import Passes, remembered
+from hf_zipit.data.images import Images, open_all
 from hf_zipit.errors import OptionError
 from hf_zipit.matching.matcher import Matcher
 from hf_zipit.matching.options import AUTO, Options
@@ -138,6 +138,11 @@ class Merger:
             if any(other.after == name for other in CALIBRATIONS.values()):
                 known[name] = {key: value.clone() for key, value in state.model.state_dict().items()}
 
+    def open_images(self, data: Any, **options: Any) -> list[Images]:
+        """Further images for these models, each decoded once; `options` are those of `open_all`."""
+        chosen: dict[str, Any] = {"seed": self.recipe.seed, "token": self.token, **options}
+        return [remembered(part) for part in open_all(data, len(self.parents.sources), self.transform, **chosen)]
+
     @property
     def heads(self) -> list[dict[str, Any]]:
         """Name and classes of every task, as in the config of a merge."""
@@ -147,10 +152,13 @@ class Merger:
 
     def plan(self, recipe: Recipe) -> Plan:
         """The plan of a merge: its cut and widths."""
+        return self._once(("plan", recipe.options, recipe.cut), lambda: self._plan(recipe))
+
+    def _plan(self, recipe: Recipe) -> Plan:
+        """Make the plan of a merge."""
         if recipe.flops_budget is None:
-            return self._once(("plan", recipe.options, recipe.cut), lambda: sized_plan(self.parents, recipe))
-        key = ("plan", recipe.options, recipe.cut)
-        return self._once(key, lambda: budget_plan(self.parents, recipe, self.match, self.statistics))
+            return sized_plan(self.parents, recipe)
+        return budget_plan(self.parents, recipe, self.match, self.statistics)
 
     def match(self, plan: Plan, recipe: Recipe) -> dict[str, Match]:
         """The matches of the spaces that a plan merges, by space.

@@ -4,6 +4,8 @@ import csv
 import json
 from dataclasses import replace
 
+import datasets
+import PIL.Image
 import pytest
 import torch
 
@@ -69,6 +71,31 @@ def test_rows_are_those_of_single_merges_and_evaluations(tmp_path):
         assert {key: mine[key] for key in alone[name] if key != "model"} == {
             key: value for key, value in alone[name].items() if key != "model"
         }
+
+
+@pytest.mark.slow
+def test_other_labelled_images_under_the_same_name_choose_the_balance_anew(tmp_path):
+    """A row that an earlier content of the file decided is not reported for a later one."""
+    file = tmp_path / "labelled.parquet"
+    made = []
+
+    def write(first):
+        pictures = [PIL.Image.new("RGB", (32, 32), (20 * i, 0, 0)) for i in range(10)]
+        rows = {"image": pictures, "label": [(first + i) % 5 for i in range(10)]}
+        datasets.Dataset.from_dict(rows).to_parquet(str(file))
+
+    def compare():
+        mine = merger(cache=False)
+        recipe = mine.recipe.changed(method="mudsc-align", balance="auto", balance_data=[str(file)], cut="layer1")
+        Comparison(mine, tmp_path / "report", labelled(), save=lambda recipe, _: made.append(recipe)).run([recipe])
+
+    write(first=0)
+    compare()
+    compare()
+    assert len(made) == 1
+    write(first=1)
+    compare()
+    assert len(made) == 2
 
 
 def test_one_pass_for_statistics_and_each_image_decoded_once(tmp_path, monkeypatch):

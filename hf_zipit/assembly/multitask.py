@@ -2,21 +2,19 @@
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from hf_zipit.assembly.parents import Parents
 from hf_zipit.backbones.share import Shared, share
-from hf_zipit.costs import Cost, Cut, LayerCosts, count_flops, count_parameters, resized
+from hf_zipit.costs import Cost, Cut, LayerCosts, count_flops, count_parameters, cut_costs, resized
 from hf_zipit.errors import OptionError
 from hf_zipit.models.configuration_zipit_model import ZipItModelConfig
 from hf_zipit.models.modeling_zipit_model import ZipItModel
-from hf_zipit.models.resume import Steps, tensor_of, weights_of
+from hf_zipit.models.resume import Steps, weights_of
 from hf_zipit.sources.from_transformers import dense_processor
 from hf_zipit.sources.source import Source
 from hf_zipit.specs.plan import Plan, gathered
@@ -86,7 +84,6 @@ class Multitask(Parents):
         wholes = [cost.flops for cost in self.costs]
         return LayerCosts(self.reference.model, self.binding, self.input_size, classes, wholes)
 
-    @torch.no_grad()
     def cut_costs(self) -> list[Cut]:
         """Costs of every legal cut of the first model. `space` lists the spaces of all tensors that its head reads.
 
@@ -94,20 +91,11 @@ class Multitask(Parents):
         'stem + layer1.0.out + layer2.0.out + layer3.0.out + layer4.0.out'
         """
         whole = self.costs[0]
-        view: Any = copy.deepcopy(self.sources[0].model).to("meta").eval()
-        value = torch.empty(1, *self.input_size, device="meta")
-        flops = parameters = 0
-        cuts = []
-        for depth, step in enumerate(self.binding.steps, 1):
-            part = view.get_submodule(step)
-            with FlopCounterMode(display=False) as counter:
-                value, _ = tensor_of(part(value))
-            flops += counter.get_total_flops()
-            parameters += count_parameters(part)
-            if self.binding.after[step] is not None:
-                spaces = dict.fromkeys(space for _, space, _, _ in self.shared.taps(0, depth))
-                cuts.append(Cut(step, " + ".join(spaces), flops, whole.flops, parameters, whole.parameters))
-        return cuts
+        found = []
+        for cut in cut_costs(self.sources[0].model, self.binding, self.input_size):
+            read = dict.fromkeys(space for _, space, _, _ in self.shared.taps(0, self.depth(cut.name)))
+            found.append(replace(cut, space=" + ".join(read), flops=whole.flops, parameters=whole.parameters))
+        return found
 
     def cost(self, names: Sequence[str], plan: Plan) -> Cost:
         """FLOPs of one image with all heads, and parameters, of the planned merge."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_zipit.errors import OptionError
+from hf_zipit.evaluation.report import blank_figure
 from hf_zipit.evaluation.results import Result, mean
 from hf_zipit.matching.methods import METHODS
 from hf_zipit.text import si, table
@@ -115,13 +116,9 @@ def plot_comparison(results: Sequence[Result], path: str | Path) -> Path:
     Raises:
         OptionError: matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise OptionError("plots need matplotlib: pip install 'hf-zipit[plot]'") from None
     merges = [row for row in results if row.merged]
     featured = [row for row in merges if row.correlation]
-    figure = Figure(figsize=(15, 5.2) if featured else (9, 5.2), layout="constrained")
+    figure = blank_figure(15 if featured else 9, 5.2)
     axes = figure.subplots(1, 2 if featured else 1, squeeze=False)[0]
     calibrations = list(dict.fromkeys(_setting(row, "calibrate") for row in merges))
     methods = list(dict.fromkeys(row.model for row in merges))

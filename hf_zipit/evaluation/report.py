@@ -54,16 +54,25 @@ def plot(results: Mapping[str, Sequence[Result]], spaces: Sequence[Mapping[str, 
     Raises:
         OptionError: matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise OptionError("plots need matplotlib: pip install 'hf-zipit[plot]'") from None
-    figure = Figure(figsize=(12, 4.8), layout="constrained")
+    figure = blank_figure(12, 4.8)
     left, right = figure.subplots(1, 2, width_ratios=(1.1, 1))
     _accuracy(left, results)
     _composition(right, spaces)
     figure.savefig(path, dpi=150)
     return Path(path)
+
+
+def blank_figure(width: float, height: float) -> Any:
+    """An empty matplotlib figure of a size in inches.
+
+    Raises:
+        OptionError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise OptionError("plots need matplotlib: pip install 'hf-zipit[plot]'") from None
+    return Figure(figsize=(width, height), layout="constrained")
 
 
 def _accuracy(axes: Any, results: Mapping[str, Sequence[Result]]) -> None:

@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 from torch import nn
 
+from hf_zipit.errors import SourceError
 from hf_zipit.sources import from_smp, from_timm, from_transformers
 from hf_zipit.sources.access import Access
 from hf_zipit.sources.source import Source
@@ -49,3 +50,15 @@ LIBRARIES: tuple[Library, ...] = (from_timm, from_smp, from_transformers)
 def library_of(config: Mapping[str, Any]) -> Library | None:
     """The library that wrote a `config.json`, if it is a known one."""
     return next((library for library in LIBRARIES if library.owns(config)), None)
+
+
+def known_library(config: Mapping[str, Any], folder: Path) -> Library:
+    """The library that wrote the `config.json` of a folder.
+
+    Raises:
+        SourceError: no known library wrote it.
+    """
+    library = library_of(config)
+    if library is None:
+        raise SourceError(f"{folder}/config.json names neither a timm architecture nor a transformers model_type")
+    return library

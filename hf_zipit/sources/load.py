@@ -14,7 +14,7 @@ from hf_zipit.sources.checkpoint import read_json
 from hf_zipit.sources.download import HUB_ID, fetch, no_model
 from hf_zipit.sources.from_timm import untrained
 from hf_zipit.sources.in_memory import not_rebuildable
-from hf_zipit.sources.library import LIBRARIES, library_of
+from hf_zipit.sources.library import LIBRARIES, known_library
 from hf_zipit.sources.merges import merged_folder, merged_source
 from hf_zipit.sources.source import NOWHERE, Source
 
@@ -86,7 +86,4 @@ def _from_folder(folder: Path, origin: dict[str, Any], access: Access, name: str
         return merged_folder(folder, name, origin)
     if config.get("model_type") == "zipit-model":
         raise SourceError(f"{folder} is a merge of models of several kinds; merge its sources instead")
-    library = library_of(config)
-    if library is None:
-        raise SourceError(f"{folder}/config.json names neither a timm architecture nor a transformers model_type")
-    return library.read_folder(folder, config, name, origin, access)
+    return known_library(config, folder).read_folder(folder, config, name, origin, access)

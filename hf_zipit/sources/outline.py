@@ -8,7 +8,7 @@ from hf_zipit.sources.access import Access
 from hf_zipit.sources.checkpoint import read_json, weight_files
 from hf_zipit.sources.download import HUB_ID, look, no_model
 from hf_zipit.sources.faults import load_errors
-from hf_zipit.sources.library import library_of
+from hf_zipit.sources.library import known_library
 from hf_zipit.sources.load import load_source
 from hf_zipit.sources.source import Source
 
@@ -51,9 +51,7 @@ def outline_folder(folder: Path, name: str, device: str = "meta") -> Source:
         SourceError: its configuration cannot be built.
     """
     config = read_json(folder / "config.json")
-    library = library_of(config)
-    if library is None:
-        raise SourceError(f"{folder}/config.json names neither a timm architecture nor a transformers model_type")
+    library = known_library(config, folder)
     with load_errors(
         f"{folder}/config.json describes no model that can be built",
         *(RuntimeError, TypeError, ValueError, KeyError, AttributeError),

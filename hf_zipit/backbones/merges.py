@@ -1,12 +1,6 @@
 """Merges as sources of another merge: where their trunk can be observed, and where they can be cut.
 
-A merged model is a trunk, and a branch for each copy of the layers after it. When it is merged again, its trunk is
-matched and averaged like any other model, and its branches are carried over:
-
-* A full merge, whose branches are classifiers on merged units, is a plain model with the classes of all its tasks. It
-  can be merged up to any layer. Its own layers after the cut stay shared by its tasks.
-* A merge with a cut has separate layers for each task after its trunk, which gather their units from the trunk. It can
-  be merged again up to the same cut. The new gather and the old one are composed into one.
+`sources.merges` says which of their layers stay shared, and which belong to their tasks.
 """
 
 from collections.abc import Sequence

@@ -1,12 +1,12 @@
 """A merge as a source of another merge.
 
-A merged model is a trunk, and a branch for each copy of the layers behind it. When it is merged again, its trunk is
-matched and averaged once, like that of any model, and its branches are kept:
+A merged model is a trunk, and a branch for each copy of the layers after it. When it is merged again, its trunk is
+matched and averaged like any other model, and its branches are carried over:
 
-* In a full merge the branches are classifiers on merged units. It is a plain model with the classes of all its tasks.
-  It can be merged up to any layer, and its tasks go on sharing its layers behind the cut.
-* In a merge with a cut each task has layers of its own behind the trunk, which read it through a gather. It can be
-  merged again up to the same cut; the old gather and the new one become one gather.
+* A full merge, whose branches are classifiers on merged units, is a plain model with the classes of all its tasks. It
+  can be merged up to any layer. Its own layers after the cut stay shared by its tasks.
+* A merge with a cut has separate layers for each task after its trunk, which gather their units from the trunk. It can
+  be merged again up to the same cut. The new gather and the old one are composed into one.
 """
 
 from dataclasses import replace

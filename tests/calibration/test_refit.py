@@ -413,6 +413,15 @@ def test_targets_of_a_task_are_those_of_its_parent():
     assert all(out.isfinite().all() for out in task_logits(alone).values())
 
 
+def test_a_refit_per_task_on_one_data_set_says_that_only_the_first_model_teaches(caplog):
+    sources = [SMALL(seed) for seed in (0, 1)]
+    options = {"calibrate": "refit-per-task", "cut": "layer1", "tasks": ["a", "b"], "cache": False}
+    hf_zipit.merge(sources, [images(20, seed=3), images(20, seed=4)], **options)
+    assert "only the first model teaches" not in caplog.text
+    hf_zipit.merge(sources, images(20, seed=3), **options)
+    assert "refit-per-task got one data set for all models, so only the first model teaches" in caplog.text
+
+
 def test_heads_alone_are_refit_on_the_images_of_their_task():
     sources = [FAMILIES["resnet"](seed) for seed in (0, 1)]
     data = [images(40, seed=seed) for seed in (3, 4)]

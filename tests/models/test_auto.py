@@ -27,7 +27,7 @@ def printed(code):
         "import hf_zipit, transformers; transformers.AutoModelForImageClassification; import timm",
     ],
 )
-@pytest.mark.sample(1)
+@pytest.mark.slow
 def test_timm_builds_our_architectures_in_any_order_of_imports(imports):
     assert printed(f"{imports}{BUILD}") == "hf_zipit.models.cifar_resnet"
 

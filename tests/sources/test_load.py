@@ -14,7 +14,6 @@ from hf_zipit.saving.load import load_merged
 from hf_zipit.sources.from_timm import untrained
 from hf_zipit.sources.load import load_source
 from hf_zipit.transform.permute import permuted, random_labels, randomise
-from tests.helpers.marks import slow
 from tests.helpers.models import images, tiny
 
 
@@ -115,9 +114,9 @@ def test_a_variant_that_its_familys_spec_does_not_cover_is_traced(caplog):
 
 @pytest.mark.parametrize(
     "name",
-    ["test_byobnet", "eva02_tiny_patch14_224", slow("mobilenetv3_small_050")],
+    ["test_byobnet", "eva02_tiny_patch14_224", "mobilenetv3_small_050"],
 )
-@pytest.mark.sample(1)
+@pytest.mark.slow
 def test_traced_models_merge_save_and_load(name, tmp_path):
     """With a chain, and without one (`eva02`): then the classifier holds the classes of both tasks."""
     args = {"img_size": 28, "depth": 2} if "eva" in name else {}

@@ -17,9 +17,19 @@ from hf_zipit.commands.inspect import inspect
 from hf_zipit.commands.merge import merge
 from hf_zipit.commands.push import push
 from hf_zipit.commands.recipe import recipe
-from hf_zipit.commands.terminal import DEBUG, QUIET, VERBOSE, quieten, set_verbosity, show_tracebacks, takes_verbosity
+from hf_zipit.commands.terminal import (
+    DEBUG,
+    QUIET,
+    VERBOSE,
+    end_in_order,
+    message_of,
+    quieten,
+    set_verbosity,
+    show_tracebacks,
+    takes_verbosity,
+)
 from hf_zipit.commands.trace import trace
-from hf_zipit.errors import OptionError, ZipItError
+from hf_zipit.errors import OptionError
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "merge": merge,
@@ -68,13 +78,20 @@ def main(
 
 
 def run() -> None:
-    """Run the command line. Errors that the user can fix are one message and exit code 1, or 2 for wrong usage."""
+    """Run the command line. Whatever goes wrong is one message on stderr and an exit code, never a traceback.
+
+    The exit code is 1, or 2 for wrong usage; 130 and 143 if the run was interrupted or terminated. `--debug` shows
+    tracebacks.
+    """
+    end_in_order()
     try:
         app()
-    except ZipItError as error:
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as error:
         from hf_zipit.sources.faults import redact
 
         if os.environ.get("HF_DEBUG"):
             typer.echo(redact(traceback.format_exc()), err=True)
-        typer.echo(redact(f"Error: {error}"), err=True)
+        typer.echo(redact(f"Error: {message_of(error)}"), err=True)
         sys.exit(2 if isinstance(error, OptionError) else 1)

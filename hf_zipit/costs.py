@@ -1,8 +1,8 @@
 """FLOPs (two per multiply-add) of one forward pass of one image, and parameters; counted on the meta device."""
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -12,9 +12,11 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.hooks import RemovableHandle
 
+from hf_zipit.errors import SourceError
 from hf_zipit.models.modeling_zipit import resize
 from hf_zipit.models.steps import run_steps
 from hf_zipit.specs.spaces import Binding, Row
+from hf_zipit.text import first_line
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,23 @@ class Cut:
     parameters: int
 
 
+@contextmanager
+def _running_on(size: tuple[int, int, int]) -> Iterator[None]:
+    """Say that a model cannot run on an image of a size (channels, height, width).
+
+    Raises:
+        SourceError: with the first line of what its library says.
+    """
+    try:
+        yield
+    except Exception as error:  # a network fails in many ways
+        shown = " x ".join(map(str, size))
+        raise SourceError(
+            f"the model cannot run on an image of {shown} (channels, height, width), which its preprocessing states: "
+            f"{first_line(error)}"
+        ) from error
+
+
 def count_flops(model: nn.Module, input_size: tuple[int, int, int], **arguments: Any) -> int:
     """FLOPs of one forward pass of one image.
 
@@ -60,7 +79,7 @@ def count_flops(model: nn.Module, input_size: tuple[int, int, int], **arguments:
         arguments: further keyword arguments of the forward pass.
     """
     net = copy.deepcopy(model).to("meta").eval()
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), FlopCounterMode(display=False) as counter, _running_on(input_size):
         net(torch.empty(1, *input_size, device="meta"), **arguments)
     return int(counter.get_total_flops())
 
@@ -95,7 +114,7 @@ def cut_costs(model: nn.Module, binding: Binding, input_size: tuple[int, int, in
     flops = parameters = 0
     cuts = []
     for step in binding.steps:
-        with FlopCounterMode(display=False) as counter:
+        with FlopCounterMode(display=False) as counter, _running_on(input_size):
             value = run_steps(net, binding.calls([step]), value, input_size[1:])
         flops += counter.get_total_flops()
         parameters += sum(sizes[name] for name in binding.under([step], sizes))
@@ -195,7 +214,8 @@ class LayerCosts:
         self.rest: list[float] = []
         value = torch.empty(1, *input_size, device="meta")
         for run in steps or [net]:
-            value, layers, flops = _counted(run, value, net, binding)
+            with _running_on(input_size):
+                value, layers, flops = _counted(run, value, net, binding)
             self.layers.append(layers)
             self.rest.append(flops - sum(layer.flops for layer in layers))
         counted = sum(self.rest) + sum(layer.flops for step in self.layers for layer in step)

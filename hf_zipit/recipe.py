@@ -7,21 +7,26 @@ import inspect
 import textwrap
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
-from hf_zipit.calibration.methods import check_calibration
+from hf_zipit.calibration.methods import CALIBRATIONS, check_calibration
 from hf_zipit.calibration.methods import described as calibrations
 from hf_zipit.errors import OptionError
+from hf_zipit.files import documents
+from hf_zipit.files.references import located
 from hf_zipit.matching.options import AUTO, Options
-from hf_zipit.settings import Settings
+from hf_zipit.settings import Settings, shown
 
 SUFFIXES = (".yml", ".yaml")
 OF_THE_RUN = frozenset({"device", "cache", "generator"})  # they do not affect the result
 NO_OPTIONS = frozenset({"sources", "data", "generator"})  # the inputs, and the program that wrote the recipe
+REFERENCES = ("sources", "data", "balance_data")  # keys that name models or data sets
 WIDTH = 116  # of generated docstrings, in characters
+NO_CUT = "none"  # as a cut: all layers are merged
+MAX_TASK = 100  # characters of a task's name
+Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
@@ -61,6 +66,15 @@ class Inputs(Settings):
         values = [value] if isinstance(value, str | Path) else value
         return [str(v) if isinstance(v, Path) else v for v in values] if isinstance(values, list | tuple) else values
 
+    @field_validator("sources", "data", "balance_data", check_fields=False)
+    @classmethod
+    def _no_empty_names(cls, value: Any, info: ValidationInfo) -> Any:
+        if value == [] and info.field_name != "sources":
+            raise OptionError(f"{info.field_name} is an empty list: leave it out, or name a data set")
+        if any(isinstance(name, str) and not name.strip() for name in value or ()):
+            raise OptionError(f"{info.field_name} is {shown(value)}: one of the names is empty")
+        return value
+
 
 class Recipe(Options, Inputs):
     """Everything that determines the result of a merge. Each option is one field, here or in `Options`.
@@ -78,21 +92,33 @@ class Recipe(Options, Inputs):
     cut: str | None = Field(
         None,
         description="Merge up to this step or stage, e.g. layer2; each task keeps its own layers after it. "
-        "Default: merge all layers except the classifiers.",
+        "Default: none, which merges all layers except the classifiers.",
     )
-    num_images: int | list[int] | None = Field(
+    num_images: Count | list[Count] | None = Field(
         None,
         description="Images per data set, selected by the seed; one number for all data sets, or one per data set. "
         "Default: all.",
     )
-    batch_size: int = Field(32, ge=1, description="Images per forward pass.")
+    skip_bad_images: int = Field(
+        0,
+        ge=0,
+        description="How many images per data set may be damaged or unreadable; they are left out and named. If there "
+        "are more, the merge stops.",
+    )
+    label_column: str | None = Field(
+        None,
+        description="Column of the labels. Default: of several, the one with the classes of the task.",
+    )
+    batch_size: int = Field(32, ge=1, le=10**6, description="Images per forward pass.")
     calibrate: str = Field(
-        "batchnorm", description=f"How the merged model is calibrated on the images.\n\n{calibrations()}"
+        "batchnorm",
+        description=f"How the merged model is calibrated on the images.\n\n{calibrations()}",
+        json_schema_extra=lambda schema: schema.update(enum=list(CALIBRATIONS)),
     )
     tasks: list[str] | None = Field(
         None, description="Names of the tasks, in the order of the models. Default: the models' names."
     )
-    seed: int = Field(0, description="Seed that selects the images.")
+    seed: int = Field(0, ge=-(2**63), le=2**64 - 1, description="Seed that selects the images.")
     device: str | None = Field(None, description="Device to run on, e.g. cpu or cuda:0. Default: chosen by accelerate.")
     spec: str | None = Field(
         None, description="Spec file of the models. Default: the shipped one for their class, or else a trace."
@@ -107,9 +133,11 @@ class Recipe(Options, Inputs):
     )
     generator: str | None = Field(None, description="Program that wrote the recipe; ignored.")
 
-    @field_validator("num_images")
+    @field_validator("num_images", mode="before")
     @classmethod
     def _one_number(cls, value: Any) -> Any:
+        if value == []:
+            raise OptionError("num_images is an empty list: leave it out, or give a number of images")
         return value[0] if isinstance(value, list) and len(value) == 1 else value
 
     @field_validator("calibrate")
@@ -118,10 +146,36 @@ class Recipe(Options, Inputs):
         check_calibration(value)
         return value
 
+    @field_validator("cut")
+    @classmethod
+    def _no_cut(cls, value: str | None) -> str | None:
+        return None if value == NO_CUT else value
+
+    @field_validator("tasks")
+    @classmethod
+    def _names_of_tasks(cls, value: list[str] | None) -> list[str] | None:
+        for name in value or ():
+            if not name.strip() or name != name.strip() or "/" in name or "\\" in name or len(name) > MAX_TASK:
+                raise OptionError(
+                    f"tasks: {shown(name)} cannot name a task: a name has 1 to {MAX_TASK} characters, no slashes, "
+                    "and no spaces around it"
+                )
+        if value is not None and len(set(value)) < len(value):
+            raise OptionError(f"tasks is {shown(value)}: the names must differ")
+        return value
+
+    @field_validator("cut", "device", "spec")
+    @classmethod
+    def _not_empty(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is not None and not value.strip():
+            raise OptionError(f"{info.field_name} is {shown(value)}: leave it out, or give a value")
+        return value
+
     @field_validator("spec", "device", mode="before")
     @classmethod
     def _as_text(cls, value: Any) -> Any:
-        return value if value is None or isinstance(value, str) else str(value)
+        plain = value is None or isinstance(value, str | int | float | list | dict)  # a number is no name
+        return value if plain else str(value)
 
     @model_validator(mode="after")
     def _data_for_a_choice(self) -> "Recipe":
@@ -166,55 +220,33 @@ class Recipe(Options, Inputs):
 
 
 def read_recipe(file: str | Path, **changes: Any) -> Recipe:
-    """Read a recipe file. Relative paths in it are relative to its folder.
+    """Read a recipe file. Relative paths in it are relative to its folder, and never to the current one.
 
     Args:
         file: A YAML file.
         changes: Values that override those in the file.
 
     Raises:
-        OptionError: The file cannot be read, a key is unknown, or a value has the wrong type or is out of range.
+        OptionError: The file cannot be read, a key is unknown or given twice, a value has the wrong type or is out of
+            range, or a name could mean a path or a model on the Hub.
 
     >>> read_recipe("recipe.yml", cut="layer3")  # doctest: +SKIP
     """
     file = Path(file)
-    if not file.is_file():
-        raise OptionError(f"cannot read the recipe {file}: there is no such file")
     try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise OptionError(f"cannot read the recipe {file}: {' '.join(str(error).split())}") from None
+        values = documents.load(documents.read_text(file))
+    except ValueError as error:
+        raise OptionError(f"cannot read the recipe {file}: {error}") from None
     if not isinstance(values, dict):
-        raise OptionError(f"{file} is not a recipe: a recipe has keys such as 'sources:' and 'data:'")
+        found = "it is empty" if values is None else f"it holds {shown(values)}"
+        raise OptionError(f"{file} is not a recipe: {found}, but a recipe has keys such as 'sources:' and 'data:'")
     try:
-        return Recipe(**{**_located(values, file.parent), **changes})
+        own = {str(name): value for name, value in values.items() if name not in changes}
+        return Recipe(**{**located(own, file.parent.absolute(), lists=REFERENCES, paths=("spec",)), **changes})
     except OptionError as error:
         if _refuses(changes, error):
             raise
         raise OptionError(f"{file}: {error}") from None
-
-
-def _located(values: Mapping[Any, Any], base: Path) -> dict[str, Any]:
-    """The values of a recipe file with its relative paths made absolute; what is malformed is left for validation."""
-    found = {str(name): value for name, value in values.items()}
-    for name in ("sources", "data", "balance_data"):
-        given = found.get(name)
-        if isinstance(given, str):
-            found[name] = [_placed(given, base)]
-        elif isinstance(given, list):
-            found[name] = [_placed_entry(entry, base) for entry in given]
-    if isinstance(found.get("spec"), str):
-        found["spec"] = str(base / found["spec"])
-    return found
-
-
-def _placed_entry(entry: Any, base: Path) -> Any:
-    """A model or data set by name, or a model as a merge records it."""
-    if isinstance(entry, str):
-        return _placed(entry, base)
-    if isinstance(entry, dict) and isinstance(entry.get("path"), str):
-        return {**entry, "path": str(base / entry["path"])}
-    return entry
 
 
 def _refuses(changes: Mapping[str, Any], error: OptionError) -> bool:
@@ -253,13 +285,3 @@ def _docstring_entry(name: str, description: str) -> str:
     lines = [textwrap.fill(f"{name}: {first}", WIDTH, initial_indent=" " * 8, subsequent_indent=" " * 12)]
     lines += [textwrap.fill(text, WIDTH, initial_indent=" " * 12, subsequent_indent=" " * 14) for text in others]
     return "\n".join(lines)
-
-
-def _placed(ref: str, base: Path) -> str:
-    """A reference to a model or data set; a relative path is joined to the base folder.
-
-    It is a path if that path exists, or if it starts with a dot or a tilde; otherwise it is a Hub id.
-    """
-    path = ref if (base / ref).exists() or ":" not in ref else ref.rpartition(":")[0]
-    relative = (base / path).exists() or ref.startswith((".", "~"))
-    return str(base / Path(ref).expanduser()) if relative else ref

@@ -1,7 +1,7 @@
 """Helpers for running models: the device, a copy to run, and the logits in an output."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -26,6 +26,15 @@ def logits_of(output: Any) -> Tensor:
     return output
 
 
+def tensors_in(output: object) -> Iterator[Tensor]:
+    """All tensors in a model's output, in order."""
+    if isinstance(output, Tensor):
+        yield output
+    elif isinstance(output, Mapping | list | tuple):
+        for value in output.values() if isinstance(output, Mapping) else output:
+            yield from tensors_in(value)
+
+
 def device_of(device: str | None, default: torch.device | str) -> torch.device:
     """The device that the user named, or the default.
 
@@ -34,12 +43,12 @@ def device_of(device: str | None, default: torch.device | str) -> torch.device:
         default: the device to use if the user named none.
 
     Raises:
-        OptionError: the device does not exist on this machine.
+        OptionError: the device does not exist on this machine, or computes nothing.
     """
     try:
         found = torch.device(device or default)
-        torch.empty(1, device=found)
-    except (RuntimeError, AssertionError) as error:
+        torch.ones(1, device=found).item()  # which fails on a device of shapes only
+    except (RuntimeError, AssertionError, ImportError) as error:
         raise OptionError(f"cannot run on device '{device or default}': {first_line(error)}") from None
     return found
 

@@ -1,11 +1,15 @@
 """User options: types and ranges are checked in one place, and error messages name the key and the value."""
 
 import difflib
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from hf_zipit.errors import OptionError
+from hf_zipit.files.documents import is_plain
+
+LONGEST = 80  # characters of a value in a message
 
 
 class Settings(BaseModel):
@@ -15,15 +19,19 @@ class Settings(BaseModel):
         OptionError: an unknown key, or a value of the wrong type or out of range.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     @model_validator(mode="before")
     @classmethod
-    def _no_truth_values(cls, values: Any) -> Any:
-        """YAML reads `off` as a truth value, and a truth value would pass for a number."""
+    def _plain_values(cls, values: Any) -> Any:
+        """Refuse what would pass for another value: YAML reads `off` as a truth value, which counts as a number."""
         for name, value in values.items():
-            if isinstance(value, bool) and name in cls.model_fields and cls.model_fields[name].annotation is not bool:
-                raise OptionError(f"{name} is {value}: it is not a truth value")
+            known = cls.model_fields.get(name)
+            for part in _leaves(value):
+                if isinstance(part, bool) and known is not None and known.annotation is not bool:
+                    raise OptionError(f"{name} is {shown(value)}: it is not a truth value")
+                if isinstance(part, str) and not is_plain(part):
+                    raise OptionError(f"{name} is {shown(value)}: it holds control characters, or is not valid text")
         return values
 
     def __init__(self, **values: Any) -> None:
@@ -33,9 +41,33 @@ class Settings(BaseModel):
             raise _refusal(error, type(self)) from None
 
 
+def _leaves(value: Any) -> Iterator[Any]:
+    """The values in a value: of lists and mappings, what they hold."""
+    if isinstance(value, list | tuple | dict):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _leaves(part)
+    else:
+        yield value
+
+
+def shown(value: Any) -> str:
+    """A value for a message: numbers as people write them, everything else as Python does, and not too long."""
+    if isinstance(value, int) and value.bit_length() > 64:
+        return "a number of more than 64 bits"
+    if isinstance(value, float):
+        return f"{value:g}"
+    text = repr(value)
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
+
+
 def _refusal(error: ValidationError, cls: type[BaseModel]) -> OptionError:
     """The `OptionError` for a validation error: about an unknown key if there is one, else about the first error."""
-    first = min(error.errors(include_url=False), key=lambda e: e["type"] != "extra_forbidden")
+    found = error.errors(include_url=False)
+    first = min(found, key=lambda e: e["type"] != "extra_forbidden")
+    if first["type"] != "extra_forbidden":  # of what one value may be, that which it resembles most
+        first = max(
+            (e for e in found if e["loc"][:1] == first["loc"][:1]), key=lambda e: len(_key(e["loc"], cls, False))
+        )
     raised = first.get("ctx", {}).get("error")
     if isinstance(raised, OptionError):  # raised by a field's own validator
         return raised
@@ -46,11 +78,11 @@ def _refusal(error: ValidationError, cls: type[BaseModel]) -> OptionError:
         near = difflib.get_close_matches(str(first["loc"][-1]), known, 1)
         hint = f"did you mean '{near[0]}'?" if near else f"keys: {', '.join(known)}"
         return OptionError(f"unknown key '{key}'; {hint}")
-    value = first["input"]
-    shown = f"{value:g}" if isinstance(value, int | float) else repr(value)
-    limits = _limits(cls, str(first["loc"][0]))
     outside = first["type"] in ("greater_than", "greater_than_equal", "less_than", "less_than_equal")
-    return OptionError(f"{key} is {shown}: {limits if outside and limits else first['msg'].lower()}")
+    marks = _range(cls, key) or first.get("ctx", {})  # of one entry of a list, only the bound is known that it breaks
+    limits = _limits(marks) if outside else ""
+    said = [other["msg"].lower() for other in found if _key(other["loc"], cls, typo) == key]  # of all that it may be
+    return OptionError(f"{key} is {shown(first['input'])}: {limits or ', or '.join(dict.fromkeys(said))}")
 
 
 def _key(location: tuple[int | str, ...], cls: type[BaseModel], typo: bool) -> str:
@@ -74,14 +106,21 @@ def _models(annotation: Any) -> list[type[BaseModel]]:
     return [model for part in getattr(annotation, "__args__", ()) for model in _models(part)]
 
 
-def _limits(cls: type[BaseModel], name: str) -> str:
-    """The range of a field in words; empty if it has none."""
-    marks = {key: value for mark in cls.model_fields[name].metadata for key, value in _bounds(mark).items()}
+def _limits(marks: Mapping[str, Any]) -> str:
+    """A range in words; empty if there is none."""
     if "ge" in marks and "le" in marks:
-        return f"it must lie between {marks['ge']:g} and {marks['le']:g}"
+        return f"it must lie between {marks['ge']} and {marks['le']}"
     if marks.get("gt") == 0:
         return "it must be positive"
-    return f"it must be at least {marks['ge']:g}" if "ge" in marks else ""
+    if "le" in marks:
+        return f"it must be at most {marks['le']}"
+    return f"it must be at least {marks['ge']}" if "ge" in marks else ""
+
+
+def _range(cls: type[BaseModel], name: str) -> dict[str, Any]:
+    """The bounds of a field; empty if it has none."""
+    metadata = cls.model_fields[name].metadata if name in cls.model_fields else ()
+    return {key: value for mark in metadata for key, value in _bounds(mark).items()}
 
 
 def _bounds(mark: Any) -> dict[str, float]:

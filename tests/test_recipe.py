@@ -14,7 +14,9 @@ from pydantic import Field
 import hf_zipit
 from hf_zipit import cli
 from hf_zipit import recipe as recipes
+from hf_zipit.calibration.methods import CALIBRATIONS
 from hf_zipit.errors import DataError, OptionError, SourceError
+from hf_zipit.matching.methods import METHODS
 from hf_zipit.merging.dry_run import plan_merge
 from hf_zipit.merging.merge import merge_recipe
 from hf_zipit.recipe import OF_THE_RUN, Recipe, read_recipe
@@ -89,6 +91,7 @@ def test_everything_that_decides_the_result_is_recorded(merged):
         "backbone",
         "balance_data",
         "flops_budget",
+        "label_column",
     }  # a balance that was chosen is recorded
     assert recorded["data"] == ["../images", "../images:test"]
     assert recorded["num_images"] == [40, 56]
@@ -131,33 +134,83 @@ def test_models_and_data_without_a_place_must_be_named(tmp_path):
         ("sources: [{id: a/b, sha: x}]", r"recipe.yml: unknown key 'sources.0.sha'; did you mean 'sha256'\?"),
         ("alpha: much", "recipe.yml: alpha is 'much': input should be a valid number"),
         ("num_images: [1, two]", "recipe.yml: num_images"),
-        ("- a", "is not a recipe"),
+        ("num_images: [4, 0]", "num_images.1 is 0: it must be at least 1"),
+        ("num_images: [4, true]", "it is not a truth value"),
+        ("num_images: []", "num_images is an empty list"),
+        ("num_images: 1.5", "num_images is 1.5: input should be a valid integer.*valid list"),
+        ("alpha: .nan", "alpha is nan: input should be a finite number"),
+        ("width: .inf", "width is inf: input should be a finite number"),
+        (f"seed: {2**64}", "seed is a number of more than 64 bits: it must lie between"),
+        (f"alpha: {'9' * 400}", "alpha is a number of more than 64 bits"),
+        (f"alpha: {'9' * 5000}", "cannot read the recipe .*recipe.yml"),
+        ("batch_size: 2000000", "batch_size is 2000000: it must lie between 1 and 1000000"),
+        ("tasks: [a, a]", "the names must differ"),
+        ("tasks: ['']", "'' cannot name a task"),
+        ("tasks: [a/b]", "'a/b' cannot name a task"),
+        ('tasks: ["a\\nb"]', "it holds control characters"),
+        ('cut: "a\\0b"', "it holds control characters"),
+        ("cut: ''", "cut is ''"),
+        ("cut: [a]", "cut is .*input should be a valid string"),
+        ("sources: {a: b}", "sources is .*valid list"),
+        ("sources: ['', a/b]", "one of the names is empty"),
+        ("data: []", "data is an empty list"),
+        ("device: [cpu]", "device is .*input should be a valid string"),
+        ("spec: 3", "spec is 3: input should be a valid string"),
+        ("method: none", "unknown method 'none'; methods: zip"),
+        ("- a", "is not a recipe: it holds"),
+        ("", "is not a recipe: it is empty"),
+        ("# nothing", "is not a recipe: it is empty"),
         ("a: [", "cannot read the recipe"),
+        ("a:\n\tb: 1", "cannot read the recipe"),
+        ("alpha: 0.1\nbeta: 0.2\nalpha: 0.3", "the key 'alpha' is given twice.* line 3"),
+        ("a: &x [1]\nb: *x", r"the alias '\*x' is not supported"),
+        ("a: 2001-99-99", "cannot read the recipe"),
+        ("a: " + "[" * 3000, "cannot read the recipe .*nested too deeply|cannot read the recipe"),
+        ("a: !!python/object:os.system {}", "cannot read the recipe"),
+        ("x" * 2**20 + "yy", "at most 1048576 are read"),
     ],
 )
 def test_a_wrong_recipe_names_file_and_key(tmp_path, text, message):
     (tmp_path / "recipe.yml").write_text(text)
-    with pytest.raises(OptionError, match=message):
+    with pytest.raises(OptionError, match=message) as error:
         read_recipe(tmp_path / "recipe.yml")
+    assert "recipe.yml" in str(error.value)
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_a_recipe_that_is_no_text_or_no_file_is_refused(tmp_path):
+    (tmp_path / "recipe.yml").write_bytes(b"cut: \xff")
+    with pytest.raises(OptionError, match=r"it is not text in UTF-8 \(byte 5\)"):
+        read_recipe(tmp_path / "recipe.yml")
+    with pytest.raises(OptionError, match="it is not a file"):
+        read_recipe(tmp_path)
+    (tmp_path / "recipe.yml").write_bytes(b"\xef\xbb\xbfcut: none")  # as some editors begin every file
+    assert read_recipe(tmp_path / "recipe.yml").cut is None
 
 
 def test_relative_paths_are_relative_to_the_recipe(tmp_path, monkeypatch):
     (tmp_path / "here" / "a").mkdir(parents=True)
     (tmp_path / "user" / "name").mkdir(parents=True)
-    monkeypatch.chdir(tmp_path)
     file = tmp_path / "here" / "recipe.yml"
-    file.write_text("sources: [a, user/name, ./gone, /abs]\ndata: 'a:test'\nspec: my.yaml")
-    recipe = read_recipe(file)
+    file.write_text("sources: [a, user/name, ./gone, gone, /abs]\ndata: 'a:test'\nspec: my.yaml")
+    monkeypatch.chdir(tmp_path / "here")
+    recipe = read_recipe("recipe.yml")
     here = str(tmp_path / "here")
-    assert recipe.sources == [f"{here}/a", "user/name", f"{here}/gone", "/abs"]
+    assert recipe.sources == [f"{here}/a", "user/name", f"{here}/gone", f"{here}/gone", "/abs"]
     assert recipe.data == [f"{here}/a:test"]
     assert recipe.spec == f"{here}/my.yaml"
+    monkeypatch.chdir(tmp_path)  # where user/name is a folder, which would be read instead of the model on the Hub
+    with pytest.raises(OptionError, match="'user/name' is not beside the recipe, but in the current folder"):
+        read_recipe(file)
 
 
 def test_the_json_schema_refuses_unknown_keys_and_explains_every_key():
     schema = Recipe.model_json_schema()
     assert schema["additionalProperties"] is False
     assert all(json.dumps(value["description"]) for value in schema["properties"].values())
+    assert schema["properties"]["method"]["enum"] == list(METHODS)
+    assert schema["properties"]["calibrate"]["enum"] == list(CALIBRATIONS)
+    assert schema["properties"]["num_images"]["anyOf"][1]["items"]["minimum"] == 1
     assert Recipe(sources=["a/b"], data="d").data == ["d"]
 
 
@@ -249,6 +302,7 @@ def test_truth_values_and_endless_numbers_are_no_numbers():
     for values in ({"width": True}, {"balance": False}, {"num_images": True}):
         with pytest.raises(OptionError, match="it is not a truth value"):
             Recipe(**values)
-    for name in ("width", "flops_budget"):
-        with pytest.raises(OptionError, match=f"{name} is inf: input should be a finite number"):
-            Recipe(**{name: float("inf")})
+    for name in ("width", "flops_budget", "alpha", "beta", "balance"):
+        for value in ("inf", "nan"):
+            with pytest.raises(OptionError, match=f"{name} is {value}: input should be a finite number"):
+                Recipe(**{name: float(value)})

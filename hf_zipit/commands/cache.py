@@ -24,15 +24,16 @@ def cache(
         return
     found = statistics.entries()
     if as_json:
-        entries = [
-            {"models": e.models, "data": e.data, "spaces": e.spaces, "bytes": e.size, "used": e.used} for e in found
-        ]
+        keys = ("id", "models", "data", "spaces")
+        entries = [{**{k: getattr(e, k) for k in keys}, "bytes": e.size, "used": e.used} for e in found]
         show_json({"folder": str(folder), "limit": statistics.LIMIT, "entries": entries})
         return
-    lines = [[", ".join(e.models), ", ".join(e.data), str(e.spaces), si(e.size, "B"), _date(e.used)] for e in found]
+    lines = [
+        [e.id[:8], ", ".join(e.models), ", ".join(e.data), str(e.spaces), si(e.size, "B"), _date(e.used)] for e in found
+    ]
     total = f"{si(sum(e.size for e in found), 'B')} of at most {si(statistics.LIMIT, 'B')} in {folder}"
-    show(f"{table(['models', 'data', 'spaces', 'size', 'last used'], lines)}\n\n{total}" if found else total)
+    show(f"{table(['id', 'models', 'data', 'spaces', 'size', 'last used'], lines)}\n\n{total}" if found else total)
 
 
 def _date(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M")
+    return datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M:%S")

@@ -10,7 +10,7 @@ from hf_zipit.commands.hub_flags import takes_access
 from hf_zipit.commands.options import Data, Json
 from hf_zipit.commands.recipe_flags import takes_recipe
 from hf_zipit.commands.terminal import show, show_json
-from hf_zipit.errors import OptionError
+from hf_zipit.errors import OptionError, ZipItError
 from hf_zipit.sources.access import Access
 
 Models = Annotated[
@@ -71,37 +71,42 @@ def compare(
     flops_budgets: Budgets = "",
     eval_data: EvalData = None,
     eval_images: Annotated[
-        int | None, typer.Option(help="Images per data set for the evaluation. Default: all.")
+        int | None, typer.Option(min=1, help="Images per data set for the evaluation. Default: all.")
     ] = None,
     as_json: Json = False,
     **given: Any,
 ) -> None:
     """Compare merges of the same models with each other, with controls, with the parents and with their ensemble.
 
-    All merges use the same activation statistics. Prints a table and writes CSV, JSON and a plot.
+    All merges use the same activation statistics. Prints a table and writes CSV, JSON and a plot. A merge that cannot
+    be made is listed with the reason.
     """
     from hf_zipit.comparison.grid import Grid
-    from hf_zipit.comparison.report import comparison_table, plain, write_report
+    from hf_zipit.comparison.report import check_report, comparison_table, plain, write_report
     from hf_zipit.comparison.run import Comparison
     from hf_zipit.matching.options import Options
     from hf_zipit.merging.merger import Merger
     from hf_zipit.merging.provenance import check_count
     from hf_zipit.recipe import Recipe
+    from hf_zipit.running import device_of
     from hf_zipit.sources.load import load_source
 
     matching = {name: given.pop(name) for name in list(given) if name in Options.model_fields}
-    Options(**matching, method="mudsc-zip")  # refuses wrong values early; mudsc-zip has every option
     recipe = Recipe(**given)
-    check_count(len(models))
-    merger = Merger([load_source(model, access=access) for model in models], data, recipe, token=access.token)
     grid = Grid(
         methods=_listed(methods),
-        cuts=[None if cut == "none" else cut for cut in _listed(cuts)],
+        cuts=_listed(cuts),
         calibrations=_listed(calibrate),
         widths=_numbers("widths", widths),
         flops_budgets=_numbers("flops-budgets", flops_budgets),
         options=matching,
     )
+    grid.check()
+    check_count(len(models))
+    if recipe.device is not None:
+        device_of(recipe.device, recipe.device)
+    check_report(out)
+    merger = Merger([load_source(model, access=access) for model in models], data, recipe, token=access.token)
     wanted = grid.recipes(merger)
     comparison = Comparison(merger, out, eval_data or data, targets=eval_data, num_images=eval_images)
     results = comparison.run(wanted)
@@ -111,6 +116,9 @@ def compare(
             show_json([plain(row) for row in results])
         else:
             show(comparison_table(results, merger.tasks))
+        failed = [row for row in results if row.error]
+        if len(failed) == len(wanted):
+            raise ZipItError(f"none of the {len(wanted)} merges could be made; the first: {failed[0].error}")
 
 
 def _listed(text: str) -> list[str]:

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from hf_zipit.commands.hub_flags import takes_access
-from hf_zipit.commands.options import BatchSize, Data, Device, Json, NumImages
+from hf_zipit.commands.options import BatchSize, Data, Device, Json, LabelColumn, NumImages, SkipBadImages
 from hf_zipit.commands.terminal import show, show_json
 from hf_zipit.errors import OptionError
 from hf_zipit.sources.access import Access
@@ -22,6 +22,8 @@ def evaluate(
         typer.Option("--parent", help="A source model that has moved; one per model, in their order. Can be repeated."),
     ] = None,
     num_images: NumImages = None,
+    skip_bad_images: SkipBadImages = 0,
+    label_column: LabelColumn = None,
     batch_size: BatchSize = 64,
     device: Device = None,
     class_embeddings: Annotated[
@@ -47,11 +49,14 @@ def evaluate(
     from hf_zipit.evaluation.evaluate import evaluate as run
     from hf_zipit.evaluation.evaluate import joint
     from hf_zipit.evaluation.protocols import read_class_embeddings
-    from hf_zipit.evaluation.report import result_table
+    from hf_zipit.evaluation.report import counted, result_table
+    from hf_zipit.running import device_of
     from hf_zipit.saving.load import load_merged, load_parents
 
     if average_heads and class_embeddings is None:
         raise OptionError("--average-heads needs --class-embeddings: logits of different classes cannot be averaged")
+    if device is not None:
+        device_of(device, device)
     if update_card:
         card_of(model)
     embeddings = read_class_embeddings(class_embeddings, average_heads) if class_embeddings else None
@@ -63,6 +68,8 @@ def evaluate(
         data,
         parents=load_parents(merged.config, model, parent, access),
         num_images=num_images,
+        skip_bad_images=skip_bad_images,
+        label_column=label_column,
         batch_size=batch_size,
         device=device,
         class_embeddings=embeddings,
@@ -72,4 +79,4 @@ def evaluate(
     if as_json:
         show_json({"rows": [row.to_dict() for row in rows]})
     else:
-        show(result_table(rows, merged.config.tasks))
+        show("\n\n".join(filter(None, (result_table(rows, merged.config.tasks), counted(rows)))))

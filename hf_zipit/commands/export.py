@@ -30,7 +30,10 @@ def export(
     from hf_zipit.saving.load import load_merged
 
     if library == "zipit":
-        raise OptionError("a merge is already in the format zipit: use --format timm or --format transformers")
+        raise OptionError(
+            "a merge is already in the format zipit, so there is nothing to export: copy its folder, or use --format "
+            "timm or --format transformers for an ordinary checkpoint"
+        )
     saving.check_output(out, overwrite)
     merged = load_merged(model, access)
     saving.save(merged, out, overwrite=overwrite, library=library, task=task, license=license)

@@ -52,7 +52,7 @@ def takes_access(command: Callable[..., None]) -> Callable[..., None]:
     def run(token: str | None, **values: Any) -> None:
         without_bars()
         if token:
-            os.environ["HF_TOKEN"] = token.strip()
+            os.environ["HF_TOKEN"] = str(Access(token).token).strip()
         if loads:
             values["access"] = Access(None, values.pop("trust_remote_code"), values.pop("allow_pickle"))
         command(**values)

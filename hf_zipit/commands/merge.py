@@ -50,20 +50,15 @@ def merge(
     Models and options can be read from a recipe file; models and flags on the command line override it.
     """
     recipe = _recipe(models, given)
-    if library != "zipit" and (recipe.cut is not None or recipe.width != 1 or recipe.flops_budget is not None):
-        raise OptionError(
-            f"--format {library} is only for full merges at the parents' width: leave out --cut, --width and "
-            "--flops-budget"
-        )
+    _check_format(recipe, library, eval_data)
     if dry_run:
         return _plan(recipe, access, library, license, as_json)
     if out is None and push_to is None:
         raise OptionError("the result has no destination: pass a folder with --out, or a repository with --push-to")
     out = out or Path(str(push_to).rpartition("/")[2])
-    if eval_data and library != "zipit":
-        raise OptionError("--eval-data needs --format zipit: merge in that format, then use `hf-zipit export`")
     from hf_zipit.assembly.kinds import kind_of
     from hf_zipit.data.batches import make_accelerator
+    from hf_zipit.evaluation.card_results import add_results
     from hf_zipit.merging.dry_run import check_result
     from hf_zipit.merging.merge import check_recipe, merge_recipe
     from hf_zipit.saving import push as hub
@@ -75,17 +70,22 @@ def merge(
     if push_to is not None:
         hub.check_target(push_to, revision=revision, create_pr=create_pr)
 
+    evaluation: list[Any] = []
+
     def check(found: Recipe, sources: Any) -> None:
         check_result(sources, found, library, license)
         if eval_data and not kind_of(sources, found.backbone).joint:
             raise OptionError("--eval-data is only for classifiers: evaluate this merge with `hf-zipit eval`")
+        if eval_data:  # opened before the work, so that data that cannot be used do not cost a merge
+            evaluation.extend((_evaluation(found, sources, eval_data), sources))
 
     merged = merge_recipe(recipe, access, check)
     if not make_accelerator().is_main_process:
         return
+    rows = evaluation[0].results(merged, evaluation[1]) if eval_data else []
     saving.save(merged, out, overwrite=overwrite, library=library, license=license)
     if eval_data:
-        _evaluate(merged, out, eval_data, recipe, access)
+        add_results(out, merged.config, rows, eval_data)
     address = None
     if push_to is not None:
         address = hub.push(
@@ -96,6 +96,16 @@ def merge(
         show_json({**about, **Provenance.of(merged.config).to_dict()})
     else:
         show(address or out)
+
+
+def _check_format(recipe: Recipe, library: str, eval_data: list[str] | None) -> None:
+    if library != "zipit" and (recipe.cut is not None or recipe.width != 1 or recipe.flops_budget is not None):
+        raise OptionError(
+            f"--format {library} is only for full merges at the parents' width: leave out --cut, --width and "
+            "--flops-budget"
+        )
+    if eval_data and library != "zipit":
+        raise OptionError("--eval-data needs --format zipit: merge in that format, then use `hf-zipit export`")
 
 
 def _recipe(models: list[str], given: dict[str, Any]) -> Recipe:
@@ -113,10 +123,17 @@ def _plan(recipe: Recipe, access: Access, library: str, license: str | None, as_
     show_json(plan.to_dict()) if as_json else show(plan_text(plan))
 
 
-def _evaluate(merged: Any, out: Path, data: list[str], recipe: Recipe, access: Access) -> None:
-    from hf_zipit.evaluation.card_results import add_results
-    from hf_zipit.evaluation.evaluate import evaluate
-    from hf_zipit.saving.load import load_parents
+def _evaluation(recipe: Recipe, sources: Any, data: list[str]) -> Any:
+    """The labelled images that the merge and its parents are measured on."""
+    from hf_zipit.assembly.parents import heads_of
+    from hf_zipit.data.images import open_all
+    from hf_zipit.data.rows import TEST
+    from hf_zipit.evaluation.classification import Classification
+    from hf_zipit.merging.provenance import task_names
 
-    rows = evaluate(merged, data, parents=load_parents(merged.config, out, access=access), device=recipe.device)
-    add_results(out, merged.config, rows, data)
+    heads = heads_of(sources, task_names(sources, recipe.tasks))
+    transform = next((source.transform for source in sources if source.transform), None)
+    size = sources[0].input_size
+    chosen: dict[str, Any] = {"skip_bad_images": recipe.skip_bad_images, "label_column": recipe.label_column}
+    images = open_all(data, len(heads), transform, splits=TEST, channels=size[0], **chosen)
+    return Classification(heads, images, size, device=recipe.device)

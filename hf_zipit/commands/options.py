@@ -14,8 +14,15 @@ Data = Annotated[
         "task. Can be repeated.",
     ),
 ]
-NumImages = Annotated[int | None, typer.Option(help="Images per data set. Default: all.")]
-BatchSize = Annotated[int, typer.Option(show_default=False, help="Images per forward pass. Default: 64.")]
+NumImages = Annotated[int | None, typer.Option(min=1, help="Images per data set. Default: all.")]
+SkipBadImages = Annotated[
+    int, typer.Option(help="How many images per data set may be damaged or unreadable; they are left out and named.")
+]
+LabelColumn = Annotated[
+    str | None,
+    typer.Option(help="Column of the labels. Default: of several, the one with the classes of the task."),
+]
+BatchSize = Annotated[int, typer.Option(min=1, show_default=False, help="Images per forward pass. Default: 64.")]
 SpecFile = Annotated[
     Path | None,
     typer.Option("--spec", help="Spec file of the model. Default: the shipped one for its class, or else a trace."),

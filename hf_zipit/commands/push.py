@@ -6,7 +6,8 @@ from typing import Annotated
 import typer
 
 from hf_zipit.commands.hub_flags import CreatePr, Message, Private, Revision, takes_access
-from hf_zipit.commands.terminal import show
+from hf_zipit.commands.options import Json
+from hf_zipit.commands.terminal import show, show_json
 
 
 @takes_access
@@ -17,8 +18,13 @@ def push(
     revision: Revision = None,
     create_pr: CreatePr = False,
     message: Message = None,
+    as_json: Json = False,
 ) -> None:
     """Upload a merged model to the Hub, or resume a failed upload."""
     from hf_zipit.saving.push import push as run
 
-    show(run(folder, repo, private=private, revision=revision, create_pr=create_pr, commit_message=message))
+    address = run(folder, repo, private=private, revision=revision, create_pr=create_pr, commit_message=message)
+    if as_json:
+        show_json({"folder": str(folder), "repository": repo, "address": address})
+    else:
+        show(address)

@@ -60,8 +60,17 @@ def _help(field: FieldInfo, kind: Any) -> str:
 def _kind(annotation: Any) -> Any:
     """The type of a flag: a list if the key may have one, otherwise the first type, or text for a choice of words."""
     union = typing.get_origin(annotation) in (UnionType, typing.Union)
-    kinds = typing.get_args(annotation) if union else (annotation,)
+    kinds = [_bare(kind) for kind in (typing.get_args(annotation) if union else (annotation,))]
     if any(typing.get_origin(kind) is typing.Literal for kind in kinds):  # a number or a word, which the recipe checks
         return str
     lists = [kind for kind in kinds if typing.get_origin(kind) is list]
     return lists[0] if lists else kinds[0]
+
+
+def _bare(kind: Any) -> Any:
+    """A type without its range, which the recipe checks."""
+    if typing.get_origin(kind) is Annotated:
+        return typing.get_args(kind)[0]
+    if typing.get_origin(kind) is list:
+        return list[_bare(typing.get_args(kind)[0])]  # type: ignore[misc]
+    return kind

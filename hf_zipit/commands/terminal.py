@@ -4,11 +4,18 @@ import inspect
 import json
 import logging
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
+
+from hf_zipit.errors import ZipItError
+from hf_zipit.text import first_line
+
+LONGEST = 2000  # characters of an error message, which may quote what a user or a library wrote
 
 
 def show(text: Any) -> None:
@@ -81,6 +88,41 @@ def quieten() -> None:
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     logging.getLogger("timm").setLevel(logging.ERROR)
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    logging.getLogger("datasets").setLevel(logging.CRITICAL)  # it reports errors that it also raises
+
+
+def message_of(error: Exception) -> str:
+    """What went wrong in one line of limited length; see `_message_of`."""
+    text = _message_of(error)
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]} ..."
+
+
+def _message_of(error: Exception) -> str:
+    """What went wrong in one line, with a way out; an error that nobody foresaw is named as such."""
+    if isinstance(error, ZipItError):
+        return " ".join(str(error).split()) if "\n" in str(error) else str(error)
+    name = type(error).__name__
+    if isinstance(error, MemoryError) or name == "OutOfMemoryError" or "can't allocate" in str(error):
+        return (
+            f"there is not enough memory ({first_line(error)}): use a smaller --batch-size, fewer --num-images, or "
+            "another --device"
+        )
+    if isinstance(error, OSError) and error.strerror:
+        where = f": {error.filename}" if error.filename else ""
+        return f"{error.strerror}{where}; run again with --debug for details"
+    said = first_line(error)
+    what = name if said == name else f"{name}: {said}"
+    return f"internal error ({what}); run again with --debug and report it"
+
+
+def end_in_order() -> None:
+    """Let a request to terminate end the program like an interruption, so that nothing is left behind."""
+    if threading.current_thread() is not threading.main_thread():
+        return
+    for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
+        if signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, lambda received, _: sys.exit(128 + received))
 
 
 def without_bars() -> None:

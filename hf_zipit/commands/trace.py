@@ -25,15 +25,20 @@ def trace(
     as_json: Json = False,
 ) -> None:
     """Derive the spec of a model of any class from one forward pass, and check it."""
+    from hf_zipit.files.place import check_place
+    from hf_zipit.files.single import write_file
     from hf_zipit.find_spec import traced
     from hf_zipit.sources.load import load_or_build
 
     if out is not None and out.exists():
         raise OptionError(f"{out} already exists: choose another file")
+    if out is not None:
+        check_place(out.parent)
     text, held = traced(load_or_build(model, access))
     _log.info("traced and checked: %s", held)
     if out is not None:
-        out.write_text(text, encoding="utf-8")
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_file(out, text)
     if as_json:
         show_json({"file": None if out is None else str(out), "spec": text, "held": held})
     else:

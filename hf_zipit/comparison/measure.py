@@ -3,10 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hf_zipit.assembly.parents import Merged
+from hf_zipit.assembly.parents import Merged, mask_settings
 from hf_zipit.costs import cost_of
 from hf_zipit.data.batches import Passes
-from hf_zipit.data.images import Images
+from hf_zipit.data.dataset import Images
 from hf_zipit.data.rows import TEST
 from hf_zipit.evaluation.classification import Classification
 from hf_zipit.evaluation.dense import TaskMetrics, open_all_targets
@@ -36,12 +36,16 @@ def open_evaluation(
     device = str(merger.passes.device)
     size = merger.parents.input_size
     if targets is not None and not merger.parents.joint:
-        heads = [{**head, "kind": whole.kind} for head, whole in zip(merger.heads, merger.parents.wholes, strict=True)]
-        chosen: dict[str, Any] = {"num_images": num_images, "batch_size": batch_size, "seed": merger.recipe.seed}
+        wholes = merger.parents.wholes
+        named = zip(merger.heads, wholes, strict=True)
+        heads = [{**head, "kind": whole.kind, **mask_settings(whole)} for head, whole in named]
+        recipe = merger.recipe
+        chosen: dict[str, Any] = {"num_images": num_images, "batch_size": batch_size, "seed": recipe.seed}
+        chosen |= {"skip_bad_images": recipe.skip_bad_images, "label_column": recipe.label_column, "channels": size[0]}
         opened = open_all_targets(heads, targets, merger.transform, **chosen)
         return TaskMetrics(heads, opened, size, device=device)
     images = _opened(merger, data if targets is None else targets, num_images)
-    if merger.parents.joint and all(any(label is not None for label in part.labels) for part in images):
+    if merger.parents.joint and all(part.labelled for part in images):
         return Classification(merger.heads, images, size, batch_size=batch_size, device=device)
     return Agreement(merger, Passes(images, batch_size, device))
 
@@ -68,9 +72,10 @@ class Agreement:
         """Measure one merge."""
         found = distance(merged, self.parents.wholes, self.passes)
         kinds = [whole.kind for whole in self.parents.wholes]
+        problems = [whole.problem for whole in self.parents.wholes]
         scores = {
-            task: value.agreement if kind in CLASSES else 1 - value.error
-            for (task, value), kind in zip(found.items(), kinds, strict=True)
+            task: value.agreement if kind in CLASSES and problem != "regression" else 1 - value.error
+            for (task, value), kind, problem in zip(found.items(), kinds, problems, strict=True)
         }
         cost = cost_of(merged, self.parents.input_size)
         away = sum(value.error for value in found.values()) / len(found)

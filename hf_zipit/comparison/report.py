@@ -1,19 +1,26 @@
 """The results of a comparison as a text table, CSV, JSON and a plot."""
 
 import csv
+import io
 import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hf_zipit.errors import OptionError
+from hf_zipit.errors import OptionError, OutputError
 from hf_zipit.evaluation.report import blank_figure
 from hf_zipit.evaluation.results import Result, mean
+from hf_zipit.files.folders import is_empty
+from hf_zipit.files.place import check_place
+from hf_zipit.files.single import write_file
 from hf_zipit.matching.methods import METHODS
+from hf_zipit.recipe import NO_CUT
 from hf_zipit.text import si, table
 
+ROWS = "rows.jsonl"
 PICTURE = "results.png"
+FILES = (ROWS, "results.csv", "results.json", PICTURE)
 COLOURS = [*(f"C{i}" for i in range(10)), "gold", "navy", "lime", "magenta"]
 _log = logging.getLogger("hf_zipit")
 SCORES = {  # what the plot shows, by what is measured beside the tasks
@@ -21,7 +28,24 @@ SCORES = {  # what the plot shows, by what is measured beside the tasks
     "distance": "agreement with the parents, %",
     "": "score relative to the parents, %",
 }
-NO_CUT = "none"  # how tables and CSV show a merge of all layers
+
+
+def check_report(folder: str | Path) -> None:
+    """Check that a folder can hold the report of a comparison: it is new, empty, or holds an earlier report.
+
+    Raises:
+        OptionError: it holds something else, such as a model.
+        OutputError: it cannot be written.
+    """
+    folder = Path(folder)
+    check_place(folder)
+    if not folder.exists() or is_empty(folder):
+        return
+    other = sorted(path.name for path in folder.iterdir() if path.name not in FILES and not path.name.startswith("."))
+    if "config.json" in other or not any((folder / name).is_file() for name in FILES):
+        raise OptionError(
+            f"{folder} holds no earlier report, but {', '.join(other[:3])}: choose another folder for the report"
+        )
 
 
 def comparison_table(results: Sequence[Result], tasks: Sequence[str]) -> str:
@@ -34,11 +58,13 @@ def comparison_table(results: Sequence[Result], tasks: Sequence[str]) -> str:
         results: The results of the merges, the parents and the ensemble.
         tasks: Names of the tasks, in order.
     """
-    measure = _measure(results)
-    unit = _unit(results)
-    sized = any(_size(row) not in ("1", "-") for row in results)
+    failed = [row for row in results if row.error]
+    measured = [row for row in results if not row.error]
+    measure = _measure(measured)
+    unit = _unit(measured)
+    sized = any(_size(row) not in ("1", "-") for row in measured)
     lines = []
-    for row in results:
+    for row in measured:
         settings = [_cut(row), *([_size(row)] if sized else []), str(_setting(row, "calibrate") or "-")]
         scores = [f"{100 * row.tasks[task]:.1f}" if task in row.tasks else "-" for task in tasks]
         scores.append("-" if row.average is None else f"{100 * row.average:.1f}")
@@ -53,13 +79,16 @@ def comparison_table(results: Sequence[Result], tasks: Sequence[str]) -> str:
     settings = ["cut", *(["size"] if sized else []), "calibrate"]
     average = "average" if measure else "relative"
     header = ["method", *settings, *tasks, average, *([measure] if measure else []), "FLOPs", "params"]
-    return table([*header, "correlation", "seconds"], lines)
+    reasons = [f"failed: {_title(row)}: {row.error}" for row in failed]
+    return "\n".join([table([*header, "correlation", "seconds"], lines), *([""] if reasons else []), *reasons])
 
 
 def plain(row: Result) -> dict[str, Any]:
     """A result as plain values, with the settings of the merge beside its scores."""
     measured = row.to_dict()
     settings = measured.pop("settings", {})
+    if row.error:
+        del measured["flops"], measured["parameters"]  # which nothing has
     if not row.merged:
         return {"method": row.model, "cut": None, "calibrate": None, **measured}
     del measured["model"]
@@ -78,29 +107,37 @@ def write_report(results: Sequence[Result], tasks: Sequence[str], folder: str | 
         The files that were written.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    csv_file = folder / "results.csv"
-    json_file = folder / "results.json"
-    names = ["method", "cut", "width", "flops_budget", "calibrate", *(f"task {task}" for task in tasks)]
-    measured = ["average", "joint", "distance", "flops", "parameters", "seconds"]
-    with csv_file.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow([*names, *measured, "correlation"])
-        for row in results:
-            sizes = [_setting(row, "width"), _setting(row, "flops_budget")]
-            settings = [row.model, _cut(row), *sizes, _setting(row, "calibrate")]
-            scores = [row.tasks.get(task) for task in tasks]
-            values = [getattr(row, name) for name in measured]
-            correlation = mean(row.correlation) if row.correlation else None
-            cells = [*settings, *scores, *values, correlation]
-            writer.writerow(["" if cell is None else cell for cell in cells])
-    json_file.write_text(json.dumps([plain(row) for row in results], indent=2), encoding="utf-8")
-    written = [csv_file, json_file]
+    made = {folder / "results.csv": _csv(results, tasks)}
+    made[folder / "results.json"] = json.dumps([plain(row) for row in results], indent=2)
     try:
-        written.append(plot_comparison(results, folder / PICTURE))
+        folder.mkdir(parents=True, exist_ok=True)
+        for file, text in made.items():
+            write_file(file, text)
+        write_file(folder / PICTURE, lambda path: plot_comparison(results, path))
     except OptionError as error:
         _log.warning("%s is not written: %s", PICTURE, error)
-    return written
+        return list(made)
+    except OSError as error:
+        raise OutputError(f"cannot write the report to {folder}: {error.strerror or error}") from error
+    return [*made, folder / PICTURE]
+
+
+def _csv(results: Sequence[Result], tasks: Sequence[str]) -> str:
+    """The results as CSV, one line for each row."""
+    names = ["method", "cut", "width", "flops_budget", "calibrate", *(f"task {task}" for task in tasks)]
+    measured = ["average", "joint", "distance", "flops", "parameters", "seconds"]
+    out = io.StringIO(newline="")
+    writer = csv.writer(out)
+    writer.writerow([*names, *measured, "correlation", "error"])
+    for row in results:
+        sizes = [_setting(row, "width"), _setting(row, "flops_budget")]
+        settings = [row.model, _cut(row), *sizes, _setting(row, "calibrate")]
+        scores = [row.tasks.get(task) for task in tasks]
+        values = [None if row.error else getattr(row, name) for name in measured]
+        correlation = mean(row.correlation) if row.correlation else None
+        cells = [*settings, *scores, *values, correlation, row.error]
+        writer.writerow(["" if cell is None else cell for cell in cells])
+    return out.getvalue()
 
 
 def plot_comparison(results: Sequence[Result], path: str | Path) -> Path:
@@ -116,6 +153,7 @@ def plot_comparison(results: Sequence[Result], path: str | Path) -> Path:
     Raises:
         OptionError: matplotlib is not installed.
     """
+    results = [row for row in results if not row.error]
     merges = [row for row in results if row.merged]
     featured = [row for row in merges if row.correlation]
     figure = blank_figure(15 if featured else 9, 5.2)
@@ -128,7 +166,7 @@ def plot_comparison(results: Sequence[Result], path: str | Path) -> Path:
     if featured:
         _features(axes[1], featured, colours, marks)
     _legend(figure, axes[0], merges, colours, marks)
-    figure.savefig(path, dpi=150)
+    figure.savefig(path, dpi=150, format="png")
     return Path(path)
 
 
@@ -225,6 +263,12 @@ def _measure(results: Sequence[Result]) -> str:
 def _setting(row: Result, name: str) -> Any:
     """An option of a merge; `None` for parents."""
     return row.settings.get(name)
+
+
+def _title(row: Result) -> str:
+    """A merge by its settings."""
+    settings = f"{_label(row.model)}, cut {_cut(row)}, calibrate {_setting(row, 'calibrate')}"
+    return settings if _size(row) == "1" else f"{settings}, size {_size(row)}"
 
 
 def _label(method: str) -> str:

@@ -12,21 +12,19 @@ from typing import Any
 
 from accelerate.utils import broadcast_object_list
 
-from hf_zipit import __version__
 from hf_zipit.assembly.parents import Merged
 from hf_zipit.comparison.measure import open_evaluation
+from hf_zipit.comparison.report import ROWS, check_report
 from hf_zipit.data.batches import remembered
-from hf_zipit.data.hashing import tensor_digest
-from hf_zipit.errors import OptionError, ZipItError
-from hf_zipit.evaluation.dense import relative
+from hf_zipit.errors import OptionError, OutputError, ZipItError
 from hf_zipit.evaluation.fidelity import feature_correlation
-from hf_zipit.evaluation.results import Result
+from hf_zipit.evaluation.results import Result, relative
 from hf_zipit.merging.balance import accuracy_on, merge_settled
 from hf_zipit.merging.merger import Merger
 from hf_zipit.progress import progress
 from hf_zipit.recipe import Recipe
+from hf_zipit.statistics.content import content_of, versions
 
-ROWS = "rows.jsonl"
 _log = logging.getLogger("hf_zipit")
 
 
@@ -51,7 +49,9 @@ class Comparison:
         save: called with the recipe and the model of each new merge.
 
     Raises:
-        OptionError: `out` is not a folder, or one of the models is a merge of several tasks.
+        OptionError: `out` holds something else than an earlier report, or one of the models is a merge of several
+            tasks.
+        OutputError: `out` cannot be written.
         DataError: the images cannot be read, or their labels belong to no task.
 
     >>> comparison = Comparison(Merger(models, data), "report", data)  # doctest: +SKIP
@@ -73,15 +73,15 @@ class Comparison:
         self.out = Path(out)
         self.save = save
         self.main = merger.passes.accelerator.is_main_process
-        if self.out.exists() and not self.out.is_dir():
-            raise OptionError(f"{out} is not a folder; choose another folder for the report")
+        if self.main:
+            check_report(self.out)
         if any(len(source.tasks) != 1 for source in merger.parents.sources):
             raise OptionError("one of the models is a merge, so it has no single output; compare its parents instead")
         self.evaluation = open_evaluation(merger, data, targets, num_images, batch_size)
         merger.passes.images = [remembered(part) for part in merger.passes.images]
         self.base = {
-            "version": __version__,
-            "models": [tensor_digest(whole.model.state_dict().items()) for whole in merger.parents.wholes],
+            "versions": versions(),
+            "models": [content_of(whole.model) for whole in merger.parents.wholes],
             "tasks": merger.tasks,
             "spec": merger.parents.binding.spec.text,
             "data": [part.fingerprint() for part in merger.passes.images],
@@ -93,13 +93,12 @@ class Comparison:
     def run(self, wanted: Sequence[Recipe]) -> list[Result]:
         """Make the missing merges. Returns the rows of all merges in order, then those of the parents and the ensemble.
 
-        A merge that fails is logged and left out.
+        The row of a merge that fails says why, in `error`; it is tried again when the comparison is resumed.
         """
         self._observe([recipe for recipe in wanted if self._key(self._decisions(recipe)) not in self.known])
         parents = self.parents()
         found = [self._row(recipe) for recipe in progress(wanted, "Comparing", self.merger.passes.accelerator)]
-        rows = [row for row in found if row is not None] + parents
-        return [relative(row, parents) if row.scores else row for row in rows]
+        return [relative(row, parents) if row.scores else row for row in [*found, *parents]]
 
     def parents(self) -> list[Result]:
         """The rows of the parents and their ensemble, evaluated once by the main process."""
@@ -120,8 +119,8 @@ class Comparison:
             names = {name for cut in cuts for name in parents.spaces(parents.plan(cut))}
             self.merger.statistics(names, compat)
 
-    def _row(self, recipe: Recipe) -> Result | None:
-        """The row of one merge, known or new; `None` if the merge fails."""
+    def _row(self, recipe: Recipe) -> Result:
+        """The row of one merge, known or new."""
         key = self._key(self._decisions(recipe))
         if key not in self.known:
             begun = time.perf_counter()
@@ -129,7 +128,7 @@ class Comparison:
                 merged, settled = merge_settled(self.merger, recipe)
             except ZipItError as error:
                 _log.warning("%s, cut %s: %s", recipe.method, recipe.cut or "none", error)
-                return None
+                return Result(recipe.method, 0, 0, settings=recipe.decisions, error=str(error))
             seconds = time.perf_counter() - begun
             if self.save is not None:
                 self.save(settled, merged)
@@ -164,7 +163,7 @@ class Comparison:
         rows: list[tuple[str, Result]] = []
         file = self.out / ROWS
         if self.main and file.is_file():
-            for line in file.read_text(encoding="utf-8").splitlines():
+            for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
                 try:
                     entry = json.loads(line)
                     rows.append((entry["key"], Result(**entry["row"])))
@@ -180,10 +179,13 @@ class Comparison:
         self.known[key] = row
         if not self.main:
             return
-        self.out.mkdir(parents=True, exist_ok=True)
         file = self.out / ROWS
-        broken = file.is_file() and not file.read_bytes().endswith(b"\n") and file.stat().st_size
-        with file.open("a", encoding="utf-8") as out:
-            out.write(("\n" if broken else "") + json.dumps({"key": key, "row": asdict(row)}) + "\n")
-            out.flush()
-            os.fsync(out.fileno())
+        try:
+            self.out.mkdir(parents=True, exist_ok=True)
+            broken = file.is_file() and not file.read_bytes().endswith(b"\n") and file.stat().st_size
+            with file.open("a", encoding="utf-8") as out:
+                out.write(("\n" if broken else "") + json.dumps({"key": key, "row": asdict(row)}) + "\n")
+                out.flush()
+                os.fsync(out.fileno())
+        except OSError as error:
+            raise OutputError(f"cannot write {file}: {error.strerror or error}. The rows before it are kept") from error

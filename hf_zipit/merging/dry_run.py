@@ -8,7 +8,7 @@ from hf_zipit.assembly.kinds import kind_of
 from hf_zipit.assembly.parents import Parents
 from hf_zipit.costs import Cost
 from hf_zipit.data.rows import hub_data
-from hf_zipit.errors import OptionError, ZipItError
+from hf_zipit.errors import OptionError, SpecError, TraceError
 from hf_zipit.merging.merge import check_recipe
 from hf_zipit.merging.provenance import recorded, task_names
 from hf_zipit.merging.sizing import sized_plan
@@ -31,7 +31,7 @@ class MergePlan:
     """What a merge would do and cost. FLOPs are of one forward pass of one image with all heads; memory is in bytes.
 
     Attributes:
-        models: parameters of each model, by task.
+        models: parameters of each model, by its task or tasks.
         download: bytes to download for each model, by reference; cached files do not count.
         data: bytes to download for each data set on the Hub, over all splits; `None` if the Hub reports no size.
         spec: the model family that the spec describes.
@@ -97,7 +97,7 @@ def plan_merge(
     budget = recipe.flops_budget
     alone = Cost(sum(one.flops for one in parents.costs), sum(one.parameters for one in parents.costs))
     return MergePlan(
-        models={name: one.parameters for name, one in zip(names, parents.costs, strict=True)},
+        models={name: one.parameters for name, one in zip(_by_model(names, sources), parents.costs, strict=True)},
         download={str(ref): missing for ref, (_, missing) in zip(refs, outlines, strict=True)},
         data={ref: look_at_data(*on_hub, access) for ref in recipe.data or [] if (on_hub := hub_data(ref))},
         spec=plan.binding.spec.family,
@@ -125,9 +125,15 @@ def _open(sources: Sequence[Source], refs: Sequence[str], recipe: Recipe, access
         return kind.open(sources, recipe.spec, recipe.backbone)
     try:
         return kind.open(sources, recipe.spec, recipe.backbone)
-    except (ZipItError, RuntimeError, NotImplementedError):  # a trace needs a model that runs
+    except (SpecError, TraceError, RuntimeError):  # a trace or a check needs a model that runs
         first = outline(refs[0], access, "cpu")[0]
         return kind.open([first, *sources[1:]], recipe.spec, recipe.backbone)
+
+
+def _by_model(names: Sequence[str], sources: Sequence[Source]) -> list[str]:
+    """The names of each model's tasks, joined; a model that is a merge has several."""
+    left = iter(names)
+    return [", ".join(next(left) for _ in source.tasks) for source in sources]
 
 
 def _statistics_bytes(recipe: Recipe, parents: Parents, spaces: Iterable[str]) -> int:

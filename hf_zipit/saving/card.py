@@ -1,5 +1,6 @@
 """The model card of a merged repository: Hub metadata, parents, results, usage, recipe and limits."""
 
+import json
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,8 +9,9 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from hf_zipit.models.configuration_zipit import ZipItConfig
-from hf_zipit.saving.card_texts import SECTIONS, SEVERAL, TIMM, TRANSFORMERS, ZIPIT
+from hf_zipit.saving.card_texts import PIPELINES, SECTIONS, SEVERAL, TIMM, TRANSFORMERS, ZIPIT
 from hf_zipit.saving.provenance import Provenance
+from hf_zipit.sources.source import MODES
 from hf_zipit.text import si
 
 Results = Mapping[str, Any]  # {"data": [name, ...], "rows": [row as in `evaluate`, ...], "plot": file name or None}
@@ -40,23 +42,32 @@ def card(
     """
     about = Provenance.of(config)
     rows = [
-        f"| {head['task']} | {_output(head)} | {_parent(about.sources[head['source']])} |"
+        f"| {cell(head['task'])} | {_output(head)} | {_parent(about.sources[head['source']])} |"
         for head in config.heads or []
     ]
     several = config.model_type == "zipit-model"
-    use = {"zipit": SEVERAL if several else ZIPIT, "timm": TIMM, "transformers": TRANSFORMERS}[library]
+    channels = _channels(config)
+    merged = SEVERAL if several else (PIPELINES if channels == 3 else "") + ZIPIT  # pipelines read RGB only
+    use = {"zipit": merged, "timm": TIMM, "transformers": TRANSFORMERS}[library]
+    alike = not any(head.get("problem") for head in config.heads or [])
     tasks = [task] if task else config.tasks
     limits = [
         textwrap.fill(f"- {line}", 120, subsequent_indent="  ") for line in _limits(about, several, library, len(tasks))
     ]
     text = SECTIONS.format(
-        title=f"{task}, one task of a merged model" if task else f"One model for {len(tasks)} tasks",
+        title=f"{cell(task)}, one task of a merged model" if task else f"One model for {len(tasks)} tasks",
         shared=_shared_layers(config, several),
         parents="\n".join(rows),
         begin=BEGIN,
         results=_results_text(None, config.tasks, several),
         end=END,
-        use=use.format(name=name, task=config.tasks[0], prefix="local-dir" if "/" not in name else "hf-hub"),
+        use=use.format(
+            name=name,
+            task=json.dumps(config.tasks[0], ensure_ascii=False),
+            prefix="local-dir" if "/" not in name else "hf-hub",
+            mode=MODES.get(channels, "RGB"),
+            logits=f"the {'log-probabilities' if alike else 'outputs'} of all tasks, concatenated",
+        ),
         how="\n".join(f"- {key}: `{value}`" for key, value in _how(about).items()),
         reproduction=reproduction,
         recipe=recipe.strip(),
@@ -64,6 +75,20 @@ def card(
     )
     data = _metadata(config, library, license or {})
     return f"---\n{data.to_yaml()}\n---\n{text}"
+
+
+def cell(text: str) -> str:
+    """A name as Markdown shows it in a table or heading: bars would divide cells, and comments would hide text."""
+    return " ".join(text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").split())
+
+
+def _channels(config: ZipItConfig) -> int:
+    """The channels of the images that a merge reads."""
+    given: Any = config
+    sizes = (getattr(given, "input_size", None), (getattr(given, "pretrained_cfg", None) or {}).get("input_size"))
+    built: dict[str, Any] = (config.backbone or {}).get("config") or {}
+    stated = next((size[0] for size in sizes if size), None)
+    return int(stated or (built.get("vision_config") or built).get("num_channels") or 3)
 
 
 def _shared_layers(config: ZipItConfig, several: bool) -> str:
@@ -112,23 +137,27 @@ def _evaluation_metadata(config: ZipItConfig, results: Results) -> dict[str, Any
     merged = next(row for row in results["rows"] if row["model"] == "merged")
     names = list(results["data"])
     each = names if len(names) == len(config.tasks) else names * len(config.tasks)
-    found = [
-        (name, f"accuracy on {task}, among its own classes", merged["tasks"][task])
-        for task, name in zip(config.tasks, each, strict=False)
-    ]
-    found.append((" and ".join(names), "joint accuracy, among the classes of all tasks", merged["joint"]))
+    found = []
+    for task, name in zip(config.tasks, each, strict=False):
+        scores = merged.get("scores", {}).get(task) or {"accuracy": merged["tasks"][task]}
+        within = ", among its own classes" if "scores" not in merged else ""
+        found += [(name, metric, f"{metric} on {task}{within}", value) for metric, value in scores.items()]
+    if merged.get("joint") is not None:
+        joint = "joint accuracy, among the classes of all tasks"
+        found.append((" and ".join(names), "accuracy", joint, merged["joint"]))
     entries = [
         EvalResult(
             task_type=CLASSIFICATION,
             dataset_type=name,
             dataset_name=name,
-            metric_type="accuracy",
+            metric_type=kind,
             metric_name=metric,
             metric_value=round(value, 4),
         )
-        for name, metric, value in found
+        for name, kind, metric, value in found
     ]
-    return {"model_name": f"{' + '.join(config.tasks)}, merged", "eval_results": entries, "metrics": ["accuracy"]}
+    metrics = list(dict.fromkeys(kind for _, kind, _, _ in found))
+    return {"model_name": f"{' + '.join(config.tasks)}, merged", "eval_results": entries, "metrics": metrics}
 
 
 def _results_text(results: Results | None, tasks: Sequence[str], several: bool = False) -> str:
@@ -137,14 +166,16 @@ def _results_text(results: Results | None, tasks: Sequence[str], several: bool =
         return "Not evaluated yet. `hf-zipit eval FOLDER --data DATA` reports each task's own metric."
     if not results:
         return "Not evaluated yet. `hf-zipit eval FOLDER --data DATA --update-card` adds the results here."
-    lines = ["## Results", "", f"Accuracy in percent on {', '.join(results['data'])}.", ""]
-    lines.append(f"| | {' | '.join(tasks)} | average | joint | FLOPs | parameters |")
+    lines = ["## Results", "", _measured(results, tasks), ""]
+    if any(row.get("scores") for row in results["rows"]):
+        return "\n".join([*lines, *_metric_lines(results, tasks)])
+    lines.append(f"| | {' | '.join(map(cell, tasks))} | average | joint | FLOPs | parameters |")
     lines.append("|---" * (len(tasks) + 5) + "|")
     for row in results["rows"]:
         accuracies = [f"{100 * row['tasks'][task]:.1f}" if task in row["tasks"] else "-" for task in tasks]
-        accuracies += [f"{100 * row['average']:.1f}", f"{100 * row['joint']:.1f}"]
+        accuracies += [f"{100 * row[key]:.1f}" if row.get(key) is not None else "-" for key in ("average", "joint")]
         cost = [si(row["flops"]), si(row["parameters"])]
-        lines.append(f"| {' | '.join([row['model'], *accuracies, *cost])} |")
+        lines.append(f"| {' | '.join([cell(row['model']), *accuracies, *cost])} |")
     lines += [
         "",
         "The accuracy of a task is among its own classes. `joint` is among the classes of all tasks: softmax per task,",
@@ -153,6 +184,27 @@ def _results_text(results: Results | None, tasks: Sequence[str], several: bool =
     if results.get("plot"):
         lines += ["", f"![Accuracy against cost]({results['plot']})"]
     return "\n".join(lines)
+
+
+def _measured(results: Results, tasks: Sequence[str]) -> str:
+    """What was measured, on which data, and over how many images."""
+    merged = next(row for row in results["rows"] if row["model"] == "merged")
+    counts = ", ".join(f"{cell(task)} {merged['images'][task]}" for task in tasks if task in merged.get("images", {}))
+    what = "Scores" if merged.get("scores") else "Accuracy in percent"
+    return f"{what} on {', '.join(results['data'])}" + (f"; images: {counts}." if counts else ".")
+
+
+def _metric_lines(results: Results, tasks: Sequence[str]) -> list[str]:
+    """A table of each task's own metrics."""
+    merged = next(row for row in results["rows"] if row["model"] == "merged")
+    names = [(task, metric) for task in tasks for metric in merged["scores"].get(task, {})]
+    lines = [f"| | {' | '.join(f'{cell(task)}: {metric}' for task, metric in names)} | FLOPs | parameters |"]
+    lines.append("|---" * (len(names) + 3) + "|")
+    for row in results["rows"]:
+        values = [row["scores"].get(task, {}).get(metric) for task, metric in names]
+        shown = ["-" if value is None else f"{value:.4f}" for value in values]
+        lines.append(f"| {' | '.join([cell(row['model']), *shown, si(row['flops']), si(row['parameters'])])} |")
+    return lines
 
 
 def _how(about: Provenance) -> dict[str, Any]:

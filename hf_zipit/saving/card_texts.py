@@ -32,7 +32,7 @@ This model combines models that were trained on different tasks. hf-zipit merged
 
 {limits}
 """
-ZIPIT = """```python
+PIPELINES = """```python
 import hf_zipit  # without hf-zipit: pass trust_remote_code=True to pipeline and from_pretrained instead
 from PIL import Image
 from transformers import pipeline
@@ -42,19 +42,22 @@ classify(Image.open("image.jpg").convert("RGB"))
 ```
 
 ```python
-only = pipeline("image-classification", model="{name}", model_kwargs={{"active_task": "{task}"}})
+only = pipeline("image-classification", model="{name}", model_kwargs={{"active_task": {task}}})
 only(Image.open("image.jpg").convert("RGB"))  # the classes of one task
 ```
 
-```python
+"""
+ZIPIT = """```python
+import hf_zipit  # without hf-zipit: pass trust_remote_code=True to from_pretrained instead
+from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 processor = AutoImageProcessor.from_pretrained("{name}")
 model = AutoModelForImageClassification.from_pretrained("{name}").eval()
-pixels = processor(Image.open("image.jpg").convert("RGB"), return_tensors="pt")["pixel_values"]
+pixels = processor(Image.open("image.jpg").convert("{mode}"), return_tensors="pt")["pixel_values"]
 out = model(pixel_values=pixels)  # the shared layers run once for all tasks
-out.task_logits["{task}"]  # the logits of one task
-out.logits  # the log-probabilities of all tasks, concatenated
+out.task_logits[{task}]  # the logits of one task
+out.logits  # {logits}
 ```"""
 SEVERAL = """```python
 import hf_zipit  # without hf-zipit: pass trust_remote_code=True to from_pretrained instead
@@ -64,11 +67,11 @@ from transformers import AutoModel
 model = AutoModel.from_pretrained("{name}").eval()
 pixels = torch.zeros(1, *model.config.input_size)  # replace with your images, preprocessed as for the parents
 out = model(pixel_values=pixels)  # the shared layers run once for all tasks
-out.task_outputs["{task}"]  # the output of that task's parent
+out.task_outputs[{task}]  # the output of that task's parent
 ```
 
-For one task alone, pass `active_task="{task}"` to `from_pretrained`. Pipelines for classification, segmentation and
-depth take it as `pipeline(..., model_kwargs={{"active_task": "{task}"}})`."""
+For one task alone, pass `active_task={task}` to `from_pretrained`. Pipelines for classification, segmentation and
+depth take it as `pipeline(..., model_kwargs={{"active_task": {task}}})`."""
 TRANSFORMERS = """```python
 from PIL import Image
 from transformers import pipeline

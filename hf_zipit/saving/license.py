@@ -60,6 +60,7 @@ def common_license(sources: Iterable[Mapping[str, Any]], given: str | None = Non
             for name, license in found.items()
         )
         raise SourceError(
-            f"the parents have different licenses ({shown}): choose one that complies with all of them with --license"
+            f"the parents have different licenses ({shown}): choose one that complies with all of them (license=..., "
+            "or --license)"
         )
     return stated[0] if stated and len(stated) == len(found) else {}

@@ -48,7 +48,7 @@ def is_merge(model: str | Path, access: Access = NOTHING) -> bool:
         SourceError: the repository cannot be downloaded.
     """
     folder = _local_folder(model, access)
-    return (folder / "config.json").is_file() and read_json(folder / "config.json").get("model_type") in MERGES
+    return (folder / "config.json").is_file() and str(read_json(folder / "config.json").get("model_type")) in MERGES
 
 
 def _local_folder(model: str | Path, access: Access) -> Path:
@@ -94,7 +94,8 @@ def load_parents(
     moved = [name for name, ref in zip(names, refs, strict=False) if ref is None]
     if moved:
         _log.warning(
-            "the parents of %s are no longer at their recorded paths: name all parents with --parent to compare",
+            "the parents of %s are no longer at their recorded paths: name all parents to compare with (parents=..., "
+            "or --parent)",
             ", ".join(moved),
         )
         return []

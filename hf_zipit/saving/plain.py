@@ -32,25 +32,25 @@ def check_format(config: ZipItConfig, library: str, task: str | None = None) -> 
         raise OptionError(f"unknown format '{library}'; formats: {', '.join(FORMATS)}")
     if library == "zipit":
         if task is not None:
-            raise OptionError("--format zipit keeps all tasks; choose one with active_task when you load the model")
+            raise OptionError("the format zipit keeps all tasks; choose one with active_task when you load the model")
         return
     if config.model_type != ZipItConfig.model_type:
-        raise OutputError(f"an ordinary {library} model has one kind of output; keep --format zipit")
+        raise OutputError(f"an ordinary {library} model has one kind of output; keep the format zipit")
     if backbone["library"] != library:
         also = "; transformers reads what timm writes, too" if backbone["library"] == "timm" else ""
-        raise OptionError(f"these are models of {backbone['library']}; use --format {backbone['library']}{also}")
+        raise OptionError(f"these are models of {backbone['library']}; use the format {backbone['library']}{also}")
     if task is not None and task not in config.tasks:
         raise OptionError(f"unknown task '{task}'; tasks: {', '.join(config.tasks)}")
     if config.cut is not None or config.unmerge is not None:
         where = f"after the cut {config.cut}" if config.cut else "behind the merged ones"
         raise OutputError(
             f"an ordinary {library} model has no place for the layers that each task keeps {where}; "
-            "merge without --cut, or keep --format zipit"
+            "merge without a cut, or keep the format zipit"
         )
     if library == "timm" and not from_timm.knows(backbone["architecture"]):
         raise OutputError(
             f"there is no ordinary timm checkpoint of a {backbone['architecture']}: timm has no such architecture, it "
-            "comes with hf-zipit. Keep --format zipit: it includes the code, and loads without hf-zipit with "
+            "comes with hf-zipit. Keep the format zipit: it includes the code, and loads without hf-zipit with "
             "trust_remote_code=True"
         )
 
@@ -81,7 +81,7 @@ def plain_model(merged: ZipItForImageClassification, library: str, task: str | N
             usual = _shape(net.state_dict(), name)
             raise OutputError(
                 f"no ordinary {library} model has these widths: {name} is {found} instead of {usual}. "
-                "Merge at the parents' width, or keep --format zipit"
+                "Merge at the parents' width, or keep the format zipit"
             )
     net.load_state_dict(state)
     return net.eval()

@@ -4,7 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from hf_zipit.errors import SourceError
 from hf_zipit.models.configuration_zipit import ZipItConfig
+
+LISTS = ("sources", "data", "spaces")  # of mappings
 
 
 @dataclass(frozen=True)
@@ -40,9 +43,22 @@ class Provenance:
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any] | None) -> "Provenance":
-        """The provenance from the plain values of a `config.json`; unknown keys are ignored."""
-        names = {one.name for one in fields(cls)}
-        return cls(**{name: value for name, value in (record or {}).items() if name in names})
+        """The provenance from the plain values of a `config.json`; unknown keys are ignored.
+
+        Raises:
+            SourceError: a value is of another kind than was written.
+        """
+        if not isinstance(record, Mapping | None):
+            raise SourceError(
+                f"config.json: 'zipit' is {record!r:.60}, not a mapping: the record of the merge is damaged"
+            )
+        values = {one.name: record[one.name] for one in fields(cls) if record and one.name in record}
+        for name, value in values.items():
+            entries = value if isinstance(value, list) else [value]
+            kind = str if name == "generator" else Mapping
+            if isinstance(value, list) != (name in LISTS) or not all(isinstance(x, kind | None) for x in entries):
+                raise SourceError(f"config.json: 'zipit.{name}' is {value!r:.60}: the record of the merge is damaged")
+        return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
         """The plain values that `config.json` holds; `generator` and `balance` are left out where they are `None`."""

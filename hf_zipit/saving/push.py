@@ -14,15 +14,15 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils._validators import validate_repo_id
 
-from hf_zipit.errors import OptionError, OutputError
-from hf_zipit.models.pretrained_zipit import ZipItPreTrainedModel, upload
+from hf_zipit.errors import OptionError, OutputError, SourceError
+from hf_zipit.models.pretrained_zipit import ZipItPreTrainedModel, count_not_finite, upload
 from hf_zipit.recipe import PinnedSource, read_recipe
 from hf_zipit.saving.load import check_merged
 from hf_zipit.saving.provenance import Provenance
 from hf_zipit.saving.save import save
 from hf_zipit.saving.sidecars import RECIPE, without_local_paths
 from hf_zipit.sources.access import Access
-from hf_zipit.sources.checkpoint import read_json
+from hf_zipit.sources.checkpoint import read_json, read_weights, weight_files
 from hf_zipit.sources.download import client
 from hf_zipit.sources.faults import FAULTS, LOG_IN, explain, redact
 
@@ -54,33 +54,69 @@ def push(
 
     Raises:
         OptionError: the repository name is invalid, or a pull request is asked for against a branch.
-        OutputError: the upload failed; the message says why, where the files are and how to continue.
-        SourceError: the folder does not hold a merged model.
+        OutputError: the upload failed; the message says why, where the files are and how to continue. Or a weight is
+            not finite.
+        SourceError: the folder does not hold a merged model, or is damaged.
 
     >>> push(merged, "user/merged", private=True)  # doctest: +SKIP
     """
     check_target(repo, revision=revision, create_pr=create_pr, token=token)
-    if isinstance(model, str | Path):
-        folder, temporary = Path(model), None
-        if not (folder / RECIPE).is_file():  # an ordinary checkpoint is recognised as a merge by its recipe alone
-            check_merged(folder)
-    else:
-        temporary = Path(tempfile.mkdtemp(prefix="hf-zipit-"))
-        folder = save(model, temporary / repo.rpartition("/")[2])
+    kept = isinstance(model, str | Path)
+    folder = _checked_folder(Path(model)) if isinstance(model, str | Path) else _saved_for_upload(model, repo)
     api = client(Access(token=token))
     try:
         with tempfile.TemporaryDirectory() as public:
             _fill_public_folder(folder, Path(public))
             done = upload(api, public, repo, private, revision, create_pr, commit_message or _title(folder))
     except FAULTS as error:
+        kept = True  # so that the upload can be repeated
         flags = (f" --revision {revision}" if revision else "") + (" --create-pr" if create_pr else "")
         raise OutputError(
             f"{explain(error, repo, revision, token)}. The merged model is complete in {folder}; upload it, or what "
             f"is missing of it, with: hf-zipit push {folder} {repo}{flags}"
         ) from error
-    if temporary:
-        shutil.rmtree(temporary)
+    finally:
+        if not kept:
+            shutil.rmtree(folder.parent, ignore_errors=True)
     return str(done.pr_url or done.commit_url)
+
+
+def _checked_folder(folder: Path) -> Path:
+    """The folder of a saved merge, once it is known that what it holds is complete and readable.
+
+    Raises:
+        SourceError: it does not hold a merged model, or its weights are damaged.
+        OutputError: a weight is not finite.
+        OptionError: the recipe in it cannot be read.
+    """
+    if not (folder / RECIPE).is_file():  # an ordinary checkpoint is recognised as a merge by its recipe alone
+        check_merged(folder)
+    else:
+        read_recipe(folder / RECIPE)
+    for file in weight_files(folder):
+        for name, value in read_weights([file]).items():
+            if bad := count_not_finite(value):
+                raise OutputError(
+                    f"{file}: {bad} of {value.numel()} values of {name} are NaN or infinite: not uploaded"
+                )
+    return folder
+
+
+def _saved_for_upload(model: ZipItPreTrainedModel, repo: str) -> Path:
+    """A temporary folder, in one of its own, with a model from memory.
+
+    Raises:
+        OutputError: the model cannot be saved, or there is no place for it.
+    """
+    try:
+        home = Path(tempfile.mkdtemp(prefix="hf-zipit-"))
+    except OSError as error:
+        raise OutputError(f"cannot save the model for its upload: {error}; set TMPDIR to another folder") from None
+    try:
+        return save(model, home / repo.rpartition("/")[2])
+    except BaseException:
+        shutil.rmtree(home, ignore_errors=True)
+        raise
 
 
 def check_target(repo: str, *, revision: str | None = None, create_pr: bool = False, token: str | None = None) -> None:
@@ -99,7 +135,7 @@ def check_target(repo: str, *, revision: str | None = None, create_pr: bool = Fa
     """
     if create_pr and revision not in (None, "main"):
         raise OptionError(
-            f"{repo}: a pull request goes to main, not to the branch {revision}: leave out --create-pr or --revision"
+            f"{repo}: a pull request goes to main, not to the branch {revision}: leave out create_pr or revision"
         )
     try:
         validate_repo_id(repo)
@@ -119,7 +155,8 @@ def check_target(repo: str, *, revision: str | None = None, create_pr: bool = Fa
         raise OutputError(redact(explain(error, repo, revision, token), token)) from error
     if kind not in ("", "zipit", "zipit-model") and not create_pr:
         raise OutputError(
-            f"{repo} holds another model ({kind}): choose another name, or open a pull request with --create-pr"
+            f"{repo} holds another model ({kind}): choose another name, or open a pull request (create_pr=True, or "
+            "--create-pr)"
         )
 
 
@@ -131,7 +168,10 @@ def _model_type(api: HfApi, name: str, revision: str | None) -> str:
         return ""
     if api.file_exists(name, RECIPE, revision=revision):  # an ordinary checkpoint of a merge
         return "zipit"
-    config = json.loads(Path(file).read_text(encoding="utf-8"))
+    try:
+        config = read_json(Path(file))
+    except SourceError:
+        return "unreadable"
     return str(config.get("model_type") or config.get("architecture") or "unknown")
 
 

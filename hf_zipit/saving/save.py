@@ -1,40 +1,47 @@
 """Save a merged model as a Hub-format folder or as an ordinary checkpoint, with the checks that come before."""
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from hf_zipit.errors import OptionError, OutputError, SourceError
+from hf_zipit.files.folders import is_empty, recover, write_atomically
+from hf_zipit.files.place import check_place
 from hf_zipit.models.configuration_zipit import ZipItConfig
 from hf_zipit.models.pretrained_zipit import ZipItPreTrainedModel
 from hf_zipit.recipe import PinnedSource, read_recipe
-from hf_zipit.saving.atomic import write_atomically
 from hf_zipit.saving.license import common_license
 from hf_zipit.saving.load import check_merged
 from hf_zipit.saving.plain import check_format, write_plain
 from hf_zipit.saving.provenance import Provenance
 from hf_zipit.saving.sidecars import RECIPE, SPEC, sidecar_files
+from hf_zipit.saving.verify import check_written
 from hf_zipit.sources.preprocessing import processor_of
 
 
 def check_output(folder: str | Path, overwrite: bool = False) -> Path:
     """Check that a folder may be written, before any work is done.
 
-    Only an empty folder or, with `overwrite`, an earlier merge is ever replaced.
+    Only an empty folder or, with `overwrite`, an earlier merge is ever replaced. That it can be written is tried, and
+    what a killed process left of an earlier write is put in order.
 
     Raises:
         OptionError: the folder exists and may not be replaced, or cannot be created.
+        OutputError: there is no permission, the disk is full, or a link leads nowhere.
     """
     folder = Path(folder)
-    above = next(p for p in (folder.absolute().parent, *folder.absolute().parents) if p.exists())
-    if not above.is_dir():
-        raise OptionError(f"cannot create {folder}: {above} is not a folder")
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-        return folder
-    if not overwrite:
-        raise OptionError(f"{folder} exists already: choose another folder, or replace it with --overwrite")
-    if not _is_earlier_merge(folder):
-        raise OptionError(f"{folder} is not an earlier merge, so it is not overwritten: remove it yourself")
+    check_place(folder)
+    place = Path(os.path.realpath(folder))
+    with suppress(OSError):
+        recover(place)
+    if place.exists() and not (place.is_dir() and is_empty(place)):
+        if not overwrite:
+            raise OptionError(
+                f"{folder} exists already: choose another folder, or replace it (overwrite=True, or --overwrite)"
+            )
+        if not _is_earlier_merge(place):
+            raise OptionError(f"{folder} is not an earlier merge, so it is not overwritten: remove it yourself")
     return folder
 
 
@@ -92,11 +99,13 @@ def save(
 ) -> Path:
     """Write a merged model: config, weights, preprocessing, spec, recipe and card.
 
-    The write is atomic: the folder appears when it is complete, and not at all if the process is killed before.
+    The write is atomic: the folder appears when it is complete, and not at all if the process is killed before. Into a
+    mount point or the current folder files are written one by one, `config.json` last, so that an incomplete merge is
+    never taken for a model.
 
     Args:
         model: the merged model.
-        folder: the folder to write; it must not exist unless `overwrite`.
+        folder: the folder to write; it must be new or empty unless `overwrite`. A symbolic link stays a link.
         overwrite: replace an earlier merge.
         library: `zipit` writes all heads and the code files that run them. `timm` and `transformers` write an
             ordinary checkpoint of the parents' library, which loads without hf-zipit; this needs a full merge at the
@@ -110,19 +119,20 @@ def save(
     Raises:
         OptionError: the folder exists, or the format or task is unknown.
         SourceError: the parents state different licenses, and none is given.
-        OutputError: the disk is full, the folder cannot be written, the merge could not be loaded again, or it has no
-            ordinary form.
+        OutputError: the disk is full, the folder cannot be written, a weight is not finite, the merge could not be
+            loaded again, or it has no ordinary form.
 
     >>> save(merged, "merged")  # doctest: +SKIP
     >>> save(merged, "plain", library="timm")  # doctest: +SKIP
     """
     folder = check_output(folder, overwrite)
     license_metadata = check_saveable(model.config, library, task, license)
-    if library == "zipit":
-        try:
+    try:
+        model.check_finite()
+        if library == "zipit":
             model.check_described()
-        except ValueError as error:
-            raise OutputError(str(error)) from None
+    except ValueError as error:
+        raise OutputError(f"{folder} is not written: {error}") from None
     spec_text, locations = model.spec_text, model.locations
     if locations is None and library != "zipit" and model.origin:
         spec_text, locations = _saved_beside(Path(model.origin[0]))
@@ -138,6 +148,9 @@ def save(
             # a reloaded merge keeps the texts it came with, unless its license changes
             if locations is not None or license is not None or not (partial / name).exists():
                 (partial / name).write_text(text, encoding="utf-8")
+        if library == "zipit":
+            check_written(model, partial)
+        check_output(folder, overwrite)  # another process may have written it in the meantime
     return folder
 
 
@@ -162,7 +175,8 @@ def _relative_to(folder: Path, locations: dict[str, Any]) -> dict[str, Any]:
         without_split, colon, _ = str(location).rpartition(":")
         if not (path.exists() or (colon and Path(without_split).exists())):
             return str(location)  # a Hub id
-        return os.path.relpath(path.absolute(), folder.absolute())
+        parent = os.path.realpath(path.parent)  # `..` leads out of the folder that a link leads to
+        return os.path.relpath(os.path.join(parent, path.name), os.path.realpath(folder))
 
     return {kind: found and [shown(location) for location in found] for kind, found in locations.items()}
 

@@ -28,6 +28,7 @@ def bind(spec: Spec, model: nn.Module) -> Binding:
     table = tuple(_with_tiles(row, sizes, wired) for row in wired.rows)
     _check_one_written_axis(table, spec)
     spaces = _spaces(wired, sizes, table)
+    _check_all_written(table, spaces, wired)
     owns, arguments = _steps(spec, wired)
     return Binding(
         spec=spec,
@@ -74,6 +75,16 @@ def _check_one_written_axis(table: tuple[Row, ...], spec: Spec) -> None:
     for row in table:
         if row.role != "read" and axes.setdefault(row.parameter, row.axis) != row.axis:
             raise SpecError(f"{spec.file}: {row.parameter} carries spaces on two axes")
+
+
+def _check_all_written(table: tuple[Row, ...], spaces: dict[str, FeatureSpace], wired: Wired) -> None:
+    """Refuse a space that is only read: its units come from nowhere."""
+    for row in table:
+        if row.space not in spaces:
+            raise SpecError(
+                f"{wired.file}:{wired.claimed[row.parameter].number}: {row.parameter} reads space '{row.space}', which "
+                "nothing writes"
+            )
 
 
 def _spaces(wired: Wired, sizes: dict[str, int], table: tuple[Row, ...]) -> dict[str, FeatureSpace]:

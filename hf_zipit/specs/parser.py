@@ -1,7 +1,7 @@
 """Parse spec files: one YAML file per model family describes how its feature spaces are wired.
 
 `model_specs/README.md` describes the grammar. A spec is data: it is read with a safe loader, an error about an unknown
-key or a duplicate line names file and line, and nothing in a spec is ever executed. No model is needed here.
+key or one given twice names file and line, and nothing in a spec is ever executed. No model is needed here.
 """
 
 import re
@@ -13,13 +13,16 @@ from typing import Any
 import yaml
 
 from hf_zipit.errors import SpecError
+from hf_zipit.files import documents
 from hf_zipit.specs.grammar import Block, Expression, Line, ProbeLine, Same, Spec, Step
+from hf_zipit.text import first_line
 
 _NAME = re.compile(r"\.|[A-Za-z_][\w.]*")
 _SAME = re.compile(r"(?P<left>[\w.]+) = (?P<right>[\w.]+)(?: unless (?P<unless>[\w.]+))?")
 _STEP = re.compile(r"(?P<name>(call:|op:)?[\w.{}]+)(\((?P<inside>[^()]*)\))?")
 _ARGUMENT = re.compile(r"\w+=(none|\$image|\$grid|\$config\.\w+)")
 _PROBE = re.compile(r"(?P<module>[\w.]+)\.(?P<side>in|out)")
+_NUMBER = re.compile(r"[0-9]{1,9}")
 _TOP = {"family", "match", "chain", "channels", "stream", "sizes", "wire", "blocks", "probe", "check"}
 _BLOCK = {"each", "when", "sizes", "wire", "same", "probe"}
 
@@ -47,9 +50,10 @@ def read(path: str | Path) -> Spec:
     """
     path = Path(path)
     try:
-        return parse(path.read_text(encoding="utf-8"), path.name)
-    except (OSError, UnicodeDecodeError) as error:
+        text = documents.read_text(path)
+    except ValueError as error:
         raise SpecError(f"cannot read the spec file {path}: {error}") from None
+    return parse(text, path.name)
 
 
 def parse(text: str, file: str = "<spec>") -> Spec:
@@ -81,15 +85,17 @@ class _Parser:
 
     def spec(self) -> Spec:
         try:
-            node = yaml.compose(self.text, yaml.SafeLoader)
-        except yaml.YAMLError as error:
-            raise SpecError(f"{self.file}: not valid YAML: {error}") from None
-        top = self.plain(node, ())
+            top = self.plain(yaml.compose(self.text, documents.PlainLoader), ())
+        except yaml.MarkedYAMLError as error:
+            line = error.problem_mark.line + 1 if error.problem_mark else 1
+            raise SpecError(f"{self.file}:{line}: not valid YAML: {error.problem or error}") from None
+        except (yaml.YAMLError, RecursionError) as error:
+            raise SpecError(f"{self.file}: not valid YAML: {first_line(error)}") from None
         if not isinstance(top, dict):
             raise SpecError(f"{self.file}: a spec file is a mapping with the keys {', '.join(sorted(_TOP))}")
         self.known(top, _TOP, (), {"family", "match", "wire", "check"})
         check = top["check"]
-        if not isinstance(check, dict) or not check or not all(str(v).isdigit() for v in check.values()):
+        if not isinstance(check, dict) or not check or not all(_NUMBER.fullmatch(str(v)) for v in check.values()):
             raise self.error(("check",), "check: names model architectures and their number of spaces")
         return Spec(
             family=str(top["family"]),
@@ -112,11 +118,10 @@ class _Parser:
             out: dict[str, Any] = {}
             for key, value in node.value:
                 here = (*where, str(key.value))
-                if key.value in out:
-                    self.lines[here] = key.start_mark.line + 1
-                    raise self.error(here, f"duplicate line '{key.value}'")
                 self.lines[here] = key.start_mark.line + 1
-                out[str(key.value)] = self.plain(value, here)
+                if not isinstance(key, yaml.ScalarNode):
+                    raise self.error(here, "a key is a word, not a list or a mapping")
+                out[key.value] = self.plain(value, here)
             return out
         if isinstance(node, yaml.SequenceNode):
             return [self.plain(value, (*where, str(i))) for i, value in enumerate(node.value)]
@@ -144,8 +149,8 @@ class _Parser:
             same.append(Same(**found.groupdict()))
         return Block(
             each=tuple(self.listed(block["each"])),
-            when=block.get("when"),
-            sizes=self.sizes(block),
+            when=self.word(block, "when", where),
+            sizes=self.sizes(block, where),
             wire=self.wire(block["wire"], (*where, "wire")),
             same=tuple(same),
             probe=self.probes(block.get("probe", {}), (*where, "probe")),
@@ -178,8 +183,17 @@ class _Parser:
             raise self.error(("chain",), f"cannot read '{(bad or owns)[0]}' in the step '{text}': expected {known}")
         return Step(found["name"], owns, arguments)
 
-    def sizes(self, mapping: dict[str, Any]) -> dict[str, tuple[str, ...]]:
-        return {name: tuple(self.listed(sources)) for name, sources in (mapping.get("sizes") or {}).items()}
+    def word(self, mapping: dict[str, Any], key: str, where: tuple[str, ...]) -> str | None:
+        value = mapping.get(key)
+        if value is not None and not isinstance(value, str):
+            raise self.error((*where, key), f"{key}: is a word, not a list or a mapping")
+        return value
+
+    def sizes(self, mapping: dict[str, Any], where: tuple[str, ...] = ()) -> dict[str, tuple[str, ...]]:
+        sizes = mapping.get("sizes") or {}
+        if not isinstance(sizes, dict):
+            raise self.error((*where, "sizes"), "sizes: is a mapping from a group axis to attributes of the model")
+        return {name: tuple(self.listed(sources)) for name, sources in sizes.items()}
 
     def wire(self, lines: Any, where: tuple[str, ...]) -> tuple[Line, ...]:
         if not isinstance(lines, dict):
@@ -188,6 +202,8 @@ class _Parser:
 
     def line(self, target: str, rule: Any, where: tuple[str, ...]) -> Line:
         number = self.lines.get(where, 1)
+        if isinstance(rule, dict) or rule == []:
+            raise self.error(where, f"'{target}' needs 'reads -> writes', or a list with one name for each axis")
         if isinstance(rule, list):
             return Line(target, axes=tuple(self.expression(str(r), where) for r in rule), number=number)
         reads, arrow, writes = str(rule).partition("->")
@@ -208,6 +224,8 @@ class _Parser:
 
     def probes(self, probes: Any, where: tuple[str, ...]) -> tuple[ProbeLine, ...]:
         out = []
+        if probes and not isinstance(probes, dict):
+            raise self.error(where, "probe: is a mapping from a space to 'module.in' or 'module.out'")
         for space, points in (probes or {}).items():
             for point in self.listed(points):
                 found = _PROBE.fullmatch(point)

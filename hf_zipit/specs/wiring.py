@@ -115,7 +115,7 @@ class _Expansion:
     def _attribute(self, path: str, sources: tuple[str, ...]) -> int:
         """The first of `sources` that is an integer, or an integer attribute of a module."""
         for source in sources:
-            if source.isdigit():
+            if source.isascii() and source.isdigit():
                 return int(source)
             value: object = self.modules[path]
             for part in source.split("."):
@@ -139,6 +139,8 @@ class _Expansion:
                 self._matrix(origin, path)
             elif path in self.tensors:
                 self._bare(origin, path)
+            elif line.axes and path in self.modules:
+                raise origin.error(f"{path} is a module: a list of axes is for a parameter, such as {path}.weight")
             elif self._own(path):
                 self._module(origin, path, line.reads, line.writes)
             elif path in self.modules and not any(p.startswith(path + ".") and p in self.modules for p in explicit):

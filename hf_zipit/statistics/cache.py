@@ -4,30 +4,34 @@ import hashlib
 import json
 import logging
 import os
-import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save
 
-from hf_zipit import __version__
 from hf_zipit.data.batches import Passes
 from hf_zipit.data.hashing import tensor_digest
+from hf_zipit.files.names import MARK
+from hf_zipit.files.single import write_file
 from hf_zipit.sources.source import Source
 from hf_zipit.specs.spaces import Binding, FeatureSpace
 from hf_zipit.statistics.collect import SpaceStatistics
+from hf_zipit.statistics.content import content_of, versions
 from hf_zipit.statistics.moments import AnyMoments, Moments, ReferenceMoments
 from hf_zipit.statistics.probes import POSITIONS
 
 LIMIT = 10 * 2**30  # bytes; beyond it the least recently used statistics are removed
 ABOUT = "about.json"
+CHECKSUM = "checksum"
+_FOLDER = re.compile(r"[0-9a-f]{64}")
+_FILE = re.compile(rf"about\.json|[0-9a-f]{{32}}\.safetensors|{re.escape(MARK)}\..+|\..+\.safetensors\.\d+")
 _log = logging.getLogger("hf_zipit")
 
 
@@ -58,42 +62,62 @@ class CacheEntry:
     size: int
     used: float
 
+    @property
+    def id(self) -> str:
+        """The hash of everything that decides the statistics."""
+        return self.folder.name
+
     @classmethod
     def of(cls, folder: Path) -> "CacheEntry":
-        """The entry in a folder of the cache."""
-        try:
-            about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+        """The entry in a folder of the cache; what cannot be read is left out, as another process may remove it."""
+        models: tuple[str, ...] = ()
+        data: tuple[str, ...] = ()
+        used = 0.0
+        with suppress(OSError, ValueError, TypeError, KeyError):
             used = (folder / ABOUT).stat().st_mtime
-        except (OSError, ValueError):
-            about = {}
-            used = 0.0
-        files = list(folder.glob("*.safetensors"))
-        size = sum(file.stat().st_size for file in files)
-        models = tuple(about.get("models", ()))
-        data = tuple(about.get("data", ()))
-        return cls(folder, models, data, spaces=len(files), size=size, used=used)
+            about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+            models = tuple(map(str, about["models"]))
+            data = tuple(map(str, about["data"]))
+        sizes = []
+        for file in folder.glob("*.safetensors"):
+            with suppress(OSError):
+                sizes.append(file.stat().st_size)
+        return cls(folder, models, data, spaces=len(sizes), size=sum(sizes), used=used)
+
+    def remove(self) -> None:
+        """Remove the files of the entry, and its folder unless it holds other files."""
+        with suppress(OSError):
+            for file in self.folder.iterdir():
+                if _FILE.fullmatch(file.name):
+                    with suppress(OSError):
+                        file.unlink()
+            self.folder.rmdir()
 
 
 def entries() -> list[CacheEntry]:
     """All entries of the cache, most recently used first."""
-    found = [CacheEntry.of(path) for path in cache_folder().glob("statistics/*") if path.is_dir()]
-    return sorted(found, key=lambda entry: -entry.used)
+    folders = (path for path in cache_folder().glob("statistics/*") if _FOLDER.fullmatch(path.name) and path.is_dir())
+    return sorted(map(CacheEntry.of, folders), key=lambda entry: -entry.used)
 
 
 def clear() -> int:
-    """Empty the cache; returns the bytes freed."""
-    freed = sum(entry.size for entry in entries())
-    shutil.rmtree(cache_folder() / "statistics", ignore_errors=True)
-    return freed
+    """Empty the cache; returns the bytes freed. Files that are not of the cache stay."""
+    found = entries()
+    for entry in found:
+        entry.remove()
+    with suppress(OSError):
+        (cache_folder() / "statistics").rmdir()
+    left = {entry.folder: entry.size for entry in entries()}
+    return sum(entry.size - left.get(entry.folder, 0) for entry in found)
 
 
 class StatisticsCache:
     """The statistics of some models on some images, one file per feature space.
 
-    The key is a hash of the content: the models' weights and structure, the chosen images and their preprocessing, the
-    spec, how moments are accumulated, and the version of this package. A file that cannot be read counts as missing. If
-    files cannot be written, a warning is logged. Only the main process writes. A space counts as found if every
-    process could read it.
+    The key is a hash of the content: all that the models compute with (see `content_of`), the chosen images and their
+    preprocessing, the spec, how moments are accumulated, and the library versions. Each file has a checksum: one
+    that is damaged, or removed by another process, counts as missing. If files cannot be written, a warning is logged.
+    Only the main process writes. A space counts as found if every process could read it.
 
     Args:
         sources: the models, in order.
@@ -107,12 +131,14 @@ class StatisticsCache:
         self.device = passes.device
         self.compat = compat
         self.models = len(sources)
+        self.tasks = len(passes.images)
         self.about = {"models": [s.name for s in sources], "data": [images.name for images in passes.images]}
+        transform = next((source.transform for source in sources if source.transform), None)
         content = {
-            "version": __version__,
-            "models": [[tensor_digest(s.model.state_dict().items()), repr(s.model), repr(s.backbone)] for s in sources],
+            "versions": versions(),
+            "models": [content_of(source.model) for source in sources],
             "data": [images.fingerprint() for images in passes.images],
-            "preprocessing": [repr(sorted(sources[0].preprocessing.items())), type(sources[0].processor).__qualname__],
+            "transform": content_of(transform),
             "spec": binding.spec.text,
             "device": passes.device.type,
             "sums": ["float32, by batch", passes.batch_size] if compat else ["float64", POSITIONS],
@@ -136,28 +162,36 @@ class StatisticsCache:
         if not self.accelerator.is_main_process:
             return
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            _replace(self.folder / ABOUT, lambda path: path.write_text(json.dumps(self.about), encoding="utf-8"))
             for one in statistics.values():
-                _replace(self._file(one.space), partial(save_file, _tensors(one)))
+                tensors = _tensors(one)
+                self._keep(self._file(one.space), save({**tensors, CHECKSUM: _checksum(tensors)}))
+            self._keep(self.folder / ABOUT, json.dumps(self.about))
             _shrink(keep=self.folder)
         except (OSError, SafetensorError) as error:
             _log.warning("statistics are not kept in %s: %s", self.folder.parent, error)
+
+    def _keep(self, file: Path, content: str | bytes) -> None:
+        """Write a file of the entry, whose folder another process may have removed in the meantime."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_file(file, content)
 
     def _file(self, space: FeatureSpace) -> Path:
         return self.folder / f"{_hash(repr(space))[:32]}.safetensors"
 
     def _load(self, space: FeatureSpace) -> SpaceStatistics | None:
-        """The statistics of a space; `None` if its file cannot be read."""
-        try:
-            tensors = {name: value.to(self.device) for name, value in load_file(self._file(space)).items()}
-        except (OSError, SafetensorError):
-            return None
+        """The statistics of a space; `None` if its file cannot be read, or does not hold what was written."""
         kind = ReferenceMoments if self.compat else Moments
-        moments: list[AnyMoments] = []
-        for task in range(len(tensors) // 3):
-            mine: dict[str, Any] = {field.name: tensors[f"{field.name}.{task}"] for field in fields(kind)}
-            moments.append(kind(**{**mine, "count": int(mine["count"])}))
+        try:
+            tensors = load(self._file(space).read_bytes())  # not mapped: another process may remove the file
+            checksum = tensors.pop(CHECKSUM)
+            if not torch.equal(checksum, _checksum(tensors)):
+                return None
+            moments: list[AnyMoments] = []
+            for task in range(1 if self.compat else self.tasks):
+                mine: dict[str, Any] = {f.name: tensors[f"{f.name}.{task}"].to(self.device) for f in fields(kind)}
+                moments.append(kind(**{**mine, "count": int(mine["count"])}))
+        except (OSError, SafetensorError, ValueError, KeyError, TypeError):
+            return None
         return SpaceStatistics(space, (space.size,) * self.models, moments)
 
 
@@ -170,6 +204,10 @@ def _tensors(statistics: SpaceStatistics) -> dict[str, torch.Tensor]:
     return out
 
 
+def _checksum(tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    return torch.tensor(list(bytes.fromhex(tensor_digest(sorted(tensors.items())))), dtype=torch.uint8)
+
+
 def _hash(content: Any) -> str:
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
@@ -179,21 +217,11 @@ def _total(flags: torch.Tensor, accelerator: Accelerator) -> torch.Tensor:
     return flags.long() if accelerator.num_processes == 1 else accelerator.reduce(flags.long(), "sum")
 
 
-def _replace(path: Path, write: Callable[[Path], Any]) -> None:
-    """Write a file atomically."""
-    begun = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        write(begun)
-        begun.replace(path)
-    finally:
-        begun.unlink(missing_ok=True)
-
-
 def _shrink(keep: Path) -> None:
     """Remove the least recently used entries, but for `keep`, until the cache is within its limit."""
     found = entries()
     total = sum(entry.size for entry in found)
     for entry in reversed(found):
         if total > LIMIT and entry.folder != keep:
-            shutil.rmtree(entry.folder, ignore_errors=True)
+            entry.remove()
             total -= entry.size

@@ -7,7 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import PIL.Image
 import pytest
+import torch
 import typer
 
 from hf_zipit import cli
@@ -25,7 +27,8 @@ def test_merge_and_eval(run, digits, digits_data, tmp_path):
     code, printed, _ = run("eval", out, "--data", digits_data, "--data", digits_data, *few, "--json")
     rows = json.loads(printed)["rows"]
     assert [row["model"] for row in rows] == ["merged", "parent:digits-0-4", "parent:digits-5-9", "ensemble"]
-    assert set(rows[0]) == {"model", "tasks", "average", "joint", "flops", "parameters"}
+    assert set(rows[0]) == {"model", "tasks", "average", "joint", "flops", "parameters", "images"}
+    assert rows[0]["images"] == {"digits-0-4": 71, "digits-5-9": 79}
     assert rows[1]["flops"] < rows[0]["flops"] < rows[3]["flops"]
     code, printed, _ = run("eval", out, "--data", digits_data, *few, "--update-card")
     assert code == 0
@@ -72,7 +75,8 @@ def test_cache_is_shown_cleared_and_left_alone(run, digits, digits_data, tmp_pat
     assert entry["models"] == ["digits-0-4", "digits-5-9"]
     assert entry["data"] == ["digits"]
     assert entry["spaces"] == 6
-    assert "digits-0-4, digits-5-9  digits       6" in run("cache")[1]
+    assert re.search(r"digits-0-4, digits-5-9 +digits +6 ", run("cache")[1])
+    assert run("cache")[1].splitlines()[1].startswith(entry["id"][:8])
     assert "B freed" in run("cache", "--clear")[1]
     assert json.loads(run("cache", "--json")[1])["entries"] == []
     assert json.loads(run("cache", "--clear", "--json")[1])["freed"] == 0
@@ -133,6 +137,12 @@ def test_recipes_are_checked_and_shown(run, tmp_path):
     assert run("recipe")[0] == 2
     file.write_text("cuts: layer2")
     assert "unknown key 'cuts'; did you mean 'cut'?" in run("recipe", file)[2]
+    file.write_text("sources: [a, user/b]\ndata: ./images\nspec: mine.yaml\ncut: none")
+    shown = json.loads(run("recipe", file, "--json")[1])  # paths that mean the same in every folder
+    assert shown["sources"] == [str(tmp_path / "a"), "user/b"]
+    assert shown["data"] == [str(tmp_path / "images")]
+    assert shown["spec"] == str(tmp_path / "mine.yaml")
+    assert shown["cut"] is None
 
 
 @pytest.mark.slow
@@ -229,6 +239,17 @@ EXITS = [
     ([*MERGE, "--calibrate", "magic"], 2, "unknown calibration 'magic'"),
     ([*MERGE, "--num-images", "100000"], 2, "1347 images, 100000 were asked for"),
     ([*MERGE, "--num-images", "0"], 2, "num_images is 0: it must be at least 1"),
+    ([*MERGE, "--alpha", "nan"], 2, "alpha is nan: input should be a finite number"),
+    ([*MERGE, "--width", "inf"], 2, "width is inf: input should be a finite number"),
+    ([*MERGE, "--seed", str(2**65)], 2, "seed is a number of more than 64 bits"),
+    ([*MERGE, "--task", "a/b", "--task", "c"], 2, "'a/b' cannot name a task"),
+    ([*MERGE, "--task", "a", "--task", "a"], 2, "the names must differ"),
+    ([*MERGE, "--device", "meta"], 2, "cannot run on device 'meta'"),
+    (["merge", "GONE", "GONE", "--data", "GONE", "-o", "OUT", "--device", "foo"], 2, "cannot run on device 'foo'"),
+    (["merge", "GONE", "GONE", "--data", "GONE", "-o", "x" * 300], 2, "File name too long"),
+    (["merge", "GONE", "GONE", "--data", "GONE", "-o", "a\nb"], 2, "control characters"),
+    (["eval", "GONE", "--data", "GONE", "--device", "foo"], 2, "cannot run on device 'foo'"),
+    (["eval", "GONE", "--data", "GONE", "--batch-size", "0"], 2, "Invalid value for '--batch-size'"),
     ([*MERGE, "--num-images", "1", "--num-images", "2"], 2, "2 numbers of images for 1 data sets"),
     ([*MERGE, "--data", "D", "--data", "D"], 2, "3 data sets for 2 models"),
     ([*MERGE, "--task", "a"], 2, "2 different names are needed"),
@@ -256,19 +277,28 @@ EXITS = [
     (["eval", "A", "--data", "D", "--average-heads"], 2, "--average-heads needs --class-embeddings"),
     (["eval", "user/x", "--data", "D", "--update-card"], 2, "only the model card in a local folder can be updated"),
     (["export", "A", "--format", "timm", "-o", "OUT"], 1, "is not a merged model"),
-    (["export", "A", "--format", "zipit", "-o", "OUT"], 2, "use --format timm or --format transformers"),
+    (["export", "A", "--format", "zipit", "-o", "OUT"], 2, "use --format timm or --format transformers for"),
     (["export", "A", "--format", "timm"], 2, "Missing option '-o'"),
     (["push", "A", "u/x"], 1, "HF_HUB_OFFLINE is set"),
     (["push", "A", "a name"], 2, "'a name' is not a valid repository id"),
     (["inspect", "GONE"], 1, "is not a folder, not a Hub id (user/name), and not a timm architecture"),
     (["inspect", "user/x"], 1, "nor fully cached, and HF_HUB_OFFLINE is set"),
     (["check-spec", "A", "--spec", "GONE"], 1, "GONE"),
-    (["compare", "A", "B", "--data", "D", "-o", "OUT", "--methods", "magic"], 2, "unknown method 'magic'"),
+    (["compare", "GONE", "B", "--data", "D", "-o", "OUT", "--methods", "magic"], 2, "unknown method 'magic'"),
+    (["compare", "GONE", "B", "--data", "D", "-o", "OUT", "--calibrate", "hope"], 2, "unknown calibration 'hope'"),
+    (["compare", "GONE", "B", "--data", "D", "-o", "OUT", "--cuts", ","], 2, "no cuts to compare"),
+    (["compare", "GONE", "B", "--data", "D", "-o", "OUT", "--widths", "nan"], 2, "width is nan"),
+    (
+        ["compare", "GONE", "B", "--data", "D", "-o", "OUT", "--eval-images", "0"],
+        2,
+        "Invalid value for '--eval-images'",
+    ),
     (["compare", "A", "B", "--data", "D", "-o", "OUT", "--balance", "much"], 2, "balance is 'much'"),
     (["compare", "A", "--data", "D", "-o", "OUT"], 2, "needs two or more"),
     (["recipe", "GONE.yml"], 2, "cannot read the recipe GONE.yml: there is no such file"),
     (["recipe"], 2, "give either a recipe file or --schema"),
     (["trace", "A", "-o", "."], 2, "already exists"),
+    (["trace", "GONE", "-o", "a\nb/x.yaml"], 2, "control characters"),
 ]
 
 
@@ -306,6 +336,73 @@ def test_an_output_below_a_file_and_a_model_that_is_no_merge_are_refused(run, di
     code, _, err = run("eval", digits[0], "--data", "nowhere")
     assert code == 1
     assert "is not a merged model; pass a folder written by `hf-zipit merge`" in err
+
+
+def test_what_nobody_foresaw_is_one_message_too(run, monkeypatch, tmp_path):
+    (tmp_path / "recipe.yml").write_text("cut: layer2")
+    faults = {
+        KeyError("x"): "Error: internal error (KeyError: 'x'); run again with --debug and report it",
+        KeyError(): "Error: internal error (KeyError); run again with --debug and report it",
+        PermissionError(
+            13, "Permission denied", "/x"
+        ): "Error: Permission denied: /x; run again with --debug for details",
+        MemoryError(): "Error: there is not enough memory (MemoryError): use a smaller --batch-size, fewer "
+        "--num-images, or another --device",
+        torch.OutOfMemoryError(
+            "CUDA out of memory"
+        ): "Error: there is not enough memory (CUDA out of memory): use a smaller "
+        "--batch-size, fewer --num-images, or another --device",
+        ValueError("a\nb"): "Error: internal error (ValueError: a); run again with --debug and report it",
+    }
+    for error, message in faults.items():
+
+        def failing(*_, error=error):
+            raise error
+
+        monkeypatch.setattr("hf_zipit.commands.recipe.read_recipe", failing)
+        code, printed, err = run("recipe", tmp_path / "recipe.yml")
+        assert (code, printed) == (1, "")
+        assert err.strip() == message
+
+
+def test_an_interruption_is_quiet(run, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("hf_zipit.commands.recipe.read_recipe", interrupted)
+    assert run("recipe", "x.yml") == (130, "", "")
+
+
+STOPPED = """
+import os, signal, sys, time
+from hf_zipit import cli
+from hf_zipit.files.folders import write_atomically
+from pathlib import Path
+
+def writing(*_):
+    with write_atomically(Path("out")) as folder:
+        (folder / "half").write_text("half")
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+
+import hf_zipit.commands.recipe as command
+command.read_recipe = writing
+sys.argv = ["hf-zipit", "recipe", "x.yml"]
+cli.run()
+"""
+
+
+def test_a_request_to_terminate_leaves_nothing_behind(tmp_path):
+    done = subprocess.run([sys.executable, "-c", STOPPED], cwd=tmp_path, capture_output=True, text=True, timeout=50)
+    assert done.returncode == 143
+    assert done.stderr == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_reader_that_has_enough_is_no_error():
+    command = f"{sys.executable} -m hf_zipit recipe --schema | head -c 10"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=50)
+    assert done.stderr == ""
 
 
 def test_debug_shows_the_traceback():
@@ -386,3 +483,20 @@ def test_what_may_not_be_written_is_refused_before_any_image_is_read(run, digits
     assert code == 1
     assert "no-images" in err  # only now the images are missed
     assert not (tmp_path / "out").exists()
+
+
+def test_evaluation_data_that_cannot_be_used_cost_no_merge(run, digits, digits_data, tmp_path):
+    classes = tmp_path / "other" / "cat"
+    classes.mkdir(parents=True)
+    PIL.Image.new("RGB", (8, 8)).save(classes / "0.png")
+    for data in (tmp_path / "nowhere", tmp_path / "other"):
+        code, _, error = run("merge", *digits, "--data", digits_data, "--eval-data", data, "-o", tmp_path / "never")
+        assert code == 1
+        assert error.startswith("Error: ")
+    assert not (tmp_path / "never").exists()
+
+
+def test_a_token_that_is_none_is_refused(run, digits, digits_data, tmp_path):
+    code, _, error = run("merge", *digits, "--data", digits_data, "--token", "ünï", "-o", tmp_path / "never")
+    assert code == 2
+    assert "the access token has characters that no token has" in error

@@ -109,7 +109,7 @@ def test_what_does_not_work_on_several_kinds_is_refused_before_the_work(run, pla
     refused = {
         ("--eval-data", place / "labelled"): "evaluate this merge with `hf-zipit eval`",
         (*BALANCED, "--balance-data", str(place / "labelled")): "needs classifiers only",
-        ("--calibrate", "refit-joint"): "refit-joint needs classifiers only; use refit",
+        ("--calibrate", "refit-joint"): "refit-joint needs classifiers only, each for one class of several; use refit",
         ("--cut", "layer9"): "No more can be merged",
         ("--flops-budget", 0.5): "these models need at least",
     }

@@ -105,7 +105,7 @@ def test_one_pass_for_statistics_and_each_image_decoded_once(tmp_path, monkeypat
     mine = merger(cache=False)
     part = mine.passes.images[0]
     read = []
-    counted = Images(lambda i: read.append(i) or part.get(i), part.labels, part.names, part.name, part.fingerprint)
+    counted = replace(part, get=lambda i: read.append(i) or part.get(i))
     mine.passes.images = [counted]
     Comparison(mine, tmp_path, labelled()).run(wanted(mine))
     assert begun.count("Reading activations") == 1
@@ -184,8 +184,57 @@ def test_a_merge_that_cannot_be_made_leaves_the_others(tmp_path, monkeypatch, ca
     monkeypatch.setattr(Merger, "merge", failing)
     mine = merger()
     rows = Comparison(mine, tmp_path, labelled()).run(wanted(mine, cuts=[None]))
-    assert [row.model for row in rows] == ["average", "parent:a", "parent:b", "ensemble"]
+    assert [row.model for row in rows] == ["permute", "average", "parent:a", "parent:b", "ensemble"]
+    assert [row.error for row in rows] == ["permute cannot", *[None] * 4]
     assert "permute, cut none: permute cannot" in caplog.text
+    text = comparison_table(rows, TASKS)
+    assert text.splitlines()[-1] == "failed: permute, cut none, calibrate none: permute cannot"
+    assert [line.split()[0] for line in text.splitlines()[1:5]] == [row.model for row in rows[1:]]
+    write_report(rows, TASKS, tmp_path)
+    first, second = json.loads((tmp_path / "results.json").read_text())[:2]
+    assert first["error"] == "permute cannot"
+    assert "flops" not in first
+    assert "error" not in second
+    with (tmp_path / "results.csv").open() as file:
+        assert [line["error"] for line in csv.DictReader(file)] == ["permute cannot", *[""] * 4]
+    monkeypatch.undo()
+    again = Comparison(merger(), tmp_path, labelled()).run(wanted(mine, cuts=[None]))
+    assert again[0].error is None  # it was tried again
+
+
+def test_a_report_is_only_written_where_nothing_else_is(tmp_path):
+    mine = merger(cache=False)
+    for names in (["config.json"], ["config.json", ROWS], ["notes.txt"]):
+        folder = tmp_path / "-".join(names)
+        folder.mkdir()
+        for name in names:
+            (folder / name).touch()
+        with pytest.raises(OptionError, match="holds no earlier report, but"):
+            Comparison(mine, folder, labelled())
+    (folder / ROWS).touch()  # notes beside a report
+    Comparison(mine, folder, labelled())
+
+
+def test_a_grid_is_checked_without_models():
+    Grid(["zip"], ["none", None], ["refit"], [0.5, 2], [1.5]).check()
+    wrong = {
+        "unknown method 'magic'": {"methods": ["zip", "magic"]},
+        "unknown calibration 'hope'": {"calibrations": ["hope"]},
+        "width is nan": {"widths": [float("nan")]},
+        "flops_budget is inf": {"flops_budgets": [float("inf")]},
+        "no cuts to compare": {"cuts": []},
+        "no methods to compare": {"methods": []},
+        "alpha is 3": {"options": {"alpha": 3}},
+    }
+    for message, values in wrong.items():
+        with pytest.raises(OptionError, match=message):
+            Grid(**values).check()
+
+
+def test_no_cut_has_a_name():
+    mine = merger(cache=False)
+    assert [recipe.cut for recipe in wanted(mine, ["zip"], ["none", "layer1"])] == [None, "layer1"]
+    assert Recipe(cut="none").cut is None
 
 
 def test_distance_is_a_plain_computation():
@@ -233,7 +282,7 @@ def test_correlation_of_features_is_a_plain_computation():
 
 def test_images_that_do_not_fit_in_memory_are_decoded_anew():
     read = []
-    source = Images(lambda i: read.append(i) or torch.zeros(3, 4, 4), [0, 1, 2], None, "x", lambda: "y")
+    source = Images(lambda i: read.append(i) or torch.zeros(3, 4, 4), 3, "x", lambda: "y")
     for part, times in ((remembered(source, limit=3 * 48 * 4), 1), (remembered(source, limit=3 * 48 * 4 - 1), 2)):
         read.clear()
         assert [part[i].shape for i in (0, 1, 2, 0, 1, 2)]
@@ -340,10 +389,26 @@ def test_the_command(run, digits, digits_data, tmp_path):
     code, _, err = run("compare", *digits, "--data", digits_data, *options, "-o", tmp_path / "file")
     assert code == 2
     assert "is not a folder" in err
+    code, _, err = run("compare", "gone", "gone", "--data", "gone", *options, "-o", tmp_path)
+    assert code == 2
+    assert "holds no earlier report, but file" in err
+
+
+def test_if_every_merge_fails_so_does_the_command(run, digits, digits_data, tmp_path, monkeypatch):
+    def failing(self, recipe):
+        raise OptionError("it cannot")
+
+    monkeypatch.setattr(Merger, "merge", failing)
+    options = ["--num-images", 16, "--eval-images", 100, "--methods", "zip,average"]
+    code, printed, err = run("compare", *digits, "--data", digits_data, *options, "-o", tmp_path / "report")
+    assert code == 1
+    assert err.splitlines()[-1] == "Error: none of the 2 merges could be made; the first: it cannot"
+    assert printed.splitlines()[-1] == "failed: average, cut none, calibrate batchnorm: it cannot"
+    assert len(json.loads((tmp_path / "report" / "results.json").read_text())) == 5
 
 
 def test_labels_of_other_classes_are_refused(tmp_path):
-    with pytest.raises(DataError, match="holds no image of a class of task 'a'"):
+    with pytest.raises(DataError, match="task 'a': no image has a label that belongs to the task"):
         Comparison(merger(), tmp_path, [(torch.zeros(2, 3, 32, 32), torch.tensor([8, 9]))])
 
 

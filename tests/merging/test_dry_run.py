@@ -5,12 +5,18 @@ import json
 import pytest
 
 import hf_zipit
+from hf_zipit.assembly.classifier import Classifiers
+from hf_zipit.assembly.kinds import open_parents
 from hf_zipit.costs import count_flops
 from hf_zipit.errors import OptionError, SourceError
+from hf_zipit.merging import dry_run
 from hf_zipit.merging.dry_run import plan_merge, plan_text
 from hf_zipit.recipe import Recipe
+from hf_zipit.saving import save as saving
 from hf_zipit.text import si
+from tests.helpers.marks import slow_but
 from tests.helpers.models import hf_vit
+from tests.helpers.wholes import PAIRS, small
 
 
 @pytest.mark.parametrize("cut", [None, "layer2"])
@@ -64,10 +70,45 @@ def test_what_the_merge_would_refuse_is_refused(digits, tmp_path):
         plan_merge(Recipe(sources=refs[:1]))
     with pytest.raises(SourceError, match="neither a folder nor a Hub id"):
         plan_merge(Recipe(sources=[*refs, "nowhere"]))
-    (tmp_path / "config.json").write_text(json.dumps({"architecture": "resnet18", "model_args": {"depth": "x"}}))
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": "resnet18", "model_args": {"wings": "x"}}))
     (tmp_path / "model.safetensors").write_bytes(b"")
     with pytest.raises(SourceError, match="describes no model that can be built"):
         plan_merge(Recipe(sources=[refs[0], str(tmp_path)]))
+
+
+@pytest.mark.parametrize("name", slow_but(("masked images",), PAIRS))
+def test_the_parameters_of_a_merge_of_several_kinds_are_those_it_has(name):
+    """Models may hold tensors in the shared steps that others lack, such as the mask token of a masked-image model."""
+    first, second = PAIRS[name]
+    sources = [small(first, 0, 64 if name in ("UperNet", "smp Unet") else None), small(second, 1)]
+    parents = open_parents(sources)
+    for cut in (parents.binding.cuts[0], None):
+        merged = hf_zipit.merge(sources, method="average", calibrate="none", cut=cut, tasks=["a", "b"])
+        planned = parents.cost(["a", "b"], parents.plan(cut))
+        assert planned.parameters == sum(parameter.numel() for parameter in merged.parameters())
+        assert planned.flops == count_flops(merged, parents.input_size)
+
+
+def test_a_merge_among_the_models_is_planned_too(digits, tmp_path):
+    first = saving.save(hf_zipit.merge(digits, method="average", calibrate="none"), tmp_path / "first")
+    plan = plan_merge(Recipe(sources=[str(first), str(digits[0])], method="average"))
+    merged = hf_zipit.merge([first, digits[0]], method="average", calibrate="none")
+    assert list(plan.models) == ["digits-0-4-1, digits-5-9", "digits-0-4-2"]
+    assert plan.parameters == sum(parameter.numel() for parameter in merged.parameters())
+
+
+def test_models_that_cannot_be_merged_are_opened_once(digits, monkeypatch):
+    built = []
+    plain = dry_run.outline
+    monkeypatch.setattr(dry_run, "outline", lambda *args: built.append(args) or plain(*args))
+
+    def refused(*_):
+        raise SourceError("they differ")
+
+    monkeypatch.setattr(Classifiers, "open", refused)
+    with pytest.raises(SourceError, match="they differ"):
+        plan_merge(Recipe(sources=[str(d) for d in digits]))
+    assert len(built) == 2
 
 
 @pytest.mark.parametrize(("width", "cut"), [(1.5, "layer2"), (0.5, None)])

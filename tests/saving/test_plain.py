@@ -80,7 +80,7 @@ def test_an_ordinary_transformers_checkpoint(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     picture.save("image.jpg")
     assert run_snippets(folder)["classify"].model.config.num_labels == 10
-    with pytest.raises(OptionError, match="models of transformers; use --format transformers"):
+    with pytest.raises(OptionError, match="models of transformers; use the format transformers"):
         saving.save(merged, tmp_path / "no", library="timm")
 
 
@@ -88,11 +88,11 @@ def test_what_has_no_ordinary_form_is_refused_and_nothing_is_written(parents, me
     partial = hf_zipit.merge(parents, images(16), cut="layer2")
     ours = hf_zipit.merge(digits, method="average", calibrate="none")
     for model, options, message in [
-        (partial, {"library": "timm"}, "layers that each task keeps after the cut layer2; merge without --cut"),
-        (merged, {"library": "transformers"}, "use --format timm; transformers reads what timm writes, too"),
+        (partial, {"library": "timm"}, "layers that each task keeps after the cut layer2; merge without a cut"),
+        (merged, {"library": "transformers"}, "use the format timm; transformers reads what timm writes, too"),
         (merged, {"library": "onnx"}, "unknown format 'onnx'; formats: zipit, timm, transformers"),
         (merged, {"library": "timm", "task": "cats"}, "unknown task 'cats'; tasks: pets, birds"),
-        (merged, {"task": "pets"}, "--format zipit keeps all tasks"),
+        (merged, {"task": "pets"}, "the format zipit keeps all tasks"),
         (ours, {"library": "timm"}, "timm has no such architecture, it comes with hf-zipit"),
     ]:
         with pytest.raises(ZipItError, match=message):

@@ -100,6 +100,11 @@ def test_concatenation_products_tiles_and_bare_parameters():
         (("sizes: {heads: [heads]}\n", "sizes: {other: [heads]}\n"), "the number of 'heads' groups is not given"),
         (("    vo: proj.in\n", ""), "space 'block.vo' has no probe"),
         (("image -> x", "image -> x + x + x"), "axis 0 is 8 wide, which does not fit its parts: x 8, x 8, x 8"),
+        (("norm: x", "norm: [., x]"), r"<spec>:14 \(norm\): block.norm is a module: a list of axes is for a parameter"),
+        (
+            ("embed: image -> x", "embed: other -> x"),
+            "<spec>:5: embed.weight reads space 'other', which nothing writes",
+        ),
         (("norm: x", "norm: x\n    norm.weight: x"), "block.norm.weight is already wired by line 14"),
     ],
 )

@@ -33,7 +33,7 @@ def test_a_line_is_parsed_into_what_it_reads_and_writes():
     ("change", "message"),
     [
         (("family: toy", "famly: toy"), "toy.yaml:1: unknown key 'famly'"),
-        (("  b: x", "  a: x"), "toy.yaml:6: duplicate line 'a'"),
+        (("  b: x", "  a: x"), "toy.yaml:6: not valid YAML: the key 'a' is given twice"),
         (("x -> classes", "x y -> classes"), "toy.yaml:6: cannot read 'x y'"),
         (("x -> classes", "(x -> classes"), "toy.yaml:6: cannot read '(x'"),
         (("match: [toy.Net]\n", ""), "missing key 'match'"),
@@ -46,6 +46,38 @@ def test_a_malformed_spec_is_refused_with_file_and_line(change, message):
     with pytest.raises(SpecError) as error:
         specs.parse(GOOD.replace(*change), "toy.yaml")
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("image -> x", "[]"), "toy.yaml:5: 'a' needs 'reads -> writes', or a list"),
+        (("image -> x", "{b: c}"), "toy.yaml:5: 'a' needs 'reads -> writes', or a list"),
+        (("  a: image", "  [a]: image"), "toy.yaml:5: a key is a word"),
+        (("image -> x", "*x"), "toy.yaml:5: not valid YAML: the alias '*x' is not supported"),
+        (("net: 1", "net: ²"), "check: names model architectures"),
+        (("check:", "sizes: 3\ncheck:"), "toy.yaml:9: sizes: is a mapping"),
+        (("  x: b.in", "- b.in"), "toy.yaml:7: probe: is a mapping"),
+        (("check:", "blocks:\n- each: l\n  wire: {a: x}\n  when: [A]\ncheck:"), "toy.yaml:12: when: is a word"),
+        (("wire:", "wire: " + "[" * 2000), "not valid YAML"),
+    ],
+)
+def test_other_kinds_of_values_than_a_key_takes_are_refused(change, message):
+    with pytest.raises(SpecError) as error:
+        specs.parse(GOOD.replace(*change), "toy.yaml")
+    assert message in str(error.value)
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_a_file_that_is_no_small_text_is_refused(tmp_path):
+    (tmp_path / "a.yaml").write_bytes(b"\xff")
+    with pytest.raises(SpecError, match="it is not text in UTF-8"):
+        specs.read(tmp_path / "a.yaml")
+    (tmp_path / "a.yaml").write_text("x" * 2**21)
+    with pytest.raises(SpecError, match="at most 1048576 are read"):
+        specs.read(tmp_path / "a.yaml")
+    with pytest.raises(SpecError, match="it is not a file"):
+        specs.read(tmp_path)
 
 
 def test_bad_block_entries_are_refused():

@@ -1,9 +1,12 @@
 import json
 import os
+import shutil
 import time
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import hf_zipit
 from hf_zipit.data.batches import Passes
@@ -34,6 +37,7 @@ def passes(monkeypatch):
         return plain(self, label)
 
     monkeypatch.setattr(Passes, "__call__", counting)
+    monkeypatch.setattr(Passes, "groups", counting)
     return begun
 
 
@@ -94,13 +98,25 @@ def changed(what):
         models = [tiny("cifar_resnet20", seed) for seed in (0, 1)]
         for model in models:
             model.bn1.eps = 1e-2
+    elif what == "a setting that is not shown":
+        models[0].scale = 2
+    elif what == "a buffer that is never saved":
+        models[0].register_buffer("extra", torch.ones(1), persistent=False)
+    elif what == "a hook":
+        models[0].conv1.register_forward_hook(lambda module, args, out: out * 2)
+    elif what == "the forward pass":
+        models[0].layer1.forward = lambda x: x
     return models, data
 
 
 @pytest.mark.parametrize(
-    "what", ["a weight", "the order of the models", "a pixel", "the number of images", "the structure", "compat"]
+    "what",
+    [
+        *("a weight", "the order of the models", "a pixel", "the number of images", "the structure", "compat"),
+        *("a setting that is not shown", "a buffer that is never saved", "a hook", "the forward pass"),
+    ],
 )
-@pytest.mark.sample(3)
+@pytest.mark.sample(4)
 def test_other_contents_are_not_taken_for_the_same(what, passes):
     merged(calibrate="none")
     models, data = changed(what)
@@ -142,6 +158,10 @@ def test_files_that_are_damaged_or_gone_are_made_anew(passes):
     assert len(files) == 6
     files[0].write_bytes(files[0].read_bytes()[:-9])
     files[1].unlink()
+    whole = files[2].read_bytes()
+    files[2].write_bytes(whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:])  # a valid file with another value
+    save_file({"mean.0": torch.zeros(3)}, files[3])
+    files[4].write_bytes(b"")
     assert same(merged(calibrate="none"), expected)
     assert len(passes) == 2
     assert same(merged(calibrate="none"), expected)
@@ -156,14 +176,13 @@ def test_a_cache_that_cannot_be_written_costs_only_a_warning(monkeypatch, tmp_pa
 
 
 def test_an_interruption_leaves_no_file_that_is_read(monkeypatch):
-    def interrupted(tensors, path):
-        path.write_bytes(b"begun")
+    def interrupted(self, path):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cache, "save_file", interrupted)
+    monkeypatch.setattr(Path, "replace", interrupted)
     with pytest.raises(KeyboardInterrupt):
         merged(calibrate="none")
-    assert [path.name for path in cache_folder().rglob("*") if path.is_file()] == ["about.json"]
+    assert [path for path in cache_folder().rglob("*") if path.is_file()] == []
 
 
 def test_groups_and_heads_come_back(passes):
@@ -202,6 +221,53 @@ def test_entries_and_clear(digits, digits_data):
     assert clear() == entry.size > 0
     assert entries() == []
     assert clear() == 0
+
+
+def test_clear_removes_only_what_is_of_the_cache(monkeypatch, tmp_path):
+    home = tmp_path / "home" / "statistics"
+    (home / "2024").mkdir(parents=True)
+    (home / "2024" / "results.safetensors").write_text("mine")
+    monkeypatch.setenv("HF_ZIPIT_CACHE", str(tmp_path / "home"))
+    merged(calibrate="none")
+    (entry,) = entries()
+    (entry.folder / "notes.txt").write_text("mine")
+    assert clear() == entry.size
+    assert [path.name for path in home.rglob("*") if path.is_file()] == ["results.safetensors", "notes.txt"]
+
+
+def test_an_entry_that_another_machine_removes_is_made_anew(monkeypatch, passes):
+    expected = merged(calibrate="none")
+    read = Path.read_bytes
+
+    def gone(self):
+        shutil.rmtree(self.parent, ignore_errors=True)
+        return read(self)
+
+    with monkeypatch.context() as changed:
+        changed.setattr(Path, "read_bytes", gone)
+        assert same(merged(calibrate="none"), expected)
+    assert len(passes) == 2
+    assert len(entries()) == 1
+
+
+def test_an_entry_with_a_damaged_description_is_listed_and_removed():
+    merged(calibrate="none")
+    (about,) = cache_folder().rglob("about.json")
+    for text in ("[]", "{", '{"models": 3}', '{"models": [1], "data": [2]}'):
+        about.write_text(text)
+        assert len(entries()) == 1
+    assert entries()[0].models == ("1",)
+    clear()
+    assert entries() == []
+
+
+def test_a_cache_is_shared_under_the_umask():
+    before = os.umask(0o002)
+    try:
+        merged(calibrate="none")
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in cache_folder().rglob("*") if path.is_file()} == {0o664}
 
 
 def test_processes_agree_on_what_is_found(monkeypatch):

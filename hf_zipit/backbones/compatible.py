@@ -1,8 +1,9 @@
-"""Check that models of one class can be merged: everything but their classes must be equal."""
+"""Check that models of one class can be merged: they compute the same, but for their weights and their classes."""
 
 from collections.abc import Sequence
 from typing import Any
 
+from hf_zipit.backbones.behaviour import differences, matter, same_outputs, same_pixels
 from hf_zipit.errors import SourceError
 from hf_zipit.sources.source import Source
 from hf_zipit.specs.binding import bind
@@ -10,7 +11,7 @@ from hf_zipit.specs.spaces import Binding
 
 
 def check_alike(sources: Sequence[Source], binding: Binding) -> None:
-    """Refuse models that differ in anything but their classes.
+    """Refuse models that compute different things in eval mode with equal weights, apart from their classes.
 
     Args:
         sources: Models of one class.
@@ -24,15 +25,34 @@ def check_alike(sources: Sequence[Source], binding: Binding) -> None:
         pair = f"{first.name} and {other.name} cannot be merged"
         if type(first.model) is not type(other.model):
             raise SourceError(f"{pair}: one is a {type(first.model).__name__}, one a {type(other.model).__name__}")
-        _check_configuration(first, other, pair)
-        _check_parameters(first, other, binding, pair)
-        _check_modules(first, other, binding, pair)
-        _check_spaces(other, binding, pair)
-        for key in {**first.preprocessing, **other.preprocessing}:
-            ours = first.preprocessing.get(key)
-            theirs = other.preprocessing.get(key)
-            if ours != theirs:
-                raise preprocessing_error(first, other, key, ours, theirs)
+        found = differences(first, other, binding.classifier)
+        reason = _parameters_differ(first, other, binding) or _spaces_differ(other, binding)
+        if reason is not None:
+            configured = [text for text in matter(found) if text.startswith("their configuration")]
+            raise SourceError(f"{pair}: {configured[0] if configured else reason}")
+        if found and _compute_differently(first, other, binding, found):
+            raise SourceError(f"{pair}: {found[0]}")
+        check_preprocessing(first, other)
+
+
+def _compute_differently(first: Source, other: Source, binding: Binding, found: list[str]) -> bool:
+    """Whether settings that differ change the outputs; of models without weights, whether they may."""
+    if any(value.is_meta for source in (first, other) for value in source.model.state_dict().values()):
+        return bool(matter(found))
+    return not same_outputs(first, other, binding.classifier)
+
+
+def check_preprocessing(first: Source, other: Source) -> None:
+    """Refuse models that make different pixels of an image.
+
+    Raises:
+        SourceError: the message names the first setting that differs.
+    """
+    for key in {**first.preprocessing, **other.preprocessing}:
+        ours = first.preprocessing.get(key)
+        theirs = other.preprocessing.get(key)
+        if ours != theirs and not (key != "input_size" and same_pixels(first, other)):
+            raise preprocessing_error(first, other, key, ours, theirs)
 
 
 def preprocessing_error(first: Source, other: Source, key: str, ours: Any, theirs: Any) -> SourceError:
@@ -60,37 +80,21 @@ def _pixels(size: Sequence[float]) -> str:
     return f"{int(size[1])} x {int(size[2])}"
 
 
-def _check_configuration(first: Source, other: Source, pair: str) -> None:
-    a = first.backbone.get("config", {})
-    b = other.backbone.get("config", {})
-    for key in {**a, **b}:
-        if a.get(key) != b.get(key):
-            raise SourceError(f"{pair}: their configuration differs in {key}: {a.get(key)} and {b.get(key)}")
-
-
-def _check_parameters(first: Source, other: Source, binding: Binding, pair: str) -> None:
+def _parameters_differ(first: Source, other: Source, binding: Binding) -> str | None:
     a = first.model.state_dict()
     b = other.model.state_dict()
     for name in [*a, *(n for n in b if n not in a)]:
         if name not in a or name not in b:
             lacks, has = (first, other) if name not in a else (other, first)
-            raise SourceError(f"{pair}: {has.name} has a parameter {name}, {lacks.name} has none")
+            return f"{has.name} has a parameter {name}, {lacks.name} has none"
         if a[name].shape != b[name].shape and name not in binding.classifier:
-            raise SourceError(f"{pair}: {name} has shape {list(a[name].shape)} and {list(b[name].shape)}")
+            return f"{name} has shape {list(a[name].shape)} and {list(b[name].shape)}"
+    return None
 
 
-def _check_modules(first: Source, other: Source, binding: Binding, pair: str) -> None:
-    a = dict(first.model.named_modules())
-    b = dict(other.model.named_modules())
-    classifiers = {name.rpartition(".")[0] for name in binding.classifier}
-    for path in [*a, *(p for p in b if p not in a)]:
-        ours, theirs = (f"{type(m[path]).__name__}({m[path].extra_repr()})" if path in m else "absent" for m in (a, b))
-        if ours != theirs and path not in classifiers:
-            raise SourceError(f"{pair}: the {f'module {path}' if path else 'model'} is {ours} and {theirs}")
-
-
-def _check_spaces(other: Source, binding: Binding, pair: str) -> None:
+def _spaces_differ(other: Source, binding: Binding) -> str | None:
     spaces = bind(binding.spec, other.model).spaces
     for name, space in binding.spaces.items():
         if spaces.get(name) != space:
-            raise SourceError(f"{pair}: the feature space {name} is {space} and {spaces.get(name)}")
+            return f"the feature space {name} is {space} and {spaces.get(name)}"
+    return None

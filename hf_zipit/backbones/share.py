@@ -1,6 +1,7 @@
 """Find the backbone that models of several classes share: where it is in each model, and how far it can be merged."""
 
 import itertools
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,18 +10,23 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from hf_zipit.backbones.behaviour import same_pixels, same_values
 from hf_zipit.backbones.compatible import preprocessing_error
 from hf_zipit.backbones.differences import first_divergent_step, limit_of, reason_of, view_of
+from hf_zipit.backbones.dtypes import in_one_dtype
 from hf_zipit.backbones.prefix import Prefix, find_prefix
 from hf_zipit.backbones.restrict import Outputs, renamed_weights, restricted
 from hf_zipit.errors import SourceError, SpecError
 from hf_zipit.find_spec import trace_source
 from hf_zipit.models.resume import Steps
+from hf_zipit.sources.pixels import per_channel
 from hf_zipit.sources.source import Source
 from hf_zipit.specs import parser as specs
 from hf_zipit.specs.binding import bind
 from hf_zipit.specs.grammar import Spec
 from hf_zipit.specs.spaces import Binding
+
+_log = logging.getLogger("hf_zipit")
 
 
 @dataclass(frozen=True)
@@ -90,7 +96,7 @@ def share(sources: Sequence[Source], spec: str | Path | None = None, backbone: s
     >>> share([load("user/classifier"), load("user/segmenter")]).binding.cuts  # doctest: +SKIP
     ('conv1', 'bn1', 'act1', 'maxpool', 'layer1.0')
     """
-    sources = _with_input_sizes(sources)
+    sources = in_one_dtype(_with_input_sizes(sources))
     found = _find_backbone(sources, spec, backbone)
     first = sources[found.reference]
     methods = [step.removeprefix("call:") for step in found.binding.steps if step.startswith("call:")]
@@ -157,12 +163,24 @@ def _check_preprocessing(sources: Sequence[Source]) -> None:
             theirs = _stated(other, key)
             if ours is not None and theirs is not None and ours != theirs:
                 raise preprocessing_error(sources[0], other, key, ours, theirs)
+        if not same_values(sources[0], other):
+            raise SourceError(
+                f"{sources[0].name} and {other.name} cannot be merged: their preprocessing gives a pixel different "
+                "values (rescaling or normalisation); if both can read the same images, copy preprocessor_config.json "
+                "of one into the folder of the other"
+            )
+        if None not in (sources[0].transform, other.transform) and not same_pixels(sources[0], other):
+            _log.warning(
+                "%s and %s resize or cut images differently; the merge reads them all as %s does",
+                *(sources[0].name, other.name, next(s.name for s in sources if s.transform)),
+            )
 
 
 def _stated(source: Source, key: str) -> tuple[float, ...] | None:
     """The rounded values of a preprocessing setting, under timm's or transformers' name for it."""
     value = source.preprocessing.get(key, source.preprocessing.get(f"image_{key}"))
-    return None if value is None else tuple(round(float(x), 4) for x in value)
+    values = None if value is None else per_channel(value, source.input_size[0]) or value
+    return None if values is None else tuple(round(float(x), 4) for x in values)
 
 
 def _find_backbone(sources: Sequence[Source], spec: str | Path | None, backbone: str | None) -> _Backbone:
@@ -171,6 +189,8 @@ def _find_backbone(sources: Sequence[Source], spec: str | Path | None, backbone:
     If there is none, the first model that does more than extract features is traced.
     """
     known = specs.list_specs() if spec is None else [specs.read(spec)]
+    if backbone is not None and not any(backbone in dict(source.model.named_modules()) for source in sources):
+        raise SourceError(f"{_names(sources)} have no module '{backbone}', which was named as their backbone")
     for number, source in enumerate(sources):
         for path, module in source.model.named_modules():
             binding = _described(module, known) if backbone in (None, path) else None

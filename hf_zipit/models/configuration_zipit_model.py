@@ -1,9 +1,21 @@
 # Copyright the hf-zipit authors. Licensed under the Apache License, Version 2.0.
 """Configuration of a merged model whose tasks have outputs of any kind. Copied into merged repositories."""
 
-from typing import Any
+from typing import Any, ClassVar
 
-from .configuration_zipit import ZipItConfig
+from .configuration_zipit import HEAD_RULES, RULES, Rule, ZipItConfig, are, is_map, is_text, is_whole
+
+
+def _is_field(value: Any) -> bool:
+    return is_whole(value) or is_text(value)
+
+
+def _is_tap(value: Any) -> bool:
+    return is_map(value) and is_whole(value.get("axis"), -4) and all(is_whole(value.get(k)) for k in ("step", "size"))
+
+
+def _is_size(value: Any) -> bool:
+    return are(value, lambda v: is_whole(v, 1)) and len(value) == 3
 
 
 class ZipItModelConfig(ZipItConfig):
@@ -19,7 +31,8 @@ class ZipItModelConfig(ZipItConfig):
         heads: one entry per task: `{"task", "kind", "id2label", "source", "model", "steps", "fields", "taps"}`. `kind`
             is the task as pipelines name it, `model` how the task's own model is built, `steps` are the paths of its
             modules that the trunk replaces, `fields` tells where in the output of a step its tensor lies, if the output
-            is more than a tensor, and `taps` lists the steps whose outputs it reads: `[{"step", "axis", "size"}]`.
+            is more than a tensor, and `taps` lists the steps whose outputs it reads: `[{"step", "axis", "size"}]`. With
+            `reduce_labels`, masks hold 0 for no class, and k + 1 for class k of the task.
         shapes: shapes of the trunk's parameters that differ from those the backbone is built with, by name.
         input_size: (channels, height, width) of an input image.
         preprocessing: timm's settings, if another image processor is saved beside the model.
@@ -28,6 +41,20 @@ class ZipItModelConfig(ZipItConfig):
     """
 
     model_type = "zipit-model"
+    rules: ClassVar[dict[str, Rule]] = {
+        **RULES,
+        "backbone_path": ("a text", is_text),
+        "input_size": ("[channels, height, width]", _is_size),
+        "preprocessing": ("a mapping", is_map),
+    }
+    head_rules: ClassVar[dict[str, Rule]] = {
+        **HEAD_RULES,
+        "kind": ("a text", is_text),
+        "model": RULES["backbone"],
+        "steps": ("a list of the names of steps", lambda value: are(value, is_text)),
+        "fields": ("a mapping of steps to fields", lambda value: is_map(value, _is_field)),
+        "taps": ("a list of mappings with a step, an axis and a size", lambda value: are(value, _is_tap)),
+    }
     backbone_path: str = ""
     input_size: list[int] | None = None
     preprocessing: dict[str, Any] | None = None

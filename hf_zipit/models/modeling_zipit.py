@@ -16,7 +16,7 @@ from transformers.modeling_outputs import ImageClassifierOutput
 
 from .configuration_zipit import ZipItConfig
 from .pretrained_zipit import ZipItPreTrainedModel
-from .steps import part, run_steps, step_name
+from .steps import OPS, part, run_steps, step_name
 
 # arguments that make timm.create_model read files or repositories; refused, as a config may come from anybody
 READING = frozenset({"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"})
@@ -30,7 +30,8 @@ class ZipItOutput(ImageClassifierOutput):
         loss: cross-entropy, if labels were given.
         logits: `(B, joint classes)`. With several tasks, the log-probabilities of all tasks side by side, so that
             their argmax is the joint prediction of ZipIt!, section 5: softmax per task, then argmax over all. With
-            one task, the logits of that task.
+            one task, the logits of that task. If a task does not predict one class of several, the outputs of all
+            tasks side by side, which have no joint prediction.
         task_logits: for each task its logits, `(B, classes of the task)`.
     """
 
@@ -74,6 +75,9 @@ class ZipItForImageClassification(ZipItPreTrainedModel):
         super().__init__(config)
         trunk = config.trunk or []
         head = config.head or []
+        unknown = [step for step in map(step_name, [*trunk, *head]) if step[:3] == "op:" and step[3:] not in OPS]
+        if unknown:
+            raise ValueError(f"unknown step {unknown[0]}; functions: {', '.join(OPS)}")
         if backbones is None:
             backbones = [build_backbone(config.backbone or {}, sum(sizes)) for sizes in self._sizes]
         self.heads = nn.ModuleList()
@@ -106,11 +110,16 @@ class ZipItForImageClassification(ZipItPreTrainedModel):
             tasks: the tasks to run; by default the active task, or all if none is active.
 
         Raises:
-            ValueError: a task is unknown.
+            ValueError: a task is unknown; or there are labels, and a task does not predict one class of several.
         """
-        task_logits = self._heads(pixel_values, self._chosen(tasks))
+        chosen = self._chosen(tasks)
+        task_logits = self._heads(pixel_values, chosen)
         parts = list(task_logits.values())
-        logits = parts[0] if len(parts) == 1 else torch.cat([part.log_softmax(-1) for part in parts], -1)
+        others = [head["task"] for head in self.config.heads or [] if head["task"] in chosen and head.get("problem")]
+        if labels is not None and others:
+            raise ValueError(f"labels: task '{others[0]}' does not predict one class of several; leave them out")
+        comparable = len(parts) > 1 and not others
+        logits = torch.cat([part.log_softmax(-1) for part in parts] if comparable else parts, -1)
         loss = None if labels is None else nn.functional.cross_entropy(logits, labels)
         return ZipItOutput(loss=loss, logits=logits, task_logits=task_logits)
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import CommitInfo, HfApi
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils import cached_file
 
@@ -77,9 +77,10 @@ class ZipItPreTrainedModel(PreTrainedModel):
         """Write the model with its code files, card, recipe and spec, as in transformers.
 
         Raises:
-            ValueError: the config does not describe the model (see `check_described`).
+            ValueError: the config does not describe the model (see `check_described`), or its weights are not finite.
         """
         self.check_described()
+        self.check_finite()
         type(self.config).register_for_auto_class()  # makes transformers copy the code files
         type(self).register_for_auto_class(self.auto_classes[0])
         name = f"{type(self).__module__.rpartition('.')[2]}.{type(self).__name__}"
@@ -118,6 +119,16 @@ class ZipItPreTrainedModel(PreTrainedModel):
                 "hf_zipit.load_source(module, model_args={...})"
             )
 
+    def check_finite(self) -> None:
+        """Check that all weights are numbers.
+
+        Raises:
+            ValueError: one holds NaN or infinite values.
+        """
+        for name, value in self.state_dict().items():
+            if bad := count_not_finite(value):
+                raise ValueError(f"{bad} of {value.numel()} values of {name} are NaN or infinite")
+
     def _sidecars_at_origin(self) -> dict[str, str]:
         """The texts beside the weights where this model was loaded from."""
         origin, revision = self.origin or (None, None)
@@ -150,6 +161,14 @@ class ZipItPreTrainedModel(PreTrainedModel):
             if hasattr(module, name):
                 getattr(module, name)()
                 return
+
+
+def count_not_finite(value: Tensor) -> int:
+    """How many values of a tensor are NaN or infinite."""
+    if value.is_meta or not value.is_floating_point():
+        return 0
+    wide = value.float() if value.element_size() == 1 else value  # torch cannot test floats of 8 bits
+    return int((~wide.isfinite()).sum())
 
 
 def _remove_unused(folder: Path, config: str) -> None:

@@ -81,11 +81,15 @@ def _argument(text: str, net: nn.Module, value: Tensor, size: Sequence[int]) -> 
 
 
 def part(net: nn.Module, owned: Sequence[str]) -> nn.Module:
-    """Reduce a network, in place, to the named modules and parameters, which keep their names."""
+    """Reduce a network, in place, to the named modules and parameters, which keep their names.
+
+    Modules without weights stay, because a method that is a step may call them (a dropout, an activation).
+    """
+    bare = {path for path, module in net.named_modules() if not [*module.parameters(), *module.buffers()]}
     for path, module in reversed(list(net.named_modules())):
         inside = any(f"{path}.".startswith(f"{name}.") for name in owned)
         above = not path or any(name.startswith(f"{path}.") for name in owned)
-        if not inside and not above:
+        if not inside and not above and path not in bare:
             parent, _, name = path.rpartition(".")
             del net.get_submodule(parent)._modules[name]
         elif not inside:

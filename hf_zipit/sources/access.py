@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from hf_zipit.errors import OptionError
+
 
 @dataclass(frozen=True)
 class Access:
@@ -17,6 +19,11 @@ class Access:
     token: str | None = None
     trust_remote_code: bool = False
     allow_pickle: bool = False
+
+    def __post_init__(self) -> None:
+        token = (self.token or "").strip()
+        if not (token.isascii() and token.isprintable()):
+            raise OptionError("the access token has characters that no token has; copy it again from the Hub")
 
 
 NOTHING = Access()

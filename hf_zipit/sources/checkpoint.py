@@ -1,7 +1,9 @@
 """The files of a model folder, read without trust: no code in them runs, and no name in them leaves the folder."""
 
+import argparse
 import hashlib
 import json
+import math
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,12 +20,15 @@ from torch.nn.modules.module import (
 )
 
 from hf_zipit.errors import SourceError
+from hf_zipit.sources.states import chosen_state
 from hf_zipit.text import first_line
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 PICKLES = ("pytorch_model.bin", "pytorch_model.pt", "pytorch_model.pth", "model.pt", "model.pth", "model.ckpt")
 MAX_CONFIG_BYTES = 64 * 2**20  # 20 000 classes with descriptions take 1 MiB
+_NUMBERS = (".weight", ".bias")  # of layers: never integers
+_FLOATS = ("F64", "F32", "F16", "BF16")
 SPARE_TENSORS = 10_000  # a model may create and replace so many tensors while it is built
 SPARE_ELEMENTS = 50_000_000
 
@@ -37,7 +42,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > MAX_CONFIG_BYTES:
             raise SourceError(f"{path} has {path.stat().st_size} bytes; a configuration has at most {MAX_CONFIG_BYTES}")
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"), parse_constant=_finite, parse_float=_finite)
     except FileNotFoundError:
         lacks = f"it has no {path.name}" if path.parent.exists() else "there is no such folder"
         raise SourceError(f"{path.parent} is not a model: {lacks}") from None
@@ -48,6 +53,14 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise SourceError(f"{path} holds a {type(value).__name__}, not a mapping")
     return value
+
+
+def _finite(text: str) -> float:
+    """The number that a text is; NaN and infinity are not allowed in JSON, though Python writes them."""
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text} is not a finite number")
+    return number
 
 
 def shards(index: Mapping[str, Any], path: Path) -> list[str]:
@@ -91,7 +104,8 @@ def only_pickled(model: object, file: str) -> str:
     """The message for a model without safetensors."""
     return (
         f"{model} has only pickled weights ({file}); save it again with save_pretrained or timm's "
-        "save_for_hf(..., safe_serialization=True), or allow them with --allow-pickle (read with weights_only=True)"
+        "save_for_hf(..., safe_serialization=True), or allow them with allow_pickle=True or --allow-pickle (read with "
+        "weights_only=True)"
     )
 
 
@@ -116,38 +130,11 @@ def _tensors(file: Path) -> dict[str, Tensor]:
 
 def _unpickled(file: Path) -> dict[str, Tensor]:
     try:
-        state = torch.load(file, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([argparse.Namespace]):  # the options that timm's training script keeps
+            content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged or malicious file fails in many ways
         raise SourceError(f"{file} cannot be read as weights alone: {first_line(error)}") from None
-    state = state.get("state_dict", state) if isinstance(state, dict) else state
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise SourceError(f"{file} holds more than named tensors; save its state dict as {WEIGHTS}")
-    return {str(name): value.contiguous() for name, value in state.items()}
-
-
-def fill(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
-    """Load weights into a model.
-
-    Args:
-        model: is changed in place.
-        state: the tensors by name.
-        path: the file they came from, for the message.
-
-    Raises:
-        SourceError: some are missing, unexpected, or of another shape.
-    """
-    own = model.state_dict()
-    problems = [f"{k} is missing" for k in own if k not in state]
-    problems += [f"{k} is unexpected" for k in state if k not in own]
-    problems += [
-        f"{k} has shape {list(state[k].shape)}, not {list(own[k].shape)}"
-        for k in own
-        if k in state and state[k].shape != own[k].shape
-    ]
-    if problems:
-        more = f", and {len(problems) - 3} more" if len(problems) > 3 else ""
-        raise SourceError(f"{path} does not fit its config.json: {'; '.join(problems[:3])}{more}")
-    model.load_state_dict(state)
+    return chosen_state(content, file)
 
 
 def file_digest(files: Sequence[Path]) -> str:
@@ -161,23 +148,30 @@ def file_digest(files: Sequence[Path]) -> str:
     return hashlib.sha256(b"".join(part.digest() for part in parts)).hexdigest()
 
 
-def elements(files: Sequence[Path]) -> tuple[int, int]:
-    """The number of tensors, and of elements in all of them; of safetensors only the headers are read.
+def headers(files: Sequence[Path]) -> dict[str, list[int]]:
+    """The shape of every tensor in weight files, by name; of safetensors only the headers are read.
 
     Raises:
-        SourceError: a file is damaged.
+        SourceError: a file is damaged, or holds quantized weights.
     """
-    shapes: list[list[int]] = []
+    shapes: dict[str, list[int]] = {}
     for file in files:
         if file.suffix != ".safetensors":
-            shapes += [list(value.shape) for value in _unpickled(file).values()]
+            shapes |= {name: list(value.shape) for name, value in _unpickled(file).items()}
             continue
         try:
             with safe_open(file, "pt") as opened:
-                shapes += [opened.get_slice(name).get_shape() for name in opened.keys()]  # noqa: SIM118  (no mapping)
+                for name in opened.keys():  # noqa: SIM118  (no mapping)
+                    part = opened.get_slice(name)
+                    if name.endswith(_NUMBERS) and part.get_dtype() not in _FLOATS:
+                        raise SourceError(
+                            f"{file}: {name} holds numbers of type {part.get_dtype()}; quantized weights cannot be "
+                            f"merged, so save the model in one of {', '.join(_FLOATS)}"
+                        )
+                    shapes[name] = part.get_shape()
         except (SafetensorError, OSError) as error:
             raise SourceError(f"{file} is damaged: {error}") from None
-    return len(shapes), sum(int(torch.Size(shape).numel()) for shape in shapes)
+    return shapes
 
 
 @contextmanager
@@ -194,7 +188,9 @@ def no_larger_than(files: Sequence[Path], config: Path) -> Iterator[None]:
     Raises:
         SourceError: the model is much larger than its weights.
     """
-    tensors, numbers = elements(files)
+    shapes = headers(files)
+    tensors = len(shapes)
+    numbers = sum(int(torch.Size(shape).numel()) for shape in shapes.values())
     seen: dict[int, Tensor] = {}
     count = 0
     thread = threading.get_ident()

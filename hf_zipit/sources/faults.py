@@ -27,7 +27,7 @@ _FROM_THE_CACHE = (LocalEntryNotFoundError, RevisionResolutionError)
 FAULTS = (HfHubHTTPError, *_FROM_THE_CACHE, HFValidationError, httpx2.HTTPError, OSError, RuntimeError)
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _TOKEN = re.compile(r"hf_\w{8,}|hf_jwt_[\w.-]+|(?<=Bearer )[\w.-]{8,}|(?<=://)[^/\s:@]+:[^/\s@]+(?=@)")
-LOG_IN = "log in with `hf auth login`, set HF_TOKEN, or pass --token"
+LOG_IN = "log in with `hf auth login`, set HF_TOKEN, or pass a token (--token)"
 
 
 def redact(text: str, token: str | None = None) -> str:

@@ -8,9 +8,10 @@ from torch import nn
 
 from hf_zipit.errors import SourceError
 from hf_zipit.sources.access import Access
-from hf_zipit.sources.checkpoint import file_digest, fill, no_larger_than, read_weights, weight_files
+from hf_zipit.sources.checkpoint import file_digest, no_larger_than, read_weights, weight_files
 from hf_zipit.sources.faults import load_errors
 from hf_zipit.sources.source import NOWHERE, Source
+from hf_zipit.sources.states import fill, unwrapped
 
 NAME = "segmentation-models-pytorch"
 
@@ -24,11 +25,12 @@ def read_folder(folder: Path, config: dict[str, Any], name: str, origin: dict[st
     """Load a folder written by smp; see `Library`."""
     files = weight_files(folder, access.allow_pickle)
     with (
-        load_errors(f"{folder}: {NAME} cannot build it", RuntimeError, TypeError, ValueError, KeyError),
+        load_errors(f"{folder}: {NAME} cannot build it", Exception),
         no_larger_than(files, folder / "config.json"),
     ):
         model = _build(config)
-    fill(model, read_weights(files), files[0])
+    state, prefix = unwrapped(read_weights(files), model, files[0])
+    fill(model, state, files[0], prefix)
     return _source(model, config, name, {**origin, "sha256": file_digest(files)}, folder)
 
 

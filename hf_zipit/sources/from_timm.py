@@ -3,7 +3,8 @@
 import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,14 @@ from torch import Tensor, nn
 from hf_zipit.errors import SourceError
 from hf_zipit.models.modeling_zipit import READING
 from hf_zipit.sources.access import Access
-from hf_zipit.sources.checkpoint import file_digest, fill, no_larger_than, read_weights, weight_files
+from hf_zipit.sources.checkpoint import file_digest, no_larger_than, read_weights, weight_files
 from hf_zipit.sources.faults import load_errors
+from hf_zipit.sources.fields import TIMM, TIMM_ARGS, TIMM_IMAGES, check_fields
+from hf_zipit.sources.names import class_names
+from hf_zipit.sources.pixels import failing, per_channel, wrong_count
 from hf_zipit.sources.source import NOWHERE, Source
+from hf_zipit.sources.states import fill, unwrapped
+from hf_zipit.sources.timm_filters import build_and_filter
 
 NAME = "timm"
 
@@ -31,16 +37,18 @@ def read_folder(folder: Path, config: dict[str, Any], name: str, origin: dict[st
     file = folder / "config.json"
     build = _Build.of(config, file)
     files = weight_files(folder, access.allow_pickle)
-    state = read_weights(files)
     with (
-        load_errors(f"{folder}: timm cannot build {build.architecture}", RuntimeError, TypeError, ValueError),
+        load_errors(f"{folder}: timm cannot build {build.architecture}", Exception),  # libraries raise anything
         no_larger_than(files, file),
     ):
         with torch.device("meta"), suppress(RuntimeError):  # takes no memory, but not every architecture allows it
             build()
-        model = build()
-    fill(model, state, files[0])
-    return _source(name, model, build.backbone, build.labels, {**origin, "sha256": file_digest(files)}, folder)
+        model, convert = build_and_filter(partial(build, pretrained=knows(build.architecture)))
+        state, prefix = unwrapped(read_weights(files), model, files[0])
+        state = convert(timm.models.clean_state_dict(state))  # single names may still have a prefix
+        state = _without_background(state, model, build.settings)
+    fill(model, state, files[0], prefix)
+    return _source(name, model.eval(), build.backbone, build.labels, {**origin, "sha256": file_digest(files)}, folder)
 
 
 def outline_folder(folder: Path, config: dict[str, Any], device: str) -> Source:
@@ -95,13 +103,13 @@ def source_of_merge(
         folder: where it was loaded from, if it was.
     """
     model.pretrained_cfg = dict(config.pretrained_cfg)
-    return _source(name, model, config.backbone, labels, origin, folder)
+    return replace(_source(name, model, config.backbone, None, origin, folder), labels=labels)
 
 
 def preprocessing(settings: dict[str, Any]) -> tuple[tuple[int, int, int], Callable[[Any], Tensor]]:
     """The input size (channels, height, width) and the transform (PIL image -> pixels) of a `pretrained_cfg`."""
-    resolved = timm.data.resolve_data_config(pretrained_cfg=settings)
-    return tuple(resolved["input_size"]), timm.data.create_transform(**resolved, is_training=False)
+    resolved, transform = _preprocessing(settings)
+    return resolved["input_size"], transform
 
 
 def knows(architecture: str) -> bool:
@@ -145,33 +153,61 @@ class _Build:
     def of(cls, config: dict[str, Any], file: Path) -> "_Build":
         """Read a config; it may name an architecture of timm, but no file and no repository."""
         architecture = config["architecture"]
-        args = {key: value for key, value in _mapping(config, "model_args", file).items() if key != "num_classes"}
-        settings = {**_mapping(config, "pretrained_cfg", file), "architecture": architecture}
+        check_fields(config, TIMM, str(file))
+        known = {field.name for field in fields(timm.models.PretrainedCfg)}
+        stated = config.get("pretrained_cfg")
+        if stated is None:  # the first configs of timm on the Hub had its fields beside the architecture
+            stated = {key: value for key, value in config.items() if key in known}
+            stated.setdefault("label_names", config.get("labels"))
+        check_fields(stated, TIMM_IMAGES, f"{file}: pretrained_cfg")
+        args = {key: value for key, value in (config.get("model_args") or {}).items() if key != "num_classes"}
+        settings = {**stated, "architecture": architecture}
         if not timm.is_model(architecture):
             raise SourceError(f"{file}: timm cannot build {architecture}: it has no such model")
         if not READING.isdisjoint(args):
             raise SourceError(f"{file}: model_args may not hold {', '.join(READING & set(args))}")
+        check_fields(args, TIMM_ARGS, f"{file}: model_args")
         classes = config.get("num_classes", settings.get("num_classes", 1000))
         return cls(architecture, args, settings, classes, config.get("label_names", settings.get("label_names")))
 
-    def __call__(self) -> nn.Module:
-        """The model with random weights."""
+    def __call__(self, pretrained: bool = False) -> nn.Module:
+        """The model with random weights; `pretrained` lets timm load those that `timm_filters` keeps it from."""
         model: nn.Module = timm.create_model(
-            self.architecture, num_classes=self.classes, pretrained_cfg=self.settings, **self.model_args
+            self.architecture,
+            pretrained=pretrained,
+            num_classes=self.classes,
+            pretrained_cfg=self.settings,
+            **self.model_args,
         )
         return model
 
     @property
     def backbone(self) -> dict[str, Any]:
-        """What is recorded to rebuild it."""
-        return {"library": NAME, "architecture": self.architecture, "model_args": self.model_args}
+        """What is recorded to rebuild it, with the arguments that timm takes from `pretrained_cfg`."""
+        known = timm.get_pretrained_cfg(self.architecture)
+        usual: dict[str, Any] = known.to_dict() if known else {}
+        args = dict(self.model_args)
+        size, usual_size = (tuple(cfg.get("input_size") or ()) for cfg in (self.settings, usual))
+        if size and size[:1] != usual_size[:1]:
+            args.setdefault("in_chans", size[0])
+        if self.settings.get("fixed_input_size") and size[1:] != usual_size[1:]:
+            args.setdefault("img_size", list(size[1:]))
+        pool = self.settings.get("global_pool")
+        if pool and pool != usual.get("global_pool"):
+            args.setdefault("global_pool", pool)
+        return {"library": NAME, "architecture": self.architecture, "model_args": args}
 
 
-def _mapping(config: dict[str, Any], key: str, file: Path) -> dict[str, Any]:
-    value = config.get(key) or {}
-    if not isinstance(value, dict):
-        raise SourceError(f"{file}: {key} is {value!r}, not a mapping")
-    return value
+def _without_background(state: dict[str, Tensor], model: nn.Module, settings: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The state without the rows of the classifier before the first class, if its config counts any and it has them."""
+    extra = settings.get("label_offset") or 0
+    classifiers = settings.get("classifier") or ()
+    names = [classifiers] if isinstance(classifiers, str) else classifiers
+    own = model.state_dict()
+    return {
+        key: value[extra:] if key.rpartition(".")[0] in names and len(value) == len(own[key]) + extra else value
+        for key, value in state.items()
+    }
 
 
 def _source(
@@ -185,22 +221,54 @@ def _source(
     """A timm module as a source; `labels` are class names as timm writes them: a list, a mapping, or `None`."""
     known: Any = model  # timm's attributes are not typed
     described = dict(known.pretrained_cfg)
-    fixed = getattr(getattr(model, "patch_embed", None), "img_size", None)
-    if fixed is not None:  # a model built for another image size still states the size of its family
-        described["input_size"] = (3, *fixed)
-    resolved = timm.data.resolve_data_config(pretrained_cfg=described)
-    settings = {key: tuple(value) if isinstance(value, list) else value for key, value in resolved.items()}
+    described["input_size"] = _input_size(model, described)
+    for key in ("label_names", "label_descriptions"):  # they belong to one task, and not to a merge
+        described.pop(key, None)
+    settings, transform = _preprocessing(described)
+    described |= {key: settings[key] for key in ("mean", "std")}
     classes = getattr(known, "num_classes", 0)  # feature extractors of timm have none
-    names = list(labels.values()) if isinstance(labels, dict) else list(labels or [])
+    place = f"{folder}/config.json: label_names" if folder else f"label_names in the pretrained_cfg of {name}"
     return Source(
         name=name,
         model=model,
         backbone=backbone,
-        labels=names or [f"LABEL_{i}" for i in range(classes)],
+        labels=class_names(labels, classes, place) if classes else [],
         preprocessing=settings,
-        transform=timm.data.create_transform(**settings, is_training=False),
+        transform=transform,
         origin=origin,
         settings=described,
         folder=folder,
         kind="image-classification" if classes else "image-feature-extraction",
+        problem="binary" if classes == 1 else "single-label",
     )
+
+
+def _input_size(model: nn.Module, described: Mapping[str, Any]) -> tuple[int, int, int]:
+    """(channels, height, width) that a model was built for; its `pretrained_cfg` may still state those of its family.
+
+    The channels are `in_chans`, or else those of the first convolution.
+    """
+    _, height, width = described.get("input_size") or (3, 224, 224)
+    fixed = getattr(getattr(model, "patch_embed", None), "img_size", None)
+    if fixed is not None:
+        height, width = fixed
+    channels = getattr(model, "in_chans", None)
+    if channels is None:
+        channels = next((m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)), 3)
+    return int(channels), int(height), int(width)
+
+
+def _preprocessing(described: dict[str, Any]) -> tuple[dict[str, Any], Callable[[Any], Tensor]]:
+    """The settings of a `pretrained_cfg` as timm resolves them, with a mean and std per channel, and the transform."""
+    resolved = timm.data.resolve_data_config(pretrained_cfg=described)
+    settings = {key: tuple(value) if isinstance(value, list) else value for key, value in resolved.items()}
+    channels = settings["input_size"][0]
+    for key in ("mean", "std"):
+        values = per_channel(settings[key], channels)
+        if values is None:
+            reason = (
+                f"{described.get('architecture')}: {wrong_count(f'{key} in pretrained_cfg', settings[key], channels)}"
+            )
+            return settings, failing(reason)
+        settings[key] = values
+    return settings, timm.data.create_transform(**settings, is_training=False)

@@ -1,20 +1,24 @@
-"""Models of transformers: loaded, outlined, wrapped, and written as ordinary checkpoints; their image processors."""
+"""Models of transformers: loaded, outlined, wrapped, and written as ordinary checkpoints."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
-from torch import Tensor, nn
+from torch import nn
 
 from hf_zipit.errors import SourceError
 from hf_zipit.sources.access import Access
-from hf_zipit.sources.checkpoint import file_digest, no_larger_than, weight_files
+from hf_zipit.sources.checkpoint import file_digest, headers, no_larger_than, weight_files
 from hf_zipit.sources.faults import load_errors
+from hf_zipit.sources.fields import TRANSFORMERS, check_fields
+from hf_zipit.sources.names import class_names
+from hf_zipit.sources.processors import channels_of, classifier_size, image_size, processor_in, transform_of
 from hf_zipit.sources.source import NOWHERE, Source
+from hf_zipit.sources.states import COMPILERS, check_loaded, left_prefix
 
 NAME = "transformers"
 CLASSIFICATION = "image-classification"
@@ -26,7 +30,7 @@ _KINDS = {  # by the ending of the class's name; other models give features
 }
 _NOT_STRUCTURE = {"id2label", "label2id", "_name_or_path", "architectures", "transformers_version"}
 _PROCESSOR_CLASS = {"_processor_class", "image_processor_type"}
-_DEFAULT_SIDE = 224  # of classifiers whose config states no image size
+_PROBLEMS = {"multi_label_classification": "multi-label", "regression": "regression"}
 
 
 def owns(config: Mapping[str, Any]) -> bool:
@@ -38,9 +42,11 @@ def read_folder(folder: Path, config: dict[str, Any], name: str, origin: dict[st
     """Load a folder written by transformers; see `Library`. A classifier needs its image processor in it."""
     from transformers import AutoConfig, AutoModelForImageClassification
 
+    _check_config(config, folder)
     files = weight_files(folder, access.allow_pickle)
     trust = access.trust_remote_code
     kind = _kind(_class_name(config))
+    prefix = left_prefix(headers(files), COMPILERS)
     with _loading(folder):
         # the Auto class also finds classifiers whose code comes with them
         cls = AutoModelForImageClassification if kind == CLASSIFICATION else _class(folder, config)
@@ -48,13 +54,12 @@ def read_folder(folder: Path, config: dict[str, Any], name: str, origin: dict[st
             model, info = cls.from_pretrained(
                 folder,
                 output_loading_info=True,
+                key_mapping={f"^{re.escape(prefix)}": ""} if prefix else None,
                 trust_remote_code=trust,
                 use_safetensors=files[0].suffix == ".safetensors",
             )
         processor = processor_in(folder, trust_remote_code=trust, needed=kind == CLASSIFICATION)
-    wrong = sorted(str(key) for keys in info.values() for key in keys)
-    if wrong:
-        raise SourceError(f"{files[0]} does not fit its config.json: {', '.join(wrong[:3])}")
+    check_loaded(model, info, files[0])
     source = _source(model.eval(), kind, name, processor, {**origin, "sha256": file_digest(files)}, folder)
     if not type(model).__module__.startswith("transformers_modules."):
         return source
@@ -67,6 +72,7 @@ def outline_folder(folder: Path, config: dict[str, Any], device: str) -> Source:
     """Build the model of a folder with random weights; see `Library`."""
     import transformers
 
+    _check_config(config, folder)
     kind = _kind(_class_name(config))
     cls = _class(folder, config)
     settings = {key: value for key, value in config.items() if key != "architectures"}
@@ -94,75 +100,8 @@ def source_of_merge(
         origin: where the merge came from.
         folder: where it was loaded from, if it was; its image processor lies in it.
     """
-    processor = processor_in(folder, needed=True) if folder else None
+    processor = processor_in(folder) if folder else None
     return replace(_source(model, CLASSIFICATION, name, processor, origin, folder), labels=labels)
-
-
-def processor_in(folder: str | Path, *, trust_remote_code: bool = False, needed: bool = False) -> Any:
-    """The image processor in a folder; `None` where there is none and it is not `needed`.
-
-    Raises:
-        OSError: it is needed, and there is none.
-    """
-    from transformers import AutoImageProcessor
-
-    if not needed and not Path(folder, "preprocessor_config.json").is_file():
-        return None
-    return AutoImageProcessor.from_pretrained(folder, trust_remote_code=trust_remote_code)
-
-
-def processor_transform(processor: Any) -> Callable[[Any], Tensor] | None:
-    """What an image processor does to one image: PIL image -> pixels `(3, H, W)`."""
-    if processor is None:
-        return None
-    return lambda image: processor(image, return_tensors="pt")["pixel_values"][0]
-
-
-def image_size(config: Mapping[str, Any], processor: Any) -> tuple[int, int, int] | None:
-    """The input size (channels, height, width) of a model; `None` where neither config nor processor states it.
-
-    The processor goes first: what it resizes images to, or what it makes of a square image where it crops them or
-    resizes one side. Otherwise it is the size that the model was built for.
-    """
-    model = config.get("vision_config") or config
-    channels = int(model.get("num_channels") or 3)
-    settings = {} if processor is None else processor.to_dict()
-    stated = settings.get("size") or {}
-    if "height" in stated and not settings.get("do_center_crop"):
-        return channels, int(stated["height"]), int(stated["width"])
-    transform = processor_transform(processor)
-    if transform is not None and (settings.get("do_resize") or settings.get("do_center_crop")):
-        height, width = transform(Image.new("RGB", (256, 256))).shape[1:]
-        return channels, int(height), int(width)
-    size = model.get("image_size") or (model.get("backbone_config") or {}).get("image_size")
-    if not size:
-        return None
-    height, width = size if isinstance(size, list | tuple) else (size, size)
-    return channels, int(height), int(width)
-
-
-def classifier_size(config: Mapping[str, Any], processor: Any) -> tuple[int, int, int]:
-    """The input size (channels, height, width) of a classifier; 224 x 224 where nothing states it."""
-    channels = int((config.get("vision_config") or config).get("num_channels") or 3)
-    return image_size(config, processor) or (channels, _DEFAULT_SIDE, _DEFAULT_SIDE)
-
-
-def dense_processor(size: Sequence[int], settings: Mapping[str, Any]) -> Any:
-    """An image processor for pipelines of masks and depth, with the preprocessing of a timm model.
-
-    Args:
-        size: (channels, height, width) of the images.
-        settings: timm's `pretrained_cfg`, with `mean` and `std`.
-    """
-    from transformers import DPTImageProcessor
-
-    return DPTImageProcessor(
-        size={"height": size[1], "width": size[2]},
-        do_pad=False,
-        keep_aspect_ratio=False,
-        image_mean=list(settings["mean"]),
-        image_std=list(settings["std"]),
-    )
 
 
 def write_checkpoint(model: Any, folder: Path, labels: Mapping[int, str], processor: Any) -> None:
@@ -179,6 +118,17 @@ def hide_progress_bars() -> None:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+
+
+def _check_config(config: Mapping[str, Any], folder: Path) -> None:
+    """Refuse a config with values of wrong types, or with class names that are not numbered from 0."""
+    file = folder / "config.json"
+    check_fields(config, TRANSFORMERS, str(file))
+    for key in ("vision_config", "backbone_config"):
+        check_fields(config.get(key) or {}, TRANSFORMERS, f"{file}: {key}")
+    names = config.get("id2label")
+    if names:
+        class_names(names, len(names), f"{file}: id2label")
 
 
 def _class_name(config: Mapping[str, Any]) -> str:
@@ -208,16 +158,15 @@ def _class(folder: Path, config: Mapping[str, Any]) -> Any:
 @contextmanager
 def _loading(folder: Path) -> Iterator[None]:
     """Report what transformers raises while it loads a folder."""
-    with load_errors(
-        f"{folder}: transformers cannot load it", OSError, ValueError, KeyError, RuntimeError, ImportError
-    ):
+    with load_errors(f"{folder}: transformers cannot load it", Exception):  # libraries raise anything
         try:
             yield
-        except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+        except Exception as error:
             if isinstance(error, SourceError) or "trust_remote_code" not in str(error):
                 raise
             raise SourceError(
-                f"{folder} needs the code files that come with it; read them, then allow them with --trust-remote-code"
+                f"{folder} needs the code files that come with it; read them, then allow them with "
+                "trust_remote_code=True or --trust-remote-code"
             ) from error
 
 
@@ -231,20 +180,28 @@ def _source(
     preprocessing |= {key: value for key, value in settings.items() if key not in _PROCESSOR_CLASS}
     labels = []
     if kind in (CLASSIFICATION, "image-segmentation"):
-        labels = [model.config.id2label[i] for i in range(model.config.num_labels)]
+        place = f"{folder}/config.json: id2label" if folder else "id2label in the config of the model"
+        labels = class_names(model.config.id2label, model.config.num_labels, place)
     return Source(
         name=name or model.config.model_type,
         model=model,
         backbone={"library": NAME, "architecture": type(model).__name__, "config": config},
         labels=labels,
         preprocessing=preprocessing,
-        transform=processor_transform(processor),
+        transform=transform_of(processor, channels_of(config), model.config.model_type),
         origin=origin,
         settings={},
         folder=folder,
         processor=processor,
         kind=kind,
+        problem=_problem(model.config) if kind == CLASSIFICATION else "single-label",
     )
+
+
+def _problem(config: Any) -> str:
+    """What the logits of a classifier mean; of one logit the sigmoid is taken, as transformers' pipeline does."""
+    stated = _PROBLEMS.get(str(config.problem_type), "single-label")
+    return "binary" if config.num_labels == 1 and stated != "regression" else stated
 
 
 def _structure(model: Any, kind: str) -> dict[str, Any]:

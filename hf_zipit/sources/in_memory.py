@@ -1,12 +1,18 @@
 """Modules in memory that no library can rebuild: as sources where the user describes them, else refused."""
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from hf_zipit.errors import SourceError
 from hf_zipit.sources.source import KINDS, NOWHERE, Source
+from hf_zipit.sources.states import check_finite
+
+_log = logging.getLogger("hf_zipit")
 
 
 def module_source(
@@ -30,12 +36,14 @@ def module_source(
         transform: PIL image -> pixels.
 
     Raises:
-        SourceError: an unknown kind.
+        SourceError: an unknown kind, a scripted module, or weights that are not finite.
 
     >>> source = module_source(EncoderDecoder(), "image-to-image", name="edges")  # doctest: +SKIP
     """
     if kind not in KINDS:
         raise SourceError(f"unknown kind of task '{kind}'; kinds: {', '.join(KINDS)}")
+    model = inner_module(model)
+    check_finite(model, f"the {type(model).__name__} in memory")
     return Source(
         name=name or type(model).__name__.lower(),
         model=model,
@@ -47,6 +55,41 @@ def module_source(
         settings={},
         kind=kind,
     )
+
+
+def inner_module(model: nn.Module) -> nn.Module:
+    """The module inside the wrappers of `torch.compile`, `DataParallel` and `DistributedDataParallel`.
+
+    Raises:
+        SourceError: it is scripted, so that its code and its layers are no longer those of its class.
+    """
+    while True:
+        if isinstance(model, torch.jit.ScriptModule):
+            raise SourceError(
+                f"{model.original_name} is a scripted module (torch.jit.script, torch.jit.trace); "
+                "pass the module that it was made of"
+            )
+        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            model = model.module
+        elif "_orig_mod" in model._modules:
+            model = model.get_submodule("_orig_mod")
+        else:
+            return model
+
+
+def check_own_code(model: nn.Module) -> None:
+    """Warn of hooks and replaced methods on a module, which a merge leaves out; refuse parametrised weights.
+
+    Raises:
+        SourceError: a weight is computed from others at each use (`torch.nn.utils.parametrize`).
+    """
+    kind = type(model).__name__
+    for path, module in model.named_modules():
+        where = f"module {path} of the {kind} in memory" if path else f"the {kind} in memory"
+        if parametrize.is_parametrized(module):
+            raise SourceError(f"{where} has parametrised weights; call parametrize.remove_parametrizations first")
+        if module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module):
+            _log.warning("%s has hooks or a replaced forward, which the merge leaves out", where)
 
 
 def not_rebuildable(model: nn.Module) -> SourceError:

@@ -12,11 +12,14 @@ from hf_zipit.models.modeling_zipit import ZipItForImageClassification
 from hf_zipit.sources.access import NOTHING, Access
 from hf_zipit.sources.checkpoint import read_json
 from hf_zipit.sources.download import HUB_ID, fetch, no_model
+from hf_zipit.sources.faults import load_errors
 from hf_zipit.sources.from_timm import untrained
-from hf_zipit.sources.in_memory import not_rebuildable
+from hf_zipit.sources.in_memory import check_own_code, inner_module, not_rebuildable
 from hf_zipit.sources.library import LIBRARIES, known_library
 from hf_zipit.sources.merges import merged_folder, merged_source
+from hf_zipit.sources.pixels import check_transform
 from hf_zipit.sources.source import NOWHERE, Source
+from hf_zipit.sources.states import check_finite
 
 _log = logging.getLogger("hf_zipit")
 
@@ -42,8 +45,6 @@ def load_source(
     """
     if isinstance(source, Source):
         return source
-    if isinstance(source, ZipItForImageClassification):
-        return merged_source(source, "merged", dict(NOWHERE))
     if isinstance(source, nn.Module):
         return _from_module(source, model_args)
     path = Path(source)
@@ -71,7 +72,12 @@ def load_or_build(model: str, access: Access = NOTHING) -> Source:
     return replace(source, preprocessing={**source.preprocessing, "input_size": (3, 224, 224)})
 
 
-def _from_module(model: nn.Module, model_args: dict[str, Any] | None) -> Source:
+def _from_module(module: nn.Module, model_args: dict[str, Any] | None) -> Source:
+    model = inner_module(module)
+    check_own_code(model)
+    check_finite(model, f"the {type(model).__name__} in memory")
+    if isinstance(model, ZipItForImageClassification):
+        return merged_source(model, "merged", dict(NOWHERE))
     for library in LIBRARIES:
         source = library.wrap_module(model, model_args)
         if source is not None:
@@ -86,4 +92,11 @@ def _from_folder(folder: Path, origin: dict[str, Any], access: Access, name: str
         return merged_folder(folder, name, origin)
     if config.get("model_type") == "zipit-model":
         raise SourceError(f"{folder} is a merge of models of several kinds; merge its sources instead")
-    return known_library(config, folder).read_folder(folder, config, name, origin, access)
+    library = known_library(config, folder)
+    with load_errors(f"{folder} cannot be read", Exception):  # its config may hold anything
+        source = library.read_folder(folder, config, name, origin, access)
+    stated = "preprocessor_config.json" if source.processor is not None else "config.json: pretrained_cfg"
+    check_finite(source.model, folder)
+    size = source.input_size if "input_size" in source.preprocessing else None
+    check_transform(source.name, size, source.transform, f"{folder}/{stated}")
+    return source

@@ -22,9 +22,14 @@ from hf_zipit.models.modeling_zipit import ZipItForImageClassification, build_ba
 from hf_zipit.models.pretrained_zipit import ZipItPreTrainedModel
 from hf_zipit.models.steps import step_name
 from hf_zipit.sources import from_timm, from_transformers
-from hf_zipit.sources.checkpoint import file_digest, no_larger_than, weight_files
+from hf_zipit.sources.checkpoint import file_digest, no_larger_than, read_json, weight_files
 from hf_zipit.sources.faults import load_errors
+from hf_zipit.sources.fields import MAPPING, TIMM_IMAGES, check_fields
+from hf_zipit.sources.pixels import check_transform
+from hf_zipit.sources.preprocessing import preprocessing_of
+from hf_zipit.sources.processors import PROCESSOR_FILE
 from hf_zipit.sources.source import Branch, Source
+from hf_zipit.sources.states import check_finite
 
 _KEPT = ("cut", "recipe", "data", "sources")  # what a merge of merges records about each merge in it
 
@@ -37,14 +42,26 @@ def open_merged(folder: Path, kind: type[Kind]) -> Kind:
     Raises:
         SourceError: the folder does not hold a complete one.
     """
+    file = folder / "config.json"
+    config = read_json(file)
+    stated = [key for key in ("preprocessing", "pretrained_cfg") if config.get(key) is not None]
+    check_fields(config, dict.fromkeys(stated, MAPPING), str(file))
+    for key in stated:
+        check_fields(config[key], TIMM_IMAGES, f"{file}: {key}")
     with (
         load_errors(f"cannot load the merged model {folder}", Exception),  # OSError, SafetensorError, ValueError, ...
-        no_larger_than(weight_files(folder), folder / "config.json"),
+        no_larger_than(weight_files(folder), file),
     ):
         model, info = kind.from_pretrained(folder, output_loading_info=True, use_safetensors=True)
     wrong = sorted(str(key) for keys in info.values() for key in keys)
     if wrong:
         raise SourceError(f"{folder} does not hold a complete merged model: {', '.join(wrong[:3])}")
+    check_finite(model, folder)
+    with load_errors(f"cannot prepare images for the merged model {folder}", Exception):
+        size, transform = preprocessing_of(model)
+        check_transform(
+            folder.name, size, transform, f"{file}: {stated[0]}" if stated else f"{folder}/{PROCESSOR_FILE}"
+        )
     out: Kind = model.eval()
     return out
 
@@ -56,7 +73,8 @@ def merged_folder(folder: Path, name: str, origin: dict[str, Any]) -> Source:
         SourceError: it does not hold a complete one.
     """
     network = open_merged(folder, ZipItForImageClassification)
-    return merged_source(network, name, {**origin, "sha256": file_digest(weight_files(folder))}, folder)
+    with load_errors(f"cannot use the merged model {folder}", Exception):  # its config describes another one
+        return merged_source(network, name, {**origin, "sha256": file_digest(weight_files(folder))}, folder)
 
 
 def merged_source(
@@ -74,19 +92,24 @@ def merged_source(
     trunk = network.trunk.state_dict()
     labels = [(h["task"], [h["id2label"][i] for i in sorted(h["id2label"])]) for h in config.heads or []]
     tasks = [tuple(labels[i] for i in group) for group in config.branches]
+    meanings = [head.get("problem", "single-label") for head in config.heads or []]
+    problems = [tuple(meanings[i] for i in group) for group in config.branches]
     heads = [head.state_dict() for head in network.heads]
     joined = _joined(config, trunk, heads)
     if joined is not None:
         all_tasks = tuple(task for group in tasks for task in group)
-        branches: tuple[Branch, ...] = (Branch(all_tasks, joined),)
+        all_problems = tuple(problem for group in problems for problem in group)
+        branches: tuple[Branch, ...] = (Branch(all_tasks, joined, problems=all_problems),)
         steps = None
         state = joined
     else:
         gathers = [getattr(unmerge, "index", None) for unmerge in network.unmerge]
-        branches = tuple(Branch(*parts) for parts in zip(tasks, heads, gathers, strict=True))
+        branches = tuple(Branch(*parts) for parts in zip(tasks, heads, gathers, problems, strict=True))
         steps = tuple(map(step_name, config.trunk or []))
         state = trunk | heads[0]  # the modules behind the trunk must exist, but their output is never read
     model = _backbone(config, sum(len(names) for _, names in branches[0].tasks), state)
+    if not isinstance(config.zipit, dict | None):
+        raise SourceError(f"{name}: 'zipit' in its config.json is not a mapping: the record of the merge is damaged")
     about: dict[str, Any] = {"cut": config.cut, **(config.zipit or {})}
     origin = {**origin, "merge": {"tasks": config.tasks, **{key: about.get(key) for key in _KEPT}}}
     classes = [label for _, names in labels for label in names]

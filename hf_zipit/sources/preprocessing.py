@@ -7,7 +7,8 @@ from typing import Any
 from torch import Tensor
 
 from hf_zipit.models.pretrained_zipit import ZipItPreTrainedModel
-from hf_zipit.sources import from_timm, from_transformers
+from hf_zipit.sources import from_timm
+from hf_zipit.sources.processors import classifier_size, processor_in, transform_of
 
 
 def preprocessing_of(
@@ -24,8 +25,8 @@ def preprocessing_of(
         size, transform = from_timm.preprocessing(settings)
         return _three(stated or size), transform
     processor = processor_of(merged)
-    size = stated or from_transformers.classifier_size(config.backbone["config"], processor)
-    return _three(size), from_transformers.processor_transform(processor)
+    size = _three(stated or classifier_size(config.backbone["config"], processor))
+    return size, transform_of(processor, size[0], config.model_type)
 
 
 def processor_of(merged: ZipItPreTrainedModel) -> Any:
@@ -34,7 +35,7 @@ def processor_of(merged: ZipItPreTrainedModel) -> Any:
     if merged.image_processor is not None or backbone.get("library") == from_timm.NAME or not merged.name_or_path:
         return merged.image_processor
     place = merged.name_or_path
-    return from_transformers.processor_in(place, needed=not Path(place).is_dir())
+    return processor_in(place, needed=not Path(place).is_dir())
 
 
 def _three(size: Any) -> tuple[int, int, int]:

@@ -20,6 +20,8 @@ KINDS = (  # of tasks, as pipelines name them
     "image-segmentation",
     "image-to-image",
 )
+MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}  # of PIL images, by channels
+PROBLEMS = ("single-label", "binary", "multi-label", "regression")  # what the logits of a classifier mean
 NOWHERE: dict[str, Any] = {"id": None, "folder": None, "revision": None, "sha256": None}  # origin of a module
 
 
@@ -31,11 +33,13 @@ class Branch:
         tasks: name and classes of each task; their logits lie side by side.
         state: state dict of the backbone; only the layers behind the cut are used.
         gather: `(n,)`, the unit of the trunk that each of the branch's n inputs is; `None` if it reads all in order.
+        problems: what the logits of each task mean, see `PROBLEMS`; by default single-label.
     """
 
     tasks: tuple[tuple[str, list[str]], ...]
     state: Mapping[str, Tensor]
     gather: Tensor | None = None
+    problems: tuple[str, ...] = ()
 
 
 class OneTask(nn.Module):
@@ -64,7 +68,7 @@ class Source:
         backbone: what rebuilds the architecture: library, class or architecture, arguments.
         labels: class names in id order; of a merge those of all its tasks.
         preprocessing: the settings behind `transform`, with `input_size` where it is known.
-        transform: PIL image -> pixels.
+        transform: PIL image -> pixels `(channels, H, W)`. The image has the mode `MODES[channels]`.
         origin: where the model came from (Hub id, revision, folder name, SHA-256), without a path of this machine.
         settings: preprocessing in the form that timm saves (`pretrained_cfg`); empty for other libraries.
         folder: where the model was loaded from.
@@ -74,6 +78,8 @@ class Source:
         cut: the name of that cut.
         network: the whole model, where `model` is only its backbone.
         kind: the task as pipelines name it, one of `KINDS`.
+        problem: what the logits mean, one of `PROBLEMS`: one class of several (softmax), the second of two classes
+            (one logit, sigmoid), any number of classes (a sigmoid each), or quantities.
     """
 
     name: str
@@ -91,11 +97,13 @@ class Source:
     cut: str | None = None
     network: nn.Module | None = None
     kind: str = "image-classification"
+    problem: str = "single-label"
 
     @property
     def parts(self) -> tuple[Branch, ...]:
         """The branches; a plain model has exactly one."""
-        return self.branches or (Branch(((self.name, self.labels),), self.model.state_dict()),)
+        own = Branch(((self.name, self.labels),), self.model.state_dict(), problems=(self.problem,))
+        return self.branches or (own,)
 
     def alone(self) -> "list[Source]":
         """One source per task, whose model returns the logits of that task; a plain model is returned as it is."""
@@ -104,9 +112,10 @@ class Source:
         network = self.network or self.model
         out = []
         start = 0
-        for name, labels in self.tasks:
+        for (name, labels), problem in zip(self.tasks, self.problems, strict=True):
             model = OneTask(network, start, start + len(labels))
-            out.append(replace(self, name=name, model=model, labels=labels, branches=(), trunk=None, network=None))
+            alone = replace(self, name=name, model=model, labels=labels, branches=(), trunk=None, network=None)
+            out.append(replace(alone, problem=problem))
             start += len(labels)
         return out
 
@@ -114,6 +123,12 @@ class Source:
     def tasks(self) -> list[tuple[str, list[str]]]:
         """Name and classes of every task, in the order of the logits."""
         return [task for branch in self.parts for task in branch.tasks]
+
+    @property
+    def problems(self) -> list[str]:
+        """What the logits of every task mean, in the order of the tasks."""
+        plain = "single-label"
+        return [problem for branch in self.parts for problem in branch.problems or (plain,) * len(branch.tasks)]
 
     def __post_init__(self) -> None:
         if "input_size" in self.preprocessing and max(self.input_size) > MAX_IMAGE_SIDE:

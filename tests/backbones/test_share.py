@@ -5,6 +5,7 @@ import dataclasses
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -279,3 +280,17 @@ def test_an_image_processor_says_how_large_images_are(tmp_path):
     for attempt in (hf_zipit.merge, lambda refs, _: plan_merge(Recipe(sources=refs))):
         with pytest.raises(SourceError, match=r"input_size: 32 x 32 and 64 x 64; .*preprocessor_config\.json"):
             attempt(folders, images())
+
+
+def test_values_of_pixels_must_agree_and_their_cuts_are_told(pair, caplog):
+    def read(scale, size=32):
+        return lambda image: scale * torch.from_numpy(np.asarray(image.resize((size, size)), np.float32)).movedim(-1, 0)
+
+    def described(model, transform):
+        return dataclasses.replace(load_source(model), transform=transform)
+
+    classifier, maps, _ = pair
+    with pytest.raises(SourceError, match="their preprocessing gives a pixel different values"):
+        share([described(classifier, read(1 / 255)), described(whole(maps), read(1 / 127.5))])
+    assert share([described(classifier, read(1 / 255)), described(whole(maps), read(1 / 255, 40))]).binding.cuts
+    assert "resize or cut images differently; the merge reads them all as" in caplog.text

@@ -1,5 +1,12 @@
 from .assembly.parents import Merged as Merged
 from .checks import check_spec as check_spec
+from .data.images import open_images as open_images
+from .errors import DataError as DataError
+from .errors import OptionError as OptionError
+from .errors import OutputError as OutputError
+from .errors import SourceError as SourceError
+from .errors import SpecError as SpecError
+from .errors import TraceError as TraceError
 from .errors import ZipItError as ZipItError
 from .evaluation.evaluate import evaluate as evaluate
 from .evaluation.evaluate import evaluate_tasks as evaluate_tasks

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_zipit.assembly.parents import Parents
+from hf_zipit.assembly.parents import Parents, stated
 from hf_zipit.backbones.compatible import check_alike
+from hf_zipit.backbones.dtypes import in_one_dtype
 from hf_zipit.backbones.merges import observed_within
 from hf_zipit.costs import Cost, Cut, LayerCosts, cost_of, cut_costs, resized
 from hf_zipit.find_spec import find_spec
@@ -42,6 +43,7 @@ class Classifiers(Parents):
             SourceError: a model differs from the first in more than its classes.
             SpecError: no spec describes the first model.
         """
+        sources = in_one_dtype(sources)
         binding = find_spec(sources[0], spec)
         check_alike(sources, binding)
         cut = [source for source in sources if source.trunk is not None]
@@ -83,6 +85,7 @@ class Classifiers(Parents):
         """Everything needed to rebuild the merged model, except its shapes."""
         parts = [(number, branch) for number, source in enumerate(self.sources) for branch in source.parts]
         tasks = [(number, place, labels) for place, (number, branch) in enumerate(parts) for _, labels in branch.tasks]
+        problems = [problem for source in self.sources for problem in source.problems]
         heads = [
             {
                 "task": name,
@@ -90,7 +93,8 @@ class Classifiers(Parents):
                 "source": number,
                 "branch": 0 if plan.whole else place,
             }
-            for name, (number, place, labels) in zip(names, tasks, strict=True)
+            | stated(problem)
+            for name, (number, place, labels), problem in zip(names, tasks, problems, strict=True)
         ]
         first = self.sources[0]
         unmerge = None

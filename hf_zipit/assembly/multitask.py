@@ -8,14 +8,14 @@ from typing import Any
 
 from torch import Tensor
 
-from hf_zipit.assembly.parents import Parents
+from hf_zipit.assembly.parents import Parents, mask_settings, stated
 from hf_zipit.backbones.share import Shared, share
 from hf_zipit.costs import Cost, Cut, LayerCosts, count_flops, count_parameters, cut_costs, resized
 from hf_zipit.errors import OptionError
 from hf_zipit.models.configuration_zipit_model import ZipItModelConfig
 from hf_zipit.models.modeling_zipit_model import ZipItModel
 from hf_zipit.models.resume import Steps, weights_of
-from hf_zipit.sources.from_transformers import dense_processor
+from hf_zipit.sources.processors import dense_processor
 from hf_zipit.sources.source import Source
 from hf_zipit.specs.plan import Plan, gathered
 from hf_zipit.specs.spaces import Binding
@@ -103,8 +103,19 @@ class Multitask(Parents):
         own = Steps({step: view.get_submodule(step) for step in plan.trunk})
         merged = resized(own, self.binding, plan.ratios)
         flops = sum(cost.flops for cost in self.costs) - len(self.wholes) * count_flops(own, self.input_size)
-        parameters = sum(cost.parameters for cost in self.costs) - len(self.wholes) * count_parameters(own)
+        parameters = sum(self._own_parameters(number, plan) for number in range(len(self.wholes)))
         return Cost(flops + count_flops(merged, self.input_size), parameters + count_parameters(merged))
+
+    def _done(self, number: int, plan: Plan) -> set[str]:
+        """The names of the tensors in a model that the trunk replaces; not every model has those of the reference."""
+        steps = self.shared.prefixes[number].steps[: plan.depth]
+        return {name for step in steps for name in weights_of(self.wholes[number].model, step)}
+
+    def _own_parameters(self, number: int, plan: Plan) -> int:
+        """The number of scalar parameters that a task keeps beside the trunk."""
+        done = self._done(number, plan)
+        model = self.wholes[number].model
+        return sum(parameter.numel() for name, parameter in model.named_parameters() if name not in done)
 
     def config(self, names: Sequence[str], plan: Plan) -> ZipItModelConfig:
         """Everything needed to rebuild the merged model, except its shapes."""
@@ -120,7 +131,9 @@ class Multitask(Parents):
         if not settings:
             return config
         if any(source.kind in DENSE for source in self.wholes):
-            config.preprocessing = settings[0]  # naming timm's processor would keep transformers from loading ours
+            # Naming timm's processor would keep transformers from loading ours. It reads whole images, because
+            # pipelines resize masks back to them.
+            config.preprocessing = {**settings[0], "crop_pct": 1.0, "crop_mode": "squash"}
         else:
             config.pretrained_cfg = settings[0]
             config.image_processor_type = "TimmWrapperImageProcessor"
@@ -134,6 +147,8 @@ class Multitask(Parents):
             "task": name,
             "kind": source.kind,
             "id2label": dict(enumerate(source.labels)),
+            **stated(source.problem),
+            **mask_settings(source),
             "source": number,
             "model": _description(source),
             "steps": list(self.shared.prefixes[number].steps[: plan.depth]),
@@ -149,8 +164,7 @@ class Multitask(Parents):
         trunk = first | merge_states(self.states, plan.binding, matches, common)
         out = {f"trunk.{name}": value.clone() for name, value in trunk.items()}
         for number, source in enumerate(self.wholes):
-            steps = self.shared.prefixes[number].steps[: plan.depth]
-            done = {name for step in steps for name in weights_of(source.model, step)}
+            done = self._done(number, plan)
             rest = {name: value for name, value in source.model.state_dict().items() if name not in done}
             out |= {f"heads.{number}.{name}": value.clone() for name, value in rest.items()}
             for step, space, _, _ in self.shared.taps(number, plan.depth):

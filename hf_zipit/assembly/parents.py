@@ -24,6 +24,27 @@ from hf_zipit.transform.match import Match
 Merged = ZipItForImageClassification | ZipItModel
 
 
+def stated(problem: str) -> dict[str, str]:
+    """What a head's logits mean, for the config; nothing if they are those of one class of several."""
+    return {} if problem == "single-label" else {"problem": problem}
+
+
+def mask_settings(source: Source) -> dict[str, bool]:
+    """How masks number the classes of a model, for the config; nothing if they do as the model does.
+
+    With `reduce_labels`, as for many models of ADE20K, 0 is no class, and class k of the model is k + 1 in masks.
+    """
+    return {"reduce_labels": True} if source.preprocessing.get("do_reduce_labels") else {}
+
+
+def heads_of(sources: Sequence[Source], names: Sequence[str]) -> list[dict[str, Any]]:
+    """Name (`task`), classes (`id2label`) and, where it is special, `problem` of every task, as in a merge's config."""
+    labels = [labels for source in sources for _, labels in source.tasks]
+    problems = [problem for source in sources for problem in source.problems]
+    named = zip(names, labels, problems, strict=True)
+    return [{"task": name, "id2label": dict(enumerate(mine)), **stated(problem)} for name, mine, problem in named]
+
+
 class Parents(ABC):
     """Opened models whose first layers, or all layers, have the same architecture.
 
@@ -97,6 +118,11 @@ class Parents(ABC):
             OptionError: unknown cut; the message lists the legal ones.
         """
         return Plan(self.binding, self.depth(cut), cut, widths or {})
+
+    @property
+    def predicts_jointly(self) -> bool:
+        """Whether a joint prediction over the classes of all tasks exists: every task predicts one class of several."""
+        return self.joint and all(problem == "single-label" for source in self.sources for problem in source.problems)
 
     def spaces(self, plan: Plan) -> set[str]:
         """The names of the spaces that a plan merges."""

@@ -33,10 +33,10 @@ def repair(merge: MergeState) -> None:
     The target of a merged unit is the mean of its members' means and the mean of their deviations. The layers of a
     head take those of its own parent.
 
-    Each batch runs through parents and merged model, and the output of every layer of the merged model is corrected
-    before the next layer reads it, so that no layer corrects the errors of an earlier one. After the pass the
-    correction from all batches is written into each layer: its weight, its bias, or a norm's scale and shift. A layer
-    without bias is only scaled.
+    Each group of images (see `Passes.groups`) runs through parents and merged model, and the output of every layer of
+    the merged model is corrected before the next layer reads it, so that no layer corrects the errors of an earlier
+    one. After the pass the correction from all groups is written into each layer: its weight, its bias, or a norm's
+    scale and shift. A layer without bias is only scaled.
     """
     model, passes = merge.model, merge.passes
     copies = [working_copy(parent.model, passes.device) for parent in merge.parents]
@@ -47,7 +47,7 @@ def repair(merge: MergeState) -> None:
             for k, parent in enumerate(copies):
                 stack.callback(parent.get_submodule(layer.path).register_forward_hook(layer.observe(k)).remove)
             stack.callback(layer.module.register_forward_hook(layer.correct).remove)
-        for pixels, _ in passes("Repairing"):
+        for pixels, _ in passes.groups("Repairing"):
             pixels = pixels.to(passes.device, memory_format=torch.channels_last)
             for parent in copies:
                 parent(pixels.to(next(parent.parameters()).dtype))
@@ -72,7 +72,7 @@ class _RepairedLayer:
         targets: for each parent, count, sum of means and sum of mean squares of its units, weighted by positions,
             `(3, C)`.
         sums: the same for the merged layer.
-        seen: for each parent, the statistics of the batch that the merged model has not read yet.
+        seen: for each parent, the statistics of the group that the merged model has not read yet.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class _RepairedLayer:
         self.seen: list[list[UnitStatistics]] = [[] for _ in parents]
 
     def observe(self, parent: int) -> Callable[[nn.Module, object, Tensor], None]:
-        """A hook that adds up a parent's statistics and keeps those of this batch."""
+        """A hook that adds up a parent's statistics and keeps those of this group."""
 
         def hook(module: nn.Module, _: object, out: Tensor) -> None:
             self.seen[parent].append(_add(self.targets[parent], out, module))
@@ -174,7 +174,7 @@ def _zeros(module: nn.Module) -> Tensor:
 
 
 def _add(sums: Tensor, out: Tensor, module: nn.Module) -> UnitStatistics:
-    """Add a batch of a layer's output to its sums; returns the statistics of the batch alone."""
+    """Add a group of a layer's output to its sums; returns the statistics of the group alone."""
     values = out.movedim(_axis(module), -1).flatten(0, -2).double()  # (T, C)
     mean = values.mean(0)
     variance = values.var(0, correction=0)

@@ -1,6 +1,8 @@
 """Batches that mix the data sets of all tasks, divided among processes."""
 
+import itertools
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import cache
 
 from accelerate import Accelerator
@@ -8,7 +10,8 @@ from accelerate.utils import DataLoaderConfiguration
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from hf_zipit.data.images import NO_DATA, Images
+from hf_zipit.data.dataset import Images
+from hf_zipit.data.images import NO_DATA
 from hf_zipit.errors import OptionError
 from hf_zipit.progress import progress
 from hf_zipit.running import device_of
@@ -33,29 +36,54 @@ class _Mixed(Dataset[tuple[Tensor, int, int]]):
         return self.data_sets[k][i], k, i
 
 
+GROUP = 64  # images; the more, the closer are the statistics of a group to those of all images
 NumberedBatch = tuple[Tensor, Tensor, Tensor]
 
 
-def batches(data_sets: Sequence[Images], batch_size: int, accelerator: Accelerator) -> Iterable[NumberedBatch]:
+def batches(data_sets: Sequence[Images], sizes: Sequence[int], accelerator: Accelerator) -> Iterable[NumberedBatch]:
     """This process's share of the batches that mix all data sets.
 
     The batches do not depend on the number of processes, and no image is repeated to make their number even.
 
+    Args:
+        data_sets: the images.
+        sizes: of the batches; they add up to the number of images.
+        accelerator: divides the batches among the processes.
+
     Returns:
-        `(pixels (B, 3, H, W), number of the data set (B,), number of the image in it (B,))`.
+        `(pixels (B, channels, H, W), number of the data set (B,), number of the image in it (B,))`.
     """
-    loader = DataLoader(_Mixed(data_sets), batch_size=batch_size)
+    starts = itertools.accumulate(sizes, initial=0)
+    sampler = [list(range(start, start + size)) for start, size in zip(starts, sizes, strict=False)]
+    loader = DataLoader(_Mixed(data_sets), batch_sampler=sampler)
     prepared: Iterable[NumberedBatch] = accelerator.prepare_data_loader(loader, device_placement=False)
     return prepared
+
+
+def batch_sizes(count: int, batch_size: int) -> list[int]:
+    """The sizes of full batches, and of a rest.
+
+    >>> batch_sizes(10, 4)
+    [4, 4, 2]
+    """
+    whole, rest = divmod(count, batch_size)
+    return [batch_size] * whole + ([rest] if rest else [])
+
+
+def group_sizes(count: int) -> list[int]:
+    """The sizes of as few groups as possible of at most `GROUP` images, as equal as possible.
+
+    >>> group_sizes(130)
+    [44, 43, 43]
+    """
+    groups = -(-count // GROUP)
+    return [count // groups + (number < count % groups) for number in range(groups)]
 
 
 def remembered(images: Images, limit: int = 2**30) -> Images:
     """The same images, each decoded once and then kept in memory, if all of them fit into `limit` bytes."""
     first = images[0]
-    if first.nbytes * len(images) > limit:
-        return images
-    get = cache(images.get)
-    return Images(get, images.labels, images.names, images.name, images.fingerprint, images.ref)
+    return images if first.nbytes * len(images) > limit else replace(images, get=cache(images.get))
 
 
 def make_accelerator() -> Accelerator:
@@ -87,12 +115,27 @@ class Passes:
         self.device = device_of(device, self.accelerator.device)
 
     def __call__(self, label: str) -> Iterable[tuple[Tensor, Tensor]]:
-        """One pass: `(pixels (B, 3, H, W), number of the data set (B,))`, both on the CPU.
+        """One pass: `(pixels (B, channels, H, W), number of the data set (B,))`, both on the CPU.
 
         Raises:
             OptionError: there are no images.
         """
         return ((pixels, task) for pixels, task, _ in self.numbered(label))
+
+    def groups(self, label: str) -> Iterable[tuple[Tensor, Tensor]]:
+        """One pass in groups of almost equal size, for what is computed from the statistics of one group at a time.
+
+        The groups have at most `GROUP` images, whatever the batch size, so that it does not affect the result.
+
+        Raises:
+            OptionError: there are no images.
+        """
+        return ((pixels, task) for pixels, task, _ in self._pass(label, group_sizes(self.count)))
+
+    @property
+    def count(self) -> int:
+        """The number of images in all data sets."""
+        return sum(map(len, self.images))
 
     def numbered(self, label: str) -> Iterable[NumberedBatch]:
         """One pass with the number of every image in its data set; see `batches`.
@@ -100,6 +143,10 @@ class Passes:
         Raises:
             OptionError: there are no images.
         """
+        return self._pass(label, batch_sizes(self.count, self.batch_size))
+
+    def _pass(self, label: str, sizes: Sequence[int]) -> Iterable[NumberedBatch]:
+        """One pass in batches of these sizes."""
         if not self.images:
             raise OptionError(NO_DATA)
-        return progress(batches(self.images, self.batch_size, self.accelerator), label, self.accelerator)
+        return progress(batches(self.images, sizes, self.accelerator), label, self.accelerator)

@@ -1,14 +1,19 @@
 """The rows of a data set: from a Hub id, a folder, parquet files, or a `datasets.Dataset`."""
 
+import logging
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from hf_zipit.data.folder import load_folder, load_table
 from hf_zipit.errors import DataError, OptionError
+from hf_zipit.sources.access import Access
+from hf_zipit.sources.download import client
 from hf_zipit.sources.faults import redact
 from hf_zipit.text import first_line
 
+_log = logging.getLogger("hf_zipit")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 TRAIN = ("train", "training")
 TEST = ("test", "validation", "val", "valid")
@@ -39,18 +44,16 @@ def _load(ref: str, splits: Sequence[str], token: str | None) -> Any:
     ref, split = _split_of(ref)
     path = Path(ref)
     try:
-        if path.is_file() and path.suffix == ".parquet":
-            loaded: Any = datasets.load_dataset("parquet", data_files=str(path))
-        elif path.is_dir() and not any(p.suffix.lower() in _readable() for p in path.rglob("*")):
-            raise DataError(f"{ref} holds neither images nor parquet files")
-        elif path.is_dir() and not list(path.rglob("*.parquet")):
-            loaded = datasets.load_dataset("imagefolder", data_dir=str(path))
-        elif path.exists() and not path.is_dir():
+        path = path.resolve()  # as the system does; `datasets` would take `link/..` for the folder of the link
+        if path.is_dir():
+            loaded: Any = load_folder(path)
+        elif path.is_file() and path.suffix.lower() == ".parquet":
+            loaded = load_table(path)
+        elif path.exists():
             raise DataError(f"{ref}: only parquet files and folders can be read")
-        elif path.is_dir():
-            loaded = datasets.load_dataset(ref)
         elif named is not None:
             loaded = datasets.load_dataset(named[0], revision=named[1], token=token)
+            _say_missing(*named, loaded, token)
         else:
             raise DataError(f"no data at {ref}: it is neither a file nor a folder, and a Hub id has the form user/name")
     except DataError:
@@ -59,16 +62,29 @@ def _load(ref: str, splits: Sequence[str], token: str | None) -> Any:
         raise DataError(redact(f"cannot read data from {ref}: {first_line(error)}", token)) from error
     if split is None:
         return _one_split(loaded, splits, ref)
+    if not isinstance(loaded, dict):
+        raise OptionError(f"{ref} is one data set without splits; leave out ':{split}'")
     if split not in loaded:
         raise OptionError(f"{ref} has no split '{split}'; it has {', '.join(loaded)}")
     return loaded[split]
 
 
-def _readable() -> set[str]:
-    """The suffixes of files that hold images."""
-    from PIL import Image
+def _say_missing(name: str, revision: str | None, loaded: Any, token: str | None) -> None:
+    """Warn if a repository of image files on the Hub holds more images than its splits, which come from file names."""
+    import datasets
+    from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
-    return {".parquet", *Image.registered_extensions()}
+    splits = list(loaded.values())
+    if splits[0].info.builder_name != "imagefolder" or datasets.config.HF_HUB_OFFLINE:
+        return
+    files = client(Access(token)).list_repo_files(name, revision=revision, repo_type="dataset")
+    images = [file for file in files if Path(file).suffix.lower() in ImageFolder.EXTENSIONS]
+    read = sum(map(len, splits))
+    if read < len(images):
+        _log.warning(
+            "%s: %d of its %d images are read: names of files and folders were taken for splits (%s)",
+            *(name, read, len(images), ", ".join(loaded)),
+        )
 
 
 def _split_of(ref: str) -> tuple[str, str | None]:

@@ -1,20 +1,22 @@
-"""Images with the targets of a task: classes, masks, depth maps or other images."""
+"""Images with targets that are images: masks, depth maps or other pictures."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from hf_zipit.data.alignment import cut, window_of
 from hf_zipit.data.hashing import tensor_digest
 from hf_zipit.data.rows import TEST, rows_of
+from hf_zipit.data.stored import StoredImages, Transform, chosen_rows, stored_rows
 from hf_zipit.errors import DataError, OptionError
 
-Batches = Iterable[tuple[Tensor, Tensor]]  # pixels (B, 3, H, W) and targets (B, ...)
+IGNORED = 255  # label of pixels that are left out
+Batches = Iterable[tuple[Tensor, Tensor]]  # pixels (B, channels, H, W) and targets (B, ...)
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,7 @@ class Targets:
     """Batches of images with the targets of one task.
 
     Attributes:
-        batches: pixels `(B, 3, H, W)` and targets `(B, ...)`.
+        batches: pixels `(B, channels, H, W)` and targets `(B, ...)`.
         fingerprint: identifies the images and their targets by content.
     """
 
@@ -34,89 +36,118 @@ class Targets:
 
 
 class _Pairs(Dataset[tuple[Tensor, Tensor]]):
-    """Pixels `(3, H, W)` and target of every row."""
+    """Pixels `(channels, H, W)` and target of every row."""
 
-    def __init__(self, rows: Any, columns: tuple[str, str], kind: str, transform: Callable[[Any], Tensor]) -> None:
-        self.rows = rows
-        self.columns = columns
-        self.kind = kind
+    def __init__(
+        self, images: StoredImages, targets: StoredImages, kind: str, transform: Transform, reduce_labels: bool
+    ) -> None:
+        self.images = images
+        self.targets = targets
         self.transform = transform
+        self.reduce_labels = reduce_labels
+        self.kind = kind
+        self.windows: dict[tuple[int, int], Any] = {}
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.images.chosen)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        image, target = (self.rows[index][column] for column in self.columns)
-        pixels = self.transform(image.convert("RGB"))
-        if self.kind == "image-classification":
-            return pixels, torch.tensor(int(target))
+        pixels = self.images[index]
         if self.kind == "image-to-image":
-            return pixels, self.transform(target.convert("RGB"))
-        values = torch.from_numpy(np.array(target))
-        values = values if values.ndim == 2 else values[..., 0]
-        sized = nn.functional.interpolate(values[None, None].float(), size=pixels.shape[1:], mode="nearest")[0, 0]
-        return pixels, sized.long() if self.kind == "image-segmentation" else sized
+            return pixels, self.targets[index]
+        image = self.images.image(index)
+        size = (image.height, image.width)
+        if size not in self.windows:
+            self.windows[size] = window_of(self.transform, size, self.images.channels)
+        values = cut(self.targets.values(index), self.windows[size], pixels.shape[1:])
+        if self.kind != "image-segmentation":
+            return pixels, values.float()
+        ids = values.long()
+        return pixels, torch.where((ids == 0) | (ids == IGNORED), IGNORED, ids - 1) if self.reduce_labels else ids
 
 
 def open_targets(
     data: Any,
     kind: str,
-    transform: Callable[[Any], Tensor] | None,
+    transform: Transform | None,
     *,
+    channels: int = 3,
     num_images: int | None = None,
     batch_size: int = 64,
     seed: int = 0,
+    skip_bad_images: int = 0,
+    label_column: str | None = None,
+    reduce_labels: bool = False,
 ) -> Targets:
-    """Batches of images with the targets of one task.
+    """Batches of images with targets that are images: masks, depth maps, or pictures.
 
     Args:
-        data: a Hub id or a path, with or without `:split`, or a `datasets.Dataset`. It needs a column `image` and a
-            column of targets: labels for classes, otherwise images. Masks hold class ids, and 255 is ignored; depth
-            is used as it is. Or an iterable of `(pixels, targets)` batches, which are used as they are.
+        data: a Hub id or a path, with or without `:split`, or a `datasets.Dataset`. It needs a column of images, and
+            one of targets. Masks hold class ids, and 255 is ignored; depth is used as it is. Or an iterable of
+            `(pixels, targets)` batches, which are used as they are.
         kind: the task, by its name in transformers pipelines.
-        transform: makes pixels `(3, H, W)` from a PIL image.
+        transform: makes pixels `(channels, H, W)` from a PIL image.
+        channels: of the images that the models read.
         num_images: use this many images, chosen by the seed; `None` uses all. Batches are all used.
-        batch_size: images per batch.
+        batch_size: images per forward pass.
         seed: of the choice of images.
+        skip_bad_images: how many rows whose image cannot be decoded are left out.
+        label_column: the column of targets, where there are several.
+        reduce_labels: masks hold 0 for no class, and k + 1 for class k of the model.
 
     Raises:
         DataError: the data cannot be read, or a column is missing.
+        OptionError: there are fewer images than `num_images`.
     """
-    if not (isinstance(data, str | Path) or type(data).__module__.startswith("datasets.")):
-        pairs = list(data)
-        if not pairs or not all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in pairs):
-            raise DataError(f"the data for {kind} must be batches of (pixels, targets)")
-        batches = [(pixels, targets) for pixels, targets in pairs]
-        tensors = [tensor for pair in batches for tensor in pair]
-        return Targets(batches, lambda: tensor_digest(enumerate(tensors)))
-    if num_images is not None and num_images < 1:
-        raise OptionError(f"num_images is {num_images}: it must be at least 1")
+    if not from_datasets(data):
+        return given_targets(data, kind)
     rows, name = rows_of(data, TEST)
     if transform is None:
         raise DataError(
             f"{name}: the preprocessing of the models is unknown; give batches of preprocessed pixels instead"
         )
-    if num_images is not None:
-        rows = rows.shuffle(seed=seed).select(range(min(num_images, len(rows))))
-    columns = _columns(rows, kind, name)
-    loader = DataLoader(_Pairs(rows, columns, kind, transform), batch_size=batch_size)
-    return Targets(loader, lambda: f"{rows._fingerprint} {columns} {kind}")
+    image, target = _columns(rows, kind, name, label_column)
+    chosen = chosen_rows(len(rows), num_images, seed, name)
+    images = StoredImages(stored_rows(rows, image), image, chosen, name, transform, channels)
+    if skip_bad_images:
+        images.skip_bad(skip_bad_images)
+    targets = StoredImages(stored_rows(rows, target), target, images.chosen, name, transform, channels)
+    loader = DataLoader(_Pairs(images, targets, kind, transform, reduce_labels), batch_size=batch_size)
+    return Targets(loader, lambda: f"{images.fingerprint()} {targets.fingerprint()} {kind}")
 
 
-def _columns(rows: Any, kind: str, name: str) -> tuple[str, str]:
+def from_datasets(data: Any) -> bool:
+    """Whether data is a Hub id, a path or an object of `datasets`, rather than batches."""
+    return isinstance(data, str | Path) or type(data).__module__.startswith("datasets.")
+
+
+def given_targets(data: Any, kind: str) -> Targets:
+    """Batches of pixels and targets, used as they are.
+
+    Raises:
+        DataError: they are not pairs.
+    """
+    pairs = list(data)
+    if not pairs or not all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in pairs):
+        raise DataError(f"the data for {kind} must be batches of (pixels, targets)")
+    batches = [(pixels, targets) for pixels, targets in pairs]
+    tensors = [tensor for pair in batches for tensor in pair]
+    return Targets(batches, lambda: tensor_digest(enumerate(tensors)))
+
+
+def _columns(rows: Any, kind: str, name: str, wanted: str | None) -> tuple[str, str]:
     """The image column and the target column."""
     import datasets
 
-    images = [k for k, feature in rows.features.items() if isinstance(feature, datasets.Image)]
+    images = [key for key, feature in rows.features.items() if isinstance(feature, datasets.Image)]
     image = "image" if "image" in images else next(iter(images), "")
-    if kind == "image-classification":
-        found = [k for k, feature in rows.features.items() if isinstance(feature, datasets.ClassLabel)]
-        found = found or [k for k in ("label", "labels") if k in rows.features]
-    else:
-        found = [k for k in images if k != image]
+    found = [key for key in images if key != image and wanted in (None, key)]
     if not image or len(found) != 1:
-        shown = ", ".join(f"{k} ({type(f).__name__})" for k, f in rows.features.items())
-        raise DataError(f"{name}: {kind} needs an image column and one column of targets; its columns: {shown}")
+        shown = ", ".join(f"{key} ({type(feature).__name__})" for key, feature in rows.features.items())
+        raise DataError(
+            f"{name}: {kind} needs an image column and one column of targets; its columns: {shown}; choose one with "
+            "label_column (--label-column)"
+        )
     return image, found[0]
 
 

@@ -1,7 +1,6 @@
 """Add the results of an evaluation to the model card of a saved merge."""
 
 import logging
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,6 +8,7 @@ from hf_zipit.data.rows import display_name
 from hf_zipit.errors import OptionError
 from hf_zipit.evaluation.report import plot
 from hf_zipit.evaluation.results import Result
+from hf_zipit.files.single import write_file
 from hf_zipit.models.configuration_zipit import ZipItConfig
 from hf_zipit.saving.card import with_results
 from hf_zipit.saving.provenance import Provenance
@@ -49,13 +49,13 @@ def add_results(folder: str | Path, config: ZipItConfig, rows: Sequence[Result],
     file = card_of(folder)
     picture: str | None = PICTURE
     try:
+        if any(row.joint is None for row in rows):
+            raise OptionError("there is no joint accuracy to draw")
         plot({"merged": rows}, Provenance.of(config).spaces, file.parent / PICTURE)
     except OptionError as error:
         _log.info("the model card gets no plot: %s", error)
         picture = None
     results = {"data": [display_name(ref) for ref in data], "rows": [row.to_dict() for row in rows], "plot": picture}
     text = with_results(file.read_text(encoding="utf-8"), config, results)
-    partial = file.with_name(f".README.md.{os.getpid()}")  # replaced atomically, so never half-written
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(file)
+    write_file(file, text)
     return file

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,10 +11,12 @@ from torch.utils.data import DataLoader
 
 from hf_zipit.assembly.parents import Merged
 from hf_zipit.costs import Cost, cost_of
-from hf_zipit.data.images import Images
-from hf_zipit.errors import DataError, OptionError
+from hf_zipit.data.dataset import Images
+from hf_zipit.errors import OptionError, SourceError
+from hf_zipit.evaluation.classes import Target, find_target
 from hf_zipit.evaluation.protocols import ClassEmbeddings, Protocol, own_classes
-from hf_zipit.evaluation.results import Result, ensemble_cost, mean
+from hf_zipit.evaluation.results import Result, ensemble_cost, mean, relative
+from hf_zipit.evaluation.scores import scores_of
 from hf_zipit.progress import progress
 from hf_zipit.running import device_of, logits_of, working_copy
 from hf_zipit.sources.source import Source
@@ -23,23 +25,11 @@ _log = logging.getLogger("hf_zipit")
 Outputs = list[dict[str, Tensor]]  # one entry per data set: task -> logits (images, classes of the task)
 
 
-@dataclass(frozen=True)
-class _Target:
-    """The images of one task.
-
-    Attributes:
-        part: the position of their data set.
-        index: the positions of the images in the data set, `(images,)`.
-        classes: the class of each image within the task, `(images,)`.
-    """
-
-    part: int
-    index: Tensor
-    classes: Tensor
-
-
 class Classification:
     """An evaluation of classifiers: labelled images of all tasks, and a protocol from outputs to class scores.
+
+    Tasks are measured by accuracy. If the outputs of one are no classes, each task has its own metrics, and a row's
+    average is relative to the parents. A joint accuracy exists only if every task predicts one class of several.
 
     Args:
         heads: for each task, its name (`task`) and its classes (`id2label`).
@@ -49,6 +39,11 @@ class Classification:
         device: where to run; by default, a GPU if one is available.
         class_ids: for each task, the data set's label for each of its classes; see `evaluate`.
         class_embeddings: see `evaluate`.
+
+    Attributes:
+        targets: for each task, its images and their labels.
+        joint: whether a joint accuracy exists.
+        accuracies: whether every task is measured by an accuracy.
 
     Raises:
         DataError: the data has no labels, or none that belong to a task.
@@ -74,18 +69,21 @@ class Classification:
         self.batch_size = batch_size
         self.device = device_of(device, "cuda" if torch.cuda.is_available() else "cpu")
         self.protocol: Protocol = class_embeddings or own_classes
-        if class_ids is not None and len(class_ids) != len(heads):
-            raise OptionError(f"{len(class_ids)} lists of class ids for {len(heads)} tasks: one for each is needed")
-        self.targets = []
+        if class_ids is not None:
+            _check_ids(class_ids, heads)
+        self.targets: list[Target] = []
         for number, head in enumerate(heads):
             part = min(number, len(images) - 1)
+            classes = None
             if class_embeddings is not None:
                 classes = class_embeddings.classes(head["task"])
             elif class_ids is not None:
                 classes = {label: place for place, label in enumerate(class_ids[number])}
-            else:
-                classes = _classes(images[part], head)
-            self.targets.append(_target(images, part, head["task"], classes))
+            self.targets.append(find_target(images[part], head, part, classes))
+        problems = {target.problem for target in self.targets}
+        self.joint = problems == {"single-label"}
+        self.accuracies = problems <= {"single-label", "binary"}
+        self._say_uncounted()
 
     def result(self, name: str, merged: Merged) -> Result:
         """Measure one merge."""
@@ -104,7 +102,9 @@ class Classification:
         pairs = [(parent.model, task) for parent, task in zip(parents, self.tasks, strict=False)]
         outputs = self.outputs([(merged, None), *pairs])
         found = [self._scored("merged", outputs[0], cost_of(merged, self.size))]
-        return found + self._of_parents(parents, outputs[1:]) if parents else found
+        if parents:
+            found += self._of_parents(parents, outputs[1:])
+        return found if self.accuracies else [relative(row, found) for row in found]
 
     def of_parents(self, parents: Sequence[Source]) -> list[Result]:
         """Measure every parent on the classes of its own task, and their ensemble."""
@@ -114,7 +114,10 @@ class Classification:
 
     def fingerprint(self) -> Any:
         """Fingerprints of the images, and their labels."""
-        return [[part.fingerprint() for part in self.images], [list(part.labels) for part in self.images]]
+        labels = [
+            [[column.column, list(column.values), column.names] for column in part.labels] for part in self.images
+        ]
+        return [[part.fingerprint() for part in self.images], labels]
 
     @torch.inference_mode()
     def outputs(self, models: Sequence[tuple[nn.Module, str | None]]) -> list[Outputs]:
@@ -138,22 +141,30 @@ class Classification:
                     piece.append({name: value.cpu() for name, value in logits.items()})
             for output, piece in zip(found, pieces, strict=True):
                 output.append({task: torch.cat([p[task] for p in piece]) for task in piece[0]})
+            for output in found:
+                _check_finite(output[-1], part.name)
         return found
 
     def _scored(self, name: str, outputs: Outputs, cost: Cost) -> Result:
         """The row of one model. A parent predicts only classes of its own task, so it is wrong on all other images."""
-        accuracy: dict[str, float] = {}
+        scores: dict[str, dict[str, float]] = {}
+        counted: dict[str, int] = {}
         hits = images = 0
         for task, target in zip(self.tasks, self.targets, strict=True):
             mine = {t: value[target.index] for t, value in outputs[target.part].items()}
             images += len(target.index)
             if task not in mine:
                 continue
-            scores, joint = self.protocol(mine)
-            accuracy[task] = float((scores[task].argmax(-1) == target.classes).double().mean())
-            offset = sum(value.shape[-1] for value in list(scores.values())[: list(scores).index(task)])
-            hits += int((joint.argmax(-1) == target.classes + offset).sum())
-        return Result(name, cost.flops, cost.parameters, accuracy, mean(accuracy), hits / images)
+            answers, joint = self.protocol(mine)
+            scores[task] = scores_of(target.problem, answers[task], target.values)
+            counted[task] = len(target.index)
+            offset = sum(value.shape[-1] for value in list(answers.values())[: list(answers).index(task)])
+            hits += int((joint.argmax(-1) == target.values + offset).sum()) if self.joint else 0
+        main = {task: next(iter(found.values())) for task, found in scores.items()}
+        row = Result(name, cost.flops, cost.parameters, main, images=counted)
+        if not self.accuracies:
+            return replace(row, scores=scores)
+        return replace(row, average=mean(main), joint=hits / images if self.joint else None)
 
     def _of_parents(self, parents: Sequence[Source], outputs: Sequence[Outputs]) -> list[Result]:
         """The rows of the parents and their ensemble, from the parents' outputs."""
@@ -166,35 +177,39 @@ class Classification:
         networks = [getattr(parent.model, "network", parent.model) for parent in parents]
         return [*found, self._scored("ensemble", together, ensemble_cost(costs, networks))]
 
-
-def _classes(data: Images, head: Mapping[str, Any]) -> dict[int, int]:
-    """Maps each label of the data set to a class index of the task, by name if both have names, else by number."""
-    names, task = head["id2label"], head["task"]
-    if data.names is None or all(str(name) == f"LABEL_{i}" for i, name in names.items()):
-        nameless = data.name if data.names is None else f"the model of task '{task}'"
-        _log.warning("%s has no class names: the labels of %s are taken as class numbers", nameless, data.name)
-        return {i: i for i in names}
-    ids = {name: i for i, name in names.items()}
-    classes = {i: ids[name] for i, name in enumerate(data.names) if name in ids}
-    if not classes:
-        raise DataError(
-            f"{data.name} has none of the classes of task '{task}': its classes are {_some(data.names)}, "
-            f"the task's are {_some(list(names.values()))}"
-        )
-    return classes
+    def _say_uncounted(self) -> None:
+        """Warn of images that no task counts."""
+        for number, part in enumerate(self.images):
+            counted = {i for target in self.targets if target.part == number for i in target.index.tolist()}
+            if len(counted) < len(part):
+                _log.warning(
+                    "%s: %d of %d images are counted; the others have no label, or one of no task",
+                    *(part.name, len(counted), len(part)),
+                )
 
 
-def _target(images: Sequence[Images], part: int, task: str, classes: Mapping[int, int]) -> _Target:
-    """The images of a data set that belong to a task, with their classes."""
-    data = images[part]
-    if all(label is None for label in data.labels):
-        raise DataError(f"{data.name} has no label column: accuracy needs labels")
-    index = [i for i, label in enumerate(data.labels) if label in classes]
-    if not index:
-        raise DataError(f"{data.name} holds no image of a class of task '{task}'")
-    return _Target(part, torch.tensor(index), torch.tensor([classes[data.labels[i] or 0] for i in index]))
+def _check_ids(class_ids: Sequence[Sequence[int]], heads: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse class ids that are not different, or more than the classes of their task.
+
+    Raises:
+        OptionError: the message names the task.
+    """
+    if len(class_ids) != len(heads):
+        raise OptionError(f"{len(class_ids)} lists of class ids for {len(heads)} tasks: one for each is needed")
+    for ids, head in zip(class_ids, heads, strict=True):
+        classes = len(head["id2label"])
+        if len(ids) > classes or len(set(ids)) < len(ids):
+            raise OptionError(f"class ids {list(ids)} of task '{head['task']}': give {classes} different ids")
+        if len(ids) < classes:
+            _log.warning("task '%s': the last %d of its classes have no id", head["task"], classes - len(ids))
 
 
-def _some(names: Sequence[str]) -> str:
-    """The first names, and how many follow."""
-    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+def _check_finite(outputs: Mapping[str, Tensor], data: str) -> None:
+    """Refuse outputs that are no numbers, whose largest one means nothing.
+
+    Raises:
+        SourceError: the message names the task.
+    """
+    for task, value in outputs.items():
+        if not value.isfinite().all():
+            raise SourceError(f"the outputs of task '{task}' on {data} are not finite; check its weights")

@@ -1,22 +1,29 @@
 """Per-task metrics of merges of models with different outputs, their parents and the ensemble."""
 
+import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
 from hf_zipit.assembly.parents import Merged
 from hf_zipit.costs import Cost, cost_of
-from hf_zipit.data.targets import Targets, one_each, open_targets
-from hf_zipit.errors import OptionError
-from hf_zipit.evaluation.metrics import LOWER_IS_BETTER, METRICS, OF_KIND, Metric
-from hf_zipit.evaluation.results import Result, ensemble_cost
+from hf_zipit.data.dataset import Images
+from hf_zipit.data.images import open_images
+from hf_zipit.data.rows import TEST
+from hf_zipit.data.targets import Targets, from_datasets, one_each, open_targets
+from hf_zipit.errors import DataError, OptionError
+from hf_zipit.evaluation.classes import ANOTHER_COLUMN, Target, find_target
+from hf_zipit.evaluation.metrics import METRICS, OF_KIND, OF_PROBLEM, Metric
+from hf_zipit.evaluation.results import Result, ensemble_cost, relative
+from hf_zipit.evaluation.seen import SeenTargets
 from hf_zipit.progress import progress
 from hf_zipit.running import device_of, working_copy
 from hf_zipit.sources.source import Source
 
+_log = logging.getLogger("hf_zipit")
 ANSWERS = ("logits", "predicted_depth", "reconstruction", "last_hidden_state")
 
 
@@ -94,11 +101,15 @@ class TaskMetrics:
         """The metrics of one model on the images of a task; a merge is scored on its output for this task."""
         found: dict[str, Metric] = {name: METRICS[name]() for name in self.metrics[task]}
         label = f"Evaluating {task if of_merge else 'a parent'}"
+        seen = SeenTargets(task)
         for pixels, targets in progress(self.targets[task], label):
             pixels = pixels.to(self.device, next(model.parameters()).dtype, memory_format=torch.channels_last)
             output = model(pixels, tasks=task).task_outputs[task] if of_merge else model(pixels)
+            answer = answer_of(output).float().cpu()
+            seen.add(answer, targets)
             for metric in found.values():
-                metric.update(answer_of(output).float().cpu(), targets)
+                metric.update(answer, targets)
+        seen.check()
         return {name: metric.value() for name, metric in found.items()}
 
 
@@ -107,42 +118,66 @@ def open_all_targets(
     data: Any,
     transform: Any,
     num_images: int | Sequence[int] | None = None,
+    batch_size: int = 64,
     **options: Any,
 ) -> list[Targets]:
     """The images and targets of every task.
 
     Args:
-        heads: for each task, its `kind`.
-        data: one data set for all tasks, or a list with one for each (see `open_targets`).
+        heads: for each task, its name (`task`), its `kind` and its classes (`id2label`).
+        data: one data set for all tasks, or a list with one for each: labelled images for classifiers, else see
+            `open_targets`.
         transform: PIL image -> pixels `(channels, height, width)`.
-        options: `num_images`, `batch_size` and `seed`, as for `open_targets`.
+        num_images: images per data set: one number for all, or one each.
+        batch_size: images per forward pass.
+        options: `channels`, `seed`, `skip_bad_images` and `label_column`, as for `open_images`.
 
     Raises:
         DataError: the data has no targets for a task.
         OptionError: there is not one data set for each task.
     """
     numbers = one_each(num_images, len(heads))
-    parts = zip(heads, one_each(data, len(heads)), numbers, strict=True)
-    return [open_targets(part, head["kind"], transform, num_images=number, **options) for head, part, number in parts]
+    found = []
+    for head, part, number in zip(heads, one_each(data, len(heads)), numbers, strict=True):
+        if head["kind"] == "image-classification" and from_datasets(part):
+            images = open_images(part, transform, splits=TEST, num_images=number, **options)
+            found.append(_classified(images, head, batch_size))
+            continue
+        chosen = {**options, "num_images": number, "batch_size": batch_size}
+        chosen["reduce_labels"] = head.get("reduce_labels", False)
+        found.append(open_targets(part, head["kind"], transform, **chosen))
+    return found
 
 
-def relative(row: Result, parents: Sequence[Result]) -> Result:
-    """The row with its average relative to the parents: the mean ratio of its first metrics to theirs; 1 is as good.
+def _classified(images: Images, head: Mapping[str, Any], batch_size: int) -> Targets:
+    """The images that count for a classifier, with their classes."""
+    target = find_target(images, head)
+    if target.problem != head.get("problem", "single-label"):
+        raise DataError(
+            f"{images.name}: the images have several labels, and task '{head['task']}' predicts one class; "
+            f"{ANOTHER_COLUMN}"
+        )
+    if len(target.index) < len(images):
+        _log.warning(
+            "%s: %d of %d images are counted for task '%s'; the others have no label, or one of no class of it",
+            *(images.name, len(target.index), len(images), head["task"]),
+        )
+    loader = DataLoader(_Classified(images, target), batch_size=batch_size)
+    return Targets(loader, lambda: f"{images.fingerprint()} {target.values.tolist()}")
 
-    For a metric where lower is better, the ratio is the parent's value over the row's.
 
-    Args:
-        row: the row of a merge, a parent or the ensemble.
-        parents: the rows of the parents; others are ignored.
-    """
-    alone = {task: value for parent in parents if not parent.merged for task, value in parent.tasks.items()}
-    shares = []
-    for task, value in row.tasks.items():
-        if task in alone:
-            metric = next(iter(row.scores[task]))
-            above, below = (alone[task], value) if metric in LOWER_IS_BETTER else (value, alone[task])
-            shares.append(above / below if below else float("nan"))
-    return replace(row, average=sum(shares) / len(shares) if shares else None)
+class _Classified(Dataset[tuple[Tensor, Tensor]]):
+    """The images that count for a classifier, each with what is true of it."""
+
+    def __init__(self, images: Images, target: Target) -> None:
+        self.images = images
+        self.target = target
+
+    def __len__(self) -> int:
+        return len(self.target.index)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return self.images[int(self.target.index[index])], self.target.values[index]
 
 
 def _result(name: str, scores: dict[str, dict[str, float]], cost: Cost) -> Result:
@@ -168,7 +203,7 @@ def answer_of(output: Any) -> Tensor:
 
 def _names(head: Mapping[str, Any], metrics: Mapping[str, Sequence[str]]) -> Sequence[str]:
     """The names of the metrics of one task."""
-    names = metrics.get(head["task"], OF_KIND.get(head["kind"], ()))
+    names = metrics.get(head["task"], OF_PROBLEM.get(head.get("problem", ""), OF_KIND.get(head["kind"], ())))
     unknown = [name for name in names if name not in METRICS]
     if unknown or not names:
         what = f"unknown metric '{unknown[0]}'" if unknown else f"no metric is known for {head['kind']}"

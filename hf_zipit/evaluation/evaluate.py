@@ -26,6 +26,8 @@ def evaluate(
     *,
     parents: Sequence[str | Path | nn.Module | Source] = (),
     num_images: int | Sequence[int] | None = None,
+    skip_bad_images: int = 0,
+    label_column: str | None = None,
     batch_size: int = 64,
     seed: int = 0,
     device: str | None = None,
@@ -45,6 +47,8 @@ def evaluate(
             are left out. For tasks with other outputs, see `open_targets`.
         parents: the source models, in task order; a parent that is itself a merge covers all of its tasks.
         num_images: images per data set, selected by the seed: one number for all, or one each.
+        skip_bad_images: how many images per data set may be unreadable; they are left out and named.
+        label_column: the column of the labels; by default, the one with the task's classes.
         batch_size: images per forward pass.
         seed: selects the images.
         device: where to run; by default, a GPU if one is available.
@@ -64,17 +68,18 @@ def evaluate(
     heads = merged.config.heads or []
     if batch_size < 1:
         raise OptionError(f"batch_size is {batch_size}: it must be at least 1")
+    chosen: dict[str, Any] = {"channels": size[0], "seed": seed, "label_column": label_column}
+    chosen["skip_bad_images"] = skip_bad_images
     if joint(merged):
         if metrics is not None:
             raise OptionError("metrics are for tasks with outputs of different kinds: classifiers have accuracy")
-        images = open_all(data, len(heads), transform, splits=TEST, num_images=num_images, seed=seed)
+        images = open_all(data, len(heads), transform, splits=TEST, num_images=num_images, **chosen)
         answers: dict[str, Any] = {"class_ids": class_ids, "class_embeddings": class_embeddings}
         evaluation: Evaluation = Classification(heads, images, size, batch_size=batch_size, device=device, **answers)
     else:
         if class_ids is not None or class_embeddings is not None:
             raise OptionError("class_ids and class_embeddings are for merges of classifiers only; leave them out")
-        chosen: dict[str, Any] = {"num_images": num_images, "seed": seed, "batch_size": batch_size}
-        targets = open_all_targets(heads, data, transform, **chosen)
+        targets = open_all_targets(heads, data, transform, num_images=num_images, batch_size=batch_size, **chosen)
         evaluation = TaskMetrics(heads, targets, size, metrics=metrics, device=device)
     return evaluation.results(merged, [load_source(parent) for parent in parents])
 

@@ -24,7 +24,8 @@ class Distance:
     """How far a task's outputs are from its parent's.
 
     Attributes:
-        agreement: Fraction of images or pixels with the same predicted class.
+        agreement: Fraction of images or pixels with the same predicted class; for outputs with a sigmoid each, of the
+            outputs with the same sign.
         error: Squared distance of the outputs, relative to the variance of the parent's outputs: 0 for the parent
             itself, 1 for the best constant.
     """
@@ -63,7 +64,8 @@ def distance(merged: ZipItPreTrainedModel, parents: Sequence[Source], passes: Pa
             answer = (getattr(answers, "task_logits", None) or answers.task_outputs)[task]
             own = logits_of(copy(mine)).double()
             found = logits_of(answer).double()
-            hits = (own.argmax(1) == found.argmax(1)).double()
+            signs = parents[k].problem in ("binary", "multi-label") or own.shape[1] == 1
+            hits = ((own > 0) == (found > 0) if signs else own.argmax(1) == found.argmax(1)).double()
             same = hits.sum() * len(mine) / hits.numel()  # pixels count as fractions of their image
             sums[k] += torch.stack([same.new_tensor(len(mine)), same, (own - found).square().sum(), own.square().sum()])
             totals[k] = totals[k] + own.sum(0)

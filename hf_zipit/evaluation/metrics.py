@@ -6,7 +6,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-IGNORED = 255  # label of pixels that are left out
+from hf_zipit.data.targets import IGNORED
 
 
 class Metric(Protocol):
@@ -31,7 +31,7 @@ class Accuracy:
 
         Outputs are resized to their targets. Pixels labelled 255 are left out.
         """
-        counted = target != IGNORED
+        counted = counts(target)
         self.hits += int((classes_of(output, target) == target)[counted].sum())
         self.count += int(counted.sum())
 
@@ -57,7 +57,7 @@ class MeanIoU:
     def update(self, output: Tensor, target: Tensor) -> None:
         """Add a batch of outputs `(B, C, h, w)` and labels `(B, H, W)`."""
         predicted = classes_of(output, target)
-        counted = target != IGNORED
+        counted = counts(target)
         classes = max(output.shape[1], 2)
         if not len(self.confusion):
             self.confusion = torch.zeros(classes, classes, dtype=torch.long)
@@ -89,7 +89,7 @@ class MeanLoss:
         """Add a batch."""
         if output.ndim == target.ndim == 4 and output.shape[2:] != target.shape[2:]:
             output = nn.functional.interpolate(output, size=target.shape[2:], mode="bilinear", align_corners=False)
-        counted = target.isfinite() if target.is_floating_point() else target != IGNORED
+        counted = target.isfinite() if target.is_floating_point() else counts(target)
         values = self.loss(output, torch.where(counted, target, torch.zeros_like(target)))
         self.total += float(values[counted].double().sum())
         self.count += int(counted.sum())
@@ -117,7 +117,7 @@ class WeightedErrorRate:
 
     def update(self, output: Tensor, target: Tensor) -> None:
         """Add a batch of outputs `(B, C, h, w)` or `(B, C)` and labels."""
-        counted = target != IGNORED
+        counted = counts(target)
         truth = target[counted].long()
         wrong = (classes_of(output, target) != target)[counted]
         classes = max(output.shape[1], 2)
@@ -146,9 +146,28 @@ def cross_entropy(output: Tensor, target: Tensor) -> Tensor:
     return nn.functional.cross_entropy(output, target.long(), reduction="none")
 
 
+class LabelAccuracy:
+    """The share of labels whose logit has the right sign, for several labels per image; unknown ones are left out."""
+
+    def __init__(self) -> None:
+        self.hits = 0
+        self.count = 0
+
+    def update(self, output: Tensor, target: Tensor) -> None:
+        """Add a batch of logits and of ones and zeros, both `(B, classes)`; NaN is unknown."""
+        known = target.isfinite()
+        self.hits += int(((output > 0) == (target > 0.5))[known].sum())
+        self.count += int(known.sum())
+
+    def value(self) -> float:
+        """Right labels as a share of all."""
+        return self.hits / self.count if self.count else float("nan")
+
+
 METRICS: dict[str, Callable[[], Metric]] = {
     "accuracy": Accuracy,
     "pixel accuracy": Accuracy,
+    "label accuracy": LabelAccuracy,
     "mIoU": MeanIoU,
     "weighted error rate": WeightedErrorRate,
     "L1": lambda: MeanLoss(absolute_error),
@@ -160,7 +179,13 @@ OF_KIND = {
     "depth-estimation": ("L1",),
     "image-to-image": ("L1",),
 }
+OF_PROBLEM = {"multi-label": ("label accuracy",), "regression": ("L1",)}
 LOWER_IS_BETTER = frozenset({"weighted error rate", "L1", "cross-entropy"})
+
+
+def counts(target: Tensor) -> Tensor:
+    """Which labels count: pixels but those labelled 255, and all images, whose classes may be more than 255."""
+    return target != IGNORED if target.ndim > 1 else torch.ones_like(target, dtype=torch.bool)
 
 
 def classes_of(output: Tensor, target: Tensor) -> Tensor:

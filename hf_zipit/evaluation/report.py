@@ -28,6 +28,12 @@ def result_table(rows: Sequence[Result], tasks: Sequence[str]) -> str:
     return table(["model", *tasks, "average", "joint", "FLOPs", "params"], lines)
 
 
+def counted(rows: Sequence[Result]) -> str:
+    """A line that says over how many images the tasks of a merge were measured; empty if they were not counted."""
+    images = rows[0].images
+    return f"images: {', '.join(f'{task} {count}' for task, count in images.items())}" if images else ""
+
+
 def _metric_table(rows: Sequence[Result]) -> str:
     pairs = ((task, metric) for row in rows for task, found in row.scores.items() for metric in found)
     names = list(dict.fromkeys(pairs))

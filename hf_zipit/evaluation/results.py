@@ -1,11 +1,12 @@
 """Results of evaluations: one row per model, whatever the metrics."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
 from hf_zipit.assembly.parents import Merged
 from hf_zipit.costs import Cost
+from hf_zipit.evaluation.metrics import LOWER_IS_BETTER
 from hf_zipit.sources.source import Source
 
 
@@ -18,15 +19,17 @@ class Result:
         flops: for all its tasks.
         parameters: for all its tasks.
         tasks: one score per task: the accuracy on the task's images among the task's classes. Without labels, it is the
-            agreement with the parent. For tasks with outputs of different kinds, it is each task's first metric.
+            agreement with the parent. For tasks that are not all measured by accuracy, it is each task's first metric.
         average: the mean over tasks; for tasks with outputs of different kinds, the mean ratio to the parents' scores.
         joint: the accuracy on all tasks' images among all classes (softmax per task, argmax over all; ZipIt!,
-            section 5).
+            section 5). `None` unless every task predicts one class of several.
+        images: the number of images that each accuracy is measured on.
         distance: squared distance of the outputs from the parents', as a share of the parents' variance.
         scores: task -> metric -> value, for tasks with outputs of different kinds.
         correlation: of merged units with the parents' units, by space.
         seconds: time of the merge, in seconds.
         settings: the options that distinguish this merge, by name.
+        error: why the merge could not be made; then nothing was measured.
     """
 
     model: str
@@ -36,10 +39,12 @@ class Result:
     average: float | None = None
     joint: float | None = None
     distance: float | None = None
+    images: dict[str, int] = field(default_factory=dict)
     scores: dict[str, dict[str, float]] = field(default_factory=dict)
     correlation: dict[str, float] = field(default_factory=dict)
     seconds: float | None = None
     settings: dict[str, Any] = field(default_factory=dict)
+    error: str | None = None
 
     @property
     def merged(self) -> bool:
@@ -87,3 +92,22 @@ def ensemble_cost(costs: Sequence[Cost], networks: Sequence[object]) -> Cost:
 def mean(values: Mapping[str, float]) -> float:
     """The mean of the values."""
     return sum(values.values()) / len(values)
+
+
+def relative(row: Result, parents: Sequence[Result]) -> Result:
+    """The row with its average relative to the parents: the mean ratio of its first metrics to theirs; 1 is as good.
+
+    For a metric where lower is better, the ratio is the parent's value over the row's.
+
+    Args:
+        row: the row of a merge, a parent or the ensemble.
+        parents: the rows of the parents; others are ignored.
+    """
+    alone = {task: value for parent in parents if not parent.merged for task, value in parent.tasks.items()}
+    shares = []
+    for task, value in row.tasks.items():
+        if task in alone:
+            metric = next(iter(row.scores[task]))
+            above, below = (alone[task], value) if metric in LOWER_IS_BETTER else (value, alone[task])
+            shares.append(above / below if below else float("nan"))
+    return replace(row, average=sum(shares) / len(shares) if shares else None)

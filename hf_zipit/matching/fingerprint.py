@@ -28,16 +28,12 @@ def fingerprints(states: Sequence[Mapping[str, Tensor]], binding: Binding, space
         `(N * n, features)`, the units of model 0 first.
     """
     rows = _chosen_rows(states[0], binding, space)
-    parts = []
-    for state in states:
-        features = []
-        for row in rows:
-            value = state[row.parameter].float().movedim(row.axis, 0).narrow(0, row.offset, row.length)
-            value = value.flatten(1) if value.ndim > 1 else value[:, None]  # (n, rest)
-            powers = (1, 2, 3) if value.shape[1] > 1 else (1,)
-            features += [value.pow(p).mean(1) for p in powers]
-        parts.append(torch.stack(features, 1))
-    out = torch.cat(parts)  # (N * n, features)
+    features = []
+    for row in rows:
+        values = _scaled([_by_unit(state[row.parameter], row) for state in states])
+        single = any(value.shape[1] == 1 for value in values)  # the classifier of one model may have a single class
+        features += [torch.cat([value.pow(p).mean(1) for value in values]) for p in ((1,) if single else (1, 2, 3))]
+    out = torch.stack(features, 1)  # (N * n, features)
     return (out - out.mean(0)) / out.std(0).clamp(min=1e-12)
 
 
@@ -56,6 +52,18 @@ def fingerprint_similarity(prints: Tensor) -> Tensor:
     distance = torch.cdist(prints, prints, compute_mode="donot_use_mm_for_euclid_dist")
     out: Tensor = 1 / (1 + distance / prints.shape[1] ** 0.5)
     return out
+
+
+def _by_unit(parameter: Tensor, row: Row) -> Tensor:
+    """The weights of each unit, `(n, rest)`."""
+    value = parameter.float().movedim(row.axis, 0).narrow(0, row.offset, row.length)
+    return value.flatten(1) if value.ndim > 1 else value[:, None]
+
+
+def _scaled(values: Sequence[Tensor]) -> list[Tensor]:
+    """The values times one power of two, so that the largest is about 1 and no power of them overflows."""
+    exponents = [torch.frexp(value.abs().max()).exponent for value in values if value.numel()]
+    return [torch.ldexp(value, -max(exponents)) for value in values] if exponents else list(values)
 
 
 def _chosen_rows(state: Mapping[str, Tensor], binding: Binding, space: FeatureSpace) -> list[Row]:

@@ -58,7 +58,8 @@ def greedy_zip(
     Args:
         similarity: `(n, n)`, units of model 0 first.
         sizes: Units of each model.
-        alpha: Penalty on large clusters, in [0, 1].
+        alpha: Factor on the similarity of a cluster each time it grows to N units or more, for N models, in [0, 1];
+            small values favor clusters of few units.
         beta: Share of the merges that may happen within a model, in [0, 1]; unused with a budget.
         keep: Clusters to keep.
         budget: With a budget, the rules of the authors' code apply.

@@ -18,13 +18,17 @@ class Options(Settings):
     True
     """
 
-    method: str = Field("zip", description=f"How units are matched.\n\n{described()}")
+    method: str = Field(
+        "zip",
+        description=f"How units are matched.\n\n{described()}",
+        json_schema_extra=lambda schema: schema.update(enum=list(METHODS)),
+    )
     alpha: float = Field(
         0.1,
         ge=0,
         le=1,
-        description="Factor on the similarity of a merged unit for each further unit that it absorbs, 0 to 1; small "
-        "values favor merges of few units (zip, *-zip).",
+        description="Factor on the similarity of a merged unit each time it grows to as many units as there are "
+        "models, or more, 0 to 1; small values favor merges of few units (zip, *-zip).",
     )
     beta: float = Field(
         0.8,
@@ -41,18 +45,19 @@ class Options(Settings):
         "0.1 to 0.9 are tried, and the merge whose outputs are closest to the parents' is kept.",
     )
     sweeps: int = Field(
-        100, ge=1, description="Largest number of sweeps over all feature spaces, for methods that compare weights."
+        100,
+        ge=1,
+        le=10**6,
+        description="Largest number of sweeps over all feature spaces, for methods that compare weights.",
     )
     width: float = Field(
         1.0,
         gt=0,
-        allow_inf_nan=False,
         description="Merged units per unit of one model, in every feature space whose width can change.",
     )
     flops_budget: float | None = Field(
         None,
         gt=0,
-        allow_inf_nan=False,
         description="Upper limit on FLOPs for all tasks, as a multiple of one parent's forward pass; chooses cut and "
         "widths. 1 is enough for a full merge with all its classifiers.",
     )

@@ -32,7 +32,8 @@ def zip_match(
     Args:
         similarity: `(n, n)`, units of model 0 first; larger is more similar. The diagonal is ignored.
         sizes: Units of each model, `sum(sizes) == n`.
-        alpha: Penalty on large clusters, in [0, 1]; small values favour clusters of few units.
+        alpha: Factor on the similarity of a cluster each time it grows to N units or more, for N models, in [0, 1];
+            small values favor clusters of few units.
         beta: Share of the merges that may happen within a model, in [0, 1].
         keep: Merged units; the mean of `sizes` by default.
         compat: Follow the authors' code exactly: its ties, order, budgets and dropped units.

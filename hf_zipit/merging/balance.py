@@ -96,6 +96,8 @@ def accuracy_on(merger: Merger, data: Any) -> Classification:
     images = merger.open_images(data)
     chosen: dict[str, Any] = {"batch_size": merger.passes.batch_size, "device": str(merger.passes.device)}
     opened = Classification(merger.heads, images, merger.parents.input_size, **chosen)
+    if not opened.accuracies:
+        raise OptionError("balance_data needs tasks with an accuracy, one is multi-label or a regression; leave it out")
     if key is not None:
         merger.memo[key] = opened
     return opened

@@ -15,6 +15,7 @@ from hf_zipit.merging.balance import merge_settled
 from hf_zipit.merging.merger import Merger
 from hf_zipit.merging.provenance import check_count
 from hf_zipit.recipe import PinnedSource, Recipe, read_recipe, takes_options
+from hf_zipit.running import device_of
 from hf_zipit.sources.access import NOTHING, Access
 from hf_zipit.sources.load import load_source
 from hf_zipit.sources.source import Source
@@ -107,9 +108,11 @@ def check_recipe(recipe: Recipe, models: int, data: Any) -> None:
         data: The images, or `None`.
 
     Raises:
-        OptionError: Fewer than two models are given, or images are needed and none are given.
+        OptionError: Fewer than two models are given, images are needed and none are given, or there is no such device.
     """
     check_count(models)
+    if recipe.device is not None:
+        device_of(recipe.device, recipe.device)
     if data is None and recipe.reads_images:
         raise OptionError(NO_DATA)
 

@@ -8,16 +8,18 @@ from typing import Any, TypeVar
 from torch import nn
 
 from hf_zipit.assembly.kinds import open_parents
-from hf_zipit.assembly.parents import Merged
+from hf_zipit.assembly.parents import Merged, heads_of
 from hf_zipit.backbones.merges import check_cut
 from hf_zipit.calibration.merge_state import MergeState
 from hf_zipit.calibration.methods import CALIBRATIONS, stages_of
 from hf_zipit.data.batches import Passes, remembered
-from hf_zipit.data.images import Images, open_all
+from hf_zipit.data.dataset import Images
+from hf_zipit.data.images import open_all
 from hf_zipit.errors import OptionError
 from hf_zipit.matching.matcher import Matcher
 from hf_zipit.matching.options import AUTO, Options
 from hf_zipit.merging.provenance import places_of, provenance, task_names
+from hf_zipit.merging.sanity import check_finite, check_models_run
 from hf_zipit.merging.sizing import budget_plan, sized_plan
 from hf_zipit.recipe import Recipe
 from hf_zipit.running import working_copy
@@ -40,8 +42,8 @@ class Merger:
     Args:
         sources: two or more Hub ids, folders, modules or opened sources; none of them is changed.
         data: images, as for `merge`. Without images, only methods and calibrations that need none can be used.
-        recipe: the options of the run (`num_images`, `batch_size`, `tasks`, `seed`, `device`, `spec`, `backbone`,
-            `cache`), and the defaults of every merge.
+        recipe: the options of the run (`num_images`, `skip_bad_images`, `label_column`, `batch_size`, `tasks`, `seed`,
+            `device`, `spec`, `backbone`, `cache`), and the defaults of every merge.
         token: Hub access token for data sets.
         options: options that override those of the recipe.
 
@@ -79,9 +81,10 @@ class Merger:
         self.tasks = task_names(opened, recipe.tasks)
         self.transform = next((source.transform for source in opened if source.transform), None)
         self.parents = open_parents(opened, recipe.spec, recipe.backbone)
-        chosen: dict[str, Any] = {"num_images": recipe.num_images, "seed": recipe.seed, "token": token}
+        chosen = {**self._of_images, "num_images": recipe.num_images}
         images = [] if data is None else open_all(data, len(opened), self.transform, **chosen)
         self.passes = Passes(images, recipe.batch_size, recipe.device)
+        check_models_run(self.parents.wholes, self.passes)
         self.places = places_of(self.parents.sources, images)
         self.memo: dict[Any, Any] = {}
 
@@ -100,8 +103,8 @@ class Merger:
                 raise OptionError(f"{name} is an option of all merges of a Merger: give it when the Merger is made")
         recipe = (recipe or self.recipe).changed(**options)
         calibration = CALIBRATIONS[recipe.calibrate]
-        if calibration.joint and not self.parents.joint:
-            raise OptionError(f"{recipe.calibrate} needs classifiers only; use refit")
+        if calibration.joint and not self.parents.predicts_jointly:
+            raise OptionError(f"{recipe.calibrate} needs classifiers only, each for one class of several; use refit")
         plan = self.plan(recipe)
         check_cut(self.parents.sources, plan.trunk, recipe.calibrate)
         matches = self.match(plan, recipe)
@@ -120,6 +123,7 @@ class Merger:
             "merged %d spaces by %s up to %s; calibrating: %s", len(matches), recipe.method, where, recipe.calibrate
         )
         self._calibrate(MergeState(merged, self.parents.sources, plan, matches, self.passes), recipe)
+        check_finite(merged, f"{recipe.method} with {recipe.calibrate}", self.passes)
         merged.to("cpu").eval()
         return merged
 
@@ -140,15 +144,25 @@ class Merger:
 
     def open_images(self, data: Any, **options: Any) -> list[Images]:
         """Further images for these models, each decoded once; `options` are those of `open_all`."""
-        chosen: dict[str, Any] = {"seed": self.recipe.seed, "token": self.token, **options}
+        chosen = {**self._of_images, "label_column": self.recipe.label_column, **options}
         return [remembered(part) for part in open_all(data, len(self.parents.sources), self.transform, **chosen)]
+
+    @property
+    def _of_images(self) -> dict[str, Any]:
+        """How images for these models are opened."""
+        recipe = self.recipe
+        channels = self.parents.input_size[0]
+        return {
+            "channels": channels,
+            "seed": recipe.seed,
+            "token": self.token,
+            "skip_bad_images": recipe.skip_bad_images,
+        }
 
     @property
     def heads(self) -> list[dict[str, Any]]:
         """Name and classes of every task, as in the config of a merge."""
-        labels = [names for source in self.parents.sources for _, names in source.tasks]
-        named = zip(self.tasks, labels, strict=True)
-        return [{"task": task, "id2label": dict(enumerate(names))} for task, names in named]
+        return heads_of(self.parents.sources, self.tasks)
 
     def plan(self, recipe: Recipe) -> Plan:
         """The plan of a merge: its cut and widths."""

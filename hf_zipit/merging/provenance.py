@@ -6,7 +6,7 @@ from typing import Any
 from hf_zipit import __version__
 from hf_zipit.assembly.parents import Parents
 from hf_zipit.data.batches import Passes
-from hf_zipit.data.images import Images
+from hf_zipit.data.dataset import Images
 from hf_zipit.data.rows import hub_data
 from hf_zipit.errors import OptionError
 from hf_zipit.recipe import Recipe
@@ -28,9 +28,10 @@ def provenance(
         passes: passes over the images.
         matches: by space.
     """
-    counts = [len(part) for part in passes.images]
+    counts = [part.asked or len(part) for part in passes.images]
     options = {**recipe.options.model_dump(), "calibrate": recipe.calibrate}
     options |= {"seed": run.seed, "num_images": counts or None, "batch_size": run.batch_size, "backbone": run.backbone}
+    options |= {"skip_bad_images": run.skip_bad_images} if run.skip_bad_images else {}
     return Provenance(
         generator=f"hf-zipit {__version__}",
         sources=[recorded(source) for source in parents.sources],

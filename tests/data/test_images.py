@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, TensorDataset
 
-from hf_zipit.data.batches import batches, make_accelerator
+from hf_zipit.data.batches import batch_sizes, batches, make_accelerator
 from hf_zipit.data.images import open_all, open_images
 from hf_zipit.data.rows import TEST
 from hf_zipit.errors import DataError, OptionError, ZipItError
@@ -34,8 +34,9 @@ def test_a_folder_of_parquet_files_by_split(folder):
     assert len(open_images(f"{folder}:test", pixel)) == 4
     images = open_images(folder / "test.parquet", pixel)
     assert len(images) == 4
-    assert images.names == ["a", "b"]
-    assert images.labels == [0, 1, 0, 1]
+    (labels,) = images.labels
+    assert labels.names == ["a", "b"]
+    assert labels.values == [0, 1, 0, 1]
     assert images[3].shape == (3, 4, 4)
     assert images[3].max() == pytest.approx(3 / 255)
 
@@ -47,8 +48,9 @@ def test_an_image_folder(tmp_path):
             Image.new("RGB", (5, 5)).save(tmp_path / "train" / name / f"{i}.png")
     images = open_images(tmp_path, pixel)
     assert len(images) == 6
-    assert images.names == ["cat", "dog"]
-    assert sorted(images.labels) == [0, 0, 0, 1, 1, 1]
+    (labels,) = images.labels
+    assert labels.names == ["cat", "dog"]
+    assert sorted(labels.values) == [0, 0, 0, 1, 1, 1]
 
 
 def test_datasets_and_batches_of_every_kind():
@@ -60,7 +62,7 @@ def test_datasets_and_batches_of_every_kind():
         assert len(images) == 7
         assert torch.equal(torch.stack([images[i] for i in range(7)]), x)
     loader = DataLoader(TensorDataset(x, torch.arange(7)), batch_size=2)
-    assert open_images(loader, None, num_images=3).labels == [0, 1, 2]
+    assert open_images(loader, None, num_images=3).labels[0].values == [0, 1, 2]
     assert len(open_images((b for b in x.split(2)), None)) == 7
 
 
@@ -89,7 +91,7 @@ def test_a_seeded_subset(folder):
 
 def test_every_batch_mixes_the_data_sets_in_proportion():
     parts = open_all([[torch.zeros(30, 3, 2, 2)], [torch.ones(10, 3, 2, 2)]], 2, None)
-    seen = [task.tolist() for _, task, _ in batches(parts, 8, make_accelerator())]
+    seen = [task.tolist() for _, task, _ in batches(parts, batch_sizes(40, 8), make_accelerator())]
     assert [sum(s) for s in seen] == [2] * 5
     assert sum(map(len, seen)) == 40
 
@@ -122,7 +124,7 @@ def test_unusable_data_is_refused(folder, make, message):
 def test_an_image_that_cannot_be_read_is_named(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "broken.png").write_bytes(b"no image")
-    with pytest.raises(DataError, match="image 0 cannot be read"):
+    with pytest.raises(DataError, match=r"image 0 \(.*broken.png\) cannot be read: it is no image in a format"):
         open_images(tmp_path, pixel)[0]
 
 

@@ -63,12 +63,12 @@ def test_data_that_does_not_fit_is_refused(merged, digits, digits_data):
         evaluate(merged, images(8))
     with pytest.raises(OptionError, match="1 parents for 2 tasks"):
         evaluate(merged, labelled(8, 2, 0), parents=[load_source(digits[0])])
-    with pytest.raises(DataError, match="holds no image of a class of task 'a'"):
+    with pytest.raises(DataError, match="task 'a': no image has a label that belongs to the task"):
         evaluate(merged, [(torch.zeros(2, 3, 32, 32), torch.tensor([8, 9]))])
     other = hf_zipit.merge(digits, digits_data, num_images=50, calibrate="none")
     other.config.heads[0]["id2label"] = {i: f"bird {i}" for i in range(5)}
     with pytest.raises(
-        DataError, match=r"has none of the classes of task 'digits-0-4': its classes are 0, 1, 2, 3 and"
+        DataError, match=r"task 'digits-0-4': the data set has none of the classes of the task: its classes are 0, 1"
     ):
         evaluate(other, digits_data)
 
@@ -77,4 +77,4 @@ def test_labels_without_names_are_taken_as_numbers_with_a_warning(caplog):
     merged = hf_zipit.merge([tiny("resnet18", 0), tiny("resnet18", 1)], images(8), tasks=["a", "b"])
     batches = [(torch.randn(6, 3, 32, 32), torch.arange(6) % 5)]
     hf_zipit.evaluate(merged, batches)
-    assert "the given batches has no class names: the labels of the given batches are taken as class" in caplog.text
+    assert "task 'a': the data set has no class names; the labels are taken as class numbers" in caplog.text

@@ -1,6 +1,7 @@
 """Metrics against slow, obvious oracles; merges of several kinds of tasks evaluated each by its own."""
 
 import math
+from dataclasses import replace
 
 import datasets
 import numpy as np
@@ -122,4 +123,68 @@ def test_masks_come_from_the_column_beside_the_images():
     assert pixels.shape == (1, 3, 8, 8)
     assert torch.equal(target, torch.tensor([[3] * 8] * 4 + [[0] * 8] * 4)[None])
     with pytest.raises(DataError, match="needs an image column and one column of targets"):
-        list(open_targets(rows, "image-classification", transform))
+        list(open_targets(rows.remove_columns("mask"), "image-segmentation", transform))
+    with pytest.raises(OptionError, match="holds 1 images, 2 were asked for"):
+        open_targets(rows, "image-segmentation", transform, num_images=2)
+
+
+def test_masks_that_count_from_one():
+    ids = Image.fromarray(np.array([[0, 1], [3, 255]], np.uint8))
+    features = datasets.Features({"image": datasets.Image(), "mask": datasets.Image()})
+    rows = datasets.Dataset.from_dict({"image": [Image.new("RGB", (2, 2))], "mask": [ids]}, features=features)
+    ((_, target),) = open_targets(rows, "image-segmentation", lambda _: torch.zeros(3, 2, 2), reduce_labels=True)
+    assert target.tolist() == [[[255, 0], [2, 255]]]
+
+
+def test_classes_that_the_model_does_not_have_are_refused():
+    merged = hf_zipit.merge(
+        [tiny("resnet18", 0), whole(pyramid(), "image-segmentation")], images(8), tasks=["a", "maps"]
+    )
+    pixels = torch.randn(2, 3, 32, 32)
+    data = [[(pixels, torch.zeros(2, dtype=torch.long))], [(pixels, torch.full((2, 32, 32), 200))]]
+    with pytest.raises(DataError, match="task 'maps': the targets hold the class 200, and the model has"):
+        evaluate_tasks(merged, data)
+
+
+def test_a_mask_in_colours_is_refused():
+    picture = Image.new("RGB", (8, 8))
+    coloured = Image.new("RGB", (8, 8), (3, 0, 0))
+    features = datasets.Features({"image": datasets.Image(), "mask": datasets.Image()})
+    rows = datasets.Dataset.from_dict({"image": [picture], "mask": [coloured]}, features=features)
+    targets = open_targets(rows, "image-segmentation", lambda _: torch.zeros(3, 8, 8))
+    with pytest.raises(DataError, match="image 0 cannot be read: it has colours; one value per pixel is needed"):
+        list(targets)
+
+
+def test_class_255_of_images_counts_and_pixels_labelled_255_do_not():
+    outputs = torch.eye(300)[[255, 3, 4]]
+    metric = METRICS["accuracy"]()
+    metric.update(outputs, torch.tensor([255, 255, 4]))
+    assert metric.value() == pytest.approx(2 / 3)
+    dense = METRICS["accuracy"]()
+    dense.update(torch.eye(2)[None, :, :, None], torch.tensor([[[255], [1]]]))
+    assert dense.value() == 1
+
+
+def test_masks_of_0_and_255_are_refused():
+    merged = hf_zipit.merge([tiny("resnet18", 0), whole(pyramid(), "image-segmentation")], images(8), tasks=["a", "m"])
+    pixels = torch.randn(2, 3, 32, 32)
+    mask = 255 * (torch.arange(2 * 32 * 32).reshape(2, 32, 32) % 2)
+    data = [[(pixels, torch.zeros(2, dtype=torch.long))], [(pixels, mask)]]
+    with pytest.raises(DataError, match="task 'm': its masks hold nothing but 0 and 255, and 255 is left out"):
+        evaluate_tasks(merged, data)
+
+
+@pytest.mark.parametrize(("problem", "metric"), [("multi-label", "label accuracy"), ("regression", "L1")])
+def test_a_classifier_of_another_kind_beside_a_segmenter(problem, metric):
+    classifier = replace(hf_zipit.load_source(tiny("resnet18", 0)), problem=problem)
+    sources = [classifier, whole(pyramid(), "image-segmentation")]
+    merged = hf_zipit.merge(sources, images(8), tasks=["a", "m"], cache=False)
+    pixels = torch.cat(images(5))
+    truth = (torch.rand(5, 5, generator=torch.Generator().manual_seed(0)) > 0.5).float()
+    data = [[(pixels, truth)], [(pixels, torch.ones(5, 32, 32, dtype=torch.long))]]
+    (row,) = evaluate_tasks(merged, data)
+    with torch.no_grad():
+        logits = merged(pixels).task_outputs["a"].logits
+    expected = {"label accuracy": ((logits > 0) == (truth > 0)).double().mean(), "L1": (logits - truth).abs().mean()}
+    assert row.scores["a"] == {metric: pytest.approx(float(expected[metric]), rel=1e-4)}

@@ -101,6 +101,9 @@ def test_unequal_splits_of_one_data_set_by_label(merged):
     assert row.tasks["b"] == pytest.approx(float(right) / len(mine))
     with pytest.raises(OptionError, match="1 lists of class ids for 2 tasks"):
         evaluate(merged, [(pixels, labels)], class_ids=ids[:1])
+    for wrong in ([8, 2, 2], [8, 2, 5, 6, 7, 0]):
+        with pytest.raises(OptionError, match=r"class ids .* of task 'a': give 5 different ids"):
+            evaluate(merged, [(pixels, labels)], class_ids=[wrong, ids[1]])
 
 
 def test_a_file_of_class_embeddings(tmp_path):

@@ -180,7 +180,7 @@ def test_unknown_modules_are_refused():
         ({"sweeps": 0}, "sweeps is 0"),
         ({"calibrate": "hope"}, "unknown calibration 'hope'; calibrations: batchnorm, .*none"),
         ({"tasks": ["a"]}, "2 different names are needed"),
-        ({"tasks": ["a", "a"]}, "2 different names are needed"),
+        ({"tasks": ["a", "a"]}, "the names must differ"),
         ({"batch_size": 0}, "batch_size is 0"),
     ],
 )

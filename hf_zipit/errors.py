@@ -2,7 +2,13 @@
 
 
 class ZipItError(ValueError):
-    """Base class of every error that the caller can fix; the command line prints its message without a traceback."""
+    """Base class of every error that the caller can fix; the command line prints its message without a traceback.
+
+    >>> try:  # doctest: +SKIP
+    ...     hf_zipit.merge(["user/pets", "user/birds"], "user/animals")
+    ... except hf_zipit.SourceError as error:
+    ...     print(error)
+    """
 
 
 class SpecError(ZipItError):

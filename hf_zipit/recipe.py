@@ -125,6 +125,7 @@ class Recipe(Options, Inputs):
     )
     backbone: str | None = Field(
         None,
+        min_length=1,
         description="Path of the backbone in models that have a module there, e.g. encoder. Default: the first module "
         "that a spec describes.",
     )

@@ -66,9 +66,12 @@ def test_it_is_used(tmp_path):
     ("change", "message"),
     [
         (("wire:\n  patch", "wires:\n  patch"), r"mine\.yaml:10: unknown key 'wires'"),
-        (("  norm: x", "  norm: x\n  norm: x"), r"mine\.yaml:15: duplicate line 'norm'"),
+        (("  norm: x", "  norm: x\n  norm: x"), r"mine\.yaml:15: not valid YAML: the key 'norm' is given twice"),
         (("  norm: x", "  norm: x\n  norms: x"), r"mine\.yaml:15: 'norms' matches nothing in vit_tiny_patch16_224"),
-        (("    vo: attn", "    x: head.in\n    vo: attn"), r"mine\.yaml:29: duplicate line 'x'"),
+        (
+            ("    vo: attn", "    x: head.in\n    vo: attn"),
+            r"mine\.yaml:29: not valid YAML: the key 'x' is given twice",
+        ),
         (("x: norm1.out", "x: [norm1.out, norm3.out]"), r"mine\.yaml:27: 'norm3' matches nothing"),
         (("    norm2: x\n", ""), r"mine\.yaml does not cover blocks\.0\.norm2\.bias"),
         (("norm2: x", "norm2: mlp"), r"mine\.yaml:\d+: blocks\.0\.mlp\.fc1\.weight axis 0 is 96 wide, but .* 24 units"),

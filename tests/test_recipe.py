@@ -306,3 +306,8 @@ def test_truth_values_and_endless_numbers_are_no_numbers():
         for value in ("inf", "nan"):
             with pytest.raises(OptionError, match=f"{name} is {value}: input should be a finite number"):
                 Recipe(**{name: float(value)})
+
+
+def test_an_empty_path_of_a_backbone_is_refused():
+    with pytest.raises(OptionError, match="backbone is ''"):
+        Recipe(backbone="")

@@ -11,6 +11,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from hf_zipit.errors import SpecError
 from hf_zipit.matching.fingerprint import fingerprint_similarity, fingerprints
 from hf_zipit.matching.greedy import Budget
 from hf_zipit.matching.groups import match_groups
@@ -67,6 +68,7 @@ class Matcher:
 
         Raises:
             OptionError: The method cannot match these spaces (`optimal` without its extra or with too many units).
+            SpecError: A space is observed nowhere in the layers that are merged.
         """
         spaces = list(spaces)
         method = self.method
@@ -152,7 +154,11 @@ class Matcher:
         first = family[0]
         methods = [self._unit_match(space) for space in family]
         if first.group_axis is None:
-            assert similarities[0] is not None
+            if similarities[0] is None:
+                raise SpecError(
+                    f"space '{first.name}' is not observed in the layers that are merged, so its units cannot be "
+                    "matched; merge up to an earlier cut, or leave out the backbone"
+                )
             return {first.name: methods[0](similarities[0], [first.size] * self.models)}
         found = match_groups(similarities, self.models, first.groups, methods, compat=self.options.compat)
         return {space.name: match for space, match in zip(family, found, strict=True)}

@@ -83,7 +83,7 @@ def test_trunk_and_what_surrounds_it_are_refit(pair, merger):
         errors.append([float(value.square().mean()) for value in rest])
     assert all(a > 2 * max(b, c) for a, b, c in zip(*errors, strict=True)), errors
     assert all(torch.equal(v, heads.trunk.state_dict()[name]) for name, v in plain.trunk.state_dict().items())
-    with pytest.raises(OptionError, match="refit-joint needs classifiers only; use refit"):
+    with pytest.raises(OptionError, match="refit-joint needs classifiers only, each for one class"):
         different.merge(cut=cut, calibrate="refit-joint")
 
 

@@ -15,6 +15,7 @@ from hf_zipit.costs import Cost, Cut, LayerCosts, cost_of
 from hf_zipit.models.configuration_zipit import ZipItConfig
 from hf_zipit.models.modeling_zipit import ZipItForImageClassification
 from hf_zipit.models.modeling_zipit_model import ZipItModel
+from hf_zipit.sources.faults import load_errors
 from hf_zipit.sources.source import Source
 from hf_zipit.specs.cuts import resolve_cut
 from hf_zipit.specs.plan import Plan
@@ -137,7 +138,8 @@ class Parents(ABC):
             matches: by space.
             about: provenance, recorded in the config.
         """
-        config = self.config(names, plan)
+        with load_errors("the merge cannot be described in a config", ValueError):
+            config = self.config(names, plan)
         config.zipit = about
         return self.build(config, self.state(plan, matches))
 

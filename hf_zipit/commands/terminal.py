@@ -34,7 +34,8 @@ class _OnStderr(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         from hf_zipit.sources.faults import redact
 
-        typer.echo(redact(f"{record.levelname.capitalize()}: {record.getMessage()}"), err=True)
+        message = " ".join(record.getMessage().splitlines())  # names of classes and files may hold line breaks
+        typer.echo(redact(f"{record.levelname.capitalize()}: {message}"), err=True)
 
 
 VERBOSE = Annotated[

@@ -52,7 +52,7 @@ def add_results(folder: str | Path, config: ZipItConfig, rows: Sequence[Result],
         if any(row.joint is None for row in rows):
             raise OptionError("there is no joint accuracy to draw")
         plot({"merged": rows}, Provenance.of(config).spaces, file.parent / PICTURE)
-    except OptionError as error:
+    except (OptionError, KeyError, TypeError) as error:  # the record of the merged spaces may be damaged
         _log.info("the model card gets no plot: %s", error)
         picture = None
     results = {"data": [display_name(ref) for ref in data], "rows": [row.to_dict() for row in rows], "plot": picture}

@@ -17,6 +17,7 @@ from hf_zipit.saving.provenance import Provenance
 from hf_zipit.saving.save import check_saveable
 from hf_zipit.sources.access import NOTHING, Access
 from hf_zipit.sources.download import look_at_data
+from hf_zipit.sources.faults import load_errors
 from hf_zipit.sources.outline import outline
 from hf_zipit.sources.source import Source
 from hf_zipit.specs.cuts import cut_labels, cut_names
@@ -158,7 +159,8 @@ def check_result(sources: Sequence[Source], recipe: Recipe, library: str, licens
     kind = kind_of(sources, recipe.backbone)
     about = Provenance(sources=[recorded(source) for source in sources]).to_dict()
     heads = [{"task": f"{i}", "id2label": {}, "source": i, "model": s.backbone} for i, s in enumerate(sources)]
-    config = kind.config_class(backbone=sources[0].backbone, heads=heads, zipit=about)
+    with load_errors("the merge cannot be described in a config", ValueError):
+        config = kind.config_class(backbone=sources[0].backbone, heads=heads, zipit=about)
     check_saveable(config, library, license=license)
     known = not next(sources[0].model.parameters()).is_meta  # a model on the meta device cannot be traced
     if library != "zipit" and known:

@@ -104,3 +104,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for number, item in enumerate(mine):
             if number not in kept:
                 item.add_marker(pytest.mark.slow)
+
+
+@pytest.fixture
+def datasets_hub(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
+    """The same Hub, which the library of data sets uses too."""
+    import datasets
+
+    changes = {"HF_ENDPOINT": hub.endpoint, "HF_HUB_OFFLINE": False, "HF_DATASETS_CACHE": tmp_path / "datasets"}
+    for name, value in changes.items():
+        monkeypatch.setattr(datasets.config, name, value)
+    return hub

@@ -235,17 +235,6 @@ def test_models_of_the_hub_are_pinned_to_their_commit(hub, digits, digits_data, 
     assert sha256(saving.save(merge_recipe(folder / saving.RECIPE), tmp_path / "again")) == sha256(folder)
 
 
-@pytest.fixture
-def datasets_hub(hub, monkeypatch, tmp_path):
-    """The Hub, for the library of data sets too."""
-    import datasets
-
-    changes = {"HF_ENDPOINT": hub.endpoint, "HF_HUB_OFFLINE": False, "HF_DATASETS_CACHE": tmp_path / "datasets"}
-    for name, value in changes.items():
-        monkeypatch.setattr(datasets.config, name, value)
-    return hub
-
-
 def test_data_sets_of_the_hub_are_pinned_to_their_commit_and_read_with_the_token(
     datasets_hub, digits, digits_data, tmp_path, monkeypatch
 ):

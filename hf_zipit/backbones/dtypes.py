@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import torch
 
-from hf_zipit.sources.source import Branch, Source
+from hf_zipit.sources.source import Source
 
 _log = logging.getLogger("hf_zipit")
 
@@ -41,7 +41,7 @@ def _cast(source: Source, dtype: torch.dtype) -> Source:
     if "dtype" in config:
         backbone = {**backbone, "config": {**config, "dtype": _name(dtype)}}
     branches = tuple(
-        Branch(b.tasks, {k: v.to(dtype) if v.is_floating_point() else v for k, v in b.state.items()}, b.gather)
+        replace(b, state={k: v.to(dtype) if v.is_floating_point() else v for k, v in b.state.items()})
         for b in source.branches
     )
     model = copy.deepcopy(source.model).to(dtype)

@@ -91,7 +91,9 @@ def load_folder(path: Path) -> Any:
     if files.images:
         _log.warning("%s: %d image files beside the parquet files are left out", path, len(files.images))
     if _declares_splits(path):
-        loaded = datasets.load_dataset(str(path))
+        stamp = _stamp(path / file for file in (*files.tables, Path("README.md")))
+        cache = Path(datasets.config.HF_DATASETS_CACHE, "hf_zipit", stamp)  # a name would choose one of its configs
+        loaded = datasets.load_dataset(str(path), cache_dir=str(cache))
         read, found = sum(map(len, loaded.values())), _row_count(path / table for table in files.tables)
         if read < found:
             _log.warning(
@@ -228,12 +230,14 @@ def _row_count(tables: Iterable[Path]) -> int:
 
 
 def _say_missing(files: _Files, loaded: Any) -> None:
-    """Warn if images of a folder are in none of its splits."""
+    """Warn if the metadata files of a folder leave out some of its images."""
     read = sum(map(len, loaded.values()))
     if read >= len(files.images):
         return
-    reason = f"; {files.metadata[0].name} does not list them" if files.metadata else ""
-    _log.warning("%s: %d of %d images are read, the others are left out%s", files.root, read, len(files.images), reason)
+    _log.warning(
+        "%s: %d of %d images are read, the others are left out; %s does not list them",
+        *(files.root, read, len(files.images), files.metadata[0].name),
+    )
 
 
 def _stamp(files: Iterable[Path]) -> str:

@@ -10,9 +10,17 @@ from hf_zipit.data.dataset import Images
 from hf_zipit.data.labels import label_columns
 from hf_zipit.data.pixels import pixel_batches
 from hf_zipit.data.rows import TRAIN, pinned, rows_of
-from hf_zipit.data.stored import PIXELS, StoredImages, Transform, chosen_rows, image_column, stored_rows
+from hf_zipit.data.stored import (
+    PIXELS,
+    StoredImages,
+    Transform,
+    check_number,
+    check_transform,
+    chosen_rows,
+    image_column,
+    stored_rows,
+)
 from hf_zipit.errors import DataError, OptionError
-from hf_zipit.sources.source import MODES
 
 NO_DATA = "no data: merging needs images, without labels; give them as data (--data)"
 
@@ -52,8 +60,7 @@ def open_images(
 
     >>> images = open_images("user/pets:train", source.transform, num_images=100)  # doctest: +SKIP
     """
-    if num_images is not None and num_images < 1:
-        raise OptionError(f"num_images is {num_images}: it must be at least 1")
+    check_number(num_images)
     if skip_bad_images < 0:
         raise OptionError(f"skip_bad_images is {skip_bad_images}: it must be at least 0")
     if isinstance(data, str | Path) or type(data).__module__.startswith("datasets."):
@@ -65,7 +72,7 @@ def open_images(
     column = image_column(rows, name)
     chosen = chosen_rows(len(rows), num_images, seed, name)
     if column != PIXELS:
-        _check_transform(transform, channels, name)
+        check_transform(transform, channels, name)
     stored = StoredImages(stored_rows(rows, column), column, chosen, name, transform, channels)
     if skip_bad_images and column != PIXELS:
         stored.skip_bad(skip_bad_images)
@@ -73,19 +80,6 @@ def open_images(
     ref = pinned(str(data), rows) if isinstance(data, str | Path) else None
     count = len(stored.chosen)
     return Images(stored.__getitem__, count, name, stored.fingerprint, labels, ref, asked=len(chosen))
-
-
-def _check_transform(transform: Transform | None, channels: int, name: str) -> None:
-    """Refuse images that cannot be preprocessed for the models."""
-    if transform is None:
-        raise DataError(
-            f"{name}: the preprocessing of the models is unknown; give batches of preprocessed pixels instead"
-        )
-    if channels not in MODES:
-        raise DataError(
-            f"{name}: the models read {channels} channels, which no image has; give preprocessed pixels, as batches or "
-            f"in a column {PIXELS}"
-        )
 
 
 def open_all(

@@ -10,7 +10,7 @@ from hf_zipit.data.folder import load_folder, load_table
 from hf_zipit.errors import DataError, OptionError
 from hf_zipit.sources.access import Access
 from hf_zipit.sources.download import client
-from hf_zipit.sources.faults import redact
+from hf_zipit.sources.faults import FAULTS, redact
 from hf_zipit.text import first_line
 
 _log = logging.getLogger("hf_zipit")
@@ -77,7 +77,11 @@ def _say_missing(name: str, revision: str | None, loaded: Any, token: str | None
     splits = list(loaded.values())
     if splits[0].info.builder_name != "imagefolder" or datasets.config.HF_HUB_OFFLINE:
         return
-    files = client(Access(token)).list_repo_files(name, revision=revision, repo_type="dataset")
+    try:
+        files = client(Access(token)).list_repo_files(name, revision=revision, repo_type="dataset")
+    except FAULTS as error:  # the images are in the cache, and may be used without the Hub
+        _log.info("%s: its files cannot be listed: %s", name, redact(first_line(error), token))
+        return
     images = [file for file in files if Path(file).suffix.lower() in ImageFolder.EXTENSIONS]
     read = sum(map(len, splits))
     if read < len(images):

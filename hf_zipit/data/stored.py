@@ -3,7 +3,7 @@
 import hashlib
 import logging
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -12,9 +12,11 @@ from torch import Tensor
 
 from hf_zipit.data.decode import content, decode, with_channels
 from hf_zipit.errors import DataError, OptionError
+from hf_zipit.sources.source import MODES
 from hf_zipit.text import first_line
 
 Transform = Callable[[Any], Tensor]
+Read = TypeVar("Read")
 USUAL = "image"
 PIXELS = "pixel_values"
 SHOWN = 3  # unreadable images that a message names
@@ -48,19 +50,23 @@ class StoredImages:
         self.shape: torch.Size | None = None
 
     def __getitem__(self, index: int) -> Tensor:
-        """Image i.
+        """Image i; see `sized`."""
+        return self.sized(index)[0]
+
+    def sized(self, index: int) -> tuple[Tensor, tuple[int, int]]:
+        """Image i, and the (height, width) that it had before it was preprocessed.
 
         Raises:
             DataError: it cannot be read, or its pixels have another shape than those of other images.
         """
-        pixels = self._named(index, self._pixels)
+        pixels, size = self._named(index, self._pixels)
         self.shape = self.shape or pixels.shape
         if pixels.shape != self.shape:
             raise DataError(
                 f"{self.name}: {self.label(index)} gives pixels of the shape {tuple(pixels.shape)}, others "
                 f"{tuple(self.shape)}; the preprocessing of the models must give all images one size"
             )
-        return pixels
+        return pixels, size
 
     def values(self, index: int) -> Tensor:
         """The stored values of image i, such as class ids or depths, `(H, W)`.
@@ -70,7 +76,7 @@ class StoredImages:
         """
         return self._named(index, self._values)
 
-    def _named(self, index: int, read: Callable[[int], Tensor]) -> Tensor:
+    def _named(self, index: int, read: Callable[[int], Read]) -> Read:
         """What `read` makes of image i; an error names the image."""
         try:
             return read(index)
@@ -86,13 +92,14 @@ class StoredImages:
             raise DataError("it has colours; one value per pixel is needed, in one channel")
         return values if values.ndim == 2 else values[..., 0]
 
-    def _pixels(self, index: int) -> Tensor:
+    def _pixels(self, index: int) -> tuple[Tensor, tuple[int, int]]:
         if self.column == PIXELS:
-            return torch.as_tensor(np.asarray(self._cell(index), dtype=np.float32))
+            pixels = torch.as_tensor(np.asarray(self._cell(index), dtype=np.float32))
+            return pixels, (pixels.shape[-2], pixels.shape[-1])
         image = self.image(index)
         assert self.transform is not None
         try:
-            return self.transform(image)
+            return self.transform(image), (image.height, image.width)
         except (ValueError, TypeError, RuntimeError, ArithmeticError) as error:
             raise DataError(
                 f"the preprocessing fails on its {image.width} x {image.height} pixels: {first_line(error)}"
@@ -155,6 +162,34 @@ class StoredImages:
 
     def _cell(self, index: int) -> Any:
         return self.rows[self.chosen[index]][self.column]
+
+
+def check_number(num_images: int | None) -> None:
+    """Refuse a number of images below 1.
+
+    Raises:
+        OptionError: the message holds the number.
+    """
+    if num_images is not None and num_images < 1:
+        raise OptionError(f"num_images is {num_images}: it must be at least 1")
+
+
+def check_transform(transform: Transform | None, channels: int, name: str) -> Transform:
+    """The preprocessing of the models, if it can be used for images.
+
+    Raises:
+        DataError: it is unknown, or the models read a number of channels that no image has.
+    """
+    if transform is None:
+        raise DataError(
+            f"{name}: the preprocessing of the models is unknown; give batches of preprocessed pixels instead"
+        )
+    if channels not in MODES:
+        raise DataError(
+            f"{name}: the models read {channels} channels, which no image has; give preprocessed pixels, as batches or "
+            f"in a column {PIXELS}"
+        )
+    return transform
 
 
 def stored_rows(rows: Any, column: str) -> Any:

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from hf_zipit.data.alignment import cut, window_of
 from hf_zipit.data.hashing import tensor_digest
 from hf_zipit.data.rows import TEST, rows_of
-from hf_zipit.data.stored import StoredImages, Transform, chosen_rows, stored_rows
+from hf_zipit.data.stored import USUAL, StoredImages, Transform, check_number, check_transform, chosen_rows, stored_rows
 from hf_zipit.errors import DataError, OptionError
 
 IGNORED = 255  # label of pixels that are left out
@@ -52,11 +52,9 @@ class _Pairs(Dataset[tuple[Tensor, Tensor]]):
         return len(self.images.chosen)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        pixels = self.images[index]
+        pixels, size = self.images.sized(index)
         if self.kind == "image-to-image":
             return pixels, self.targets[index]
-        image = self.images.image(index)
-        size = (image.height, image.width)
         if size not in self.windows:
             self.windows[size] = window_of(self.transform, size, self.images.channels)
         values = cut(self.targets.values(index), self.windows[size], pixels.shape[1:])
@@ -101,11 +99,9 @@ def open_targets(
     """
     if not from_datasets(data):
         return given_targets(data, kind)
+    check_number(num_images)
     rows, name = rows_of(data, TEST)
-    if transform is None:
-        raise DataError(
-            f"{name}: the preprocessing of the models is unknown; give batches of preprocessed pixels instead"
-        )
+    transform = check_transform(transform, channels, name)
     image, target = _columns(rows, kind, name, label_column)
     chosen = chosen_rows(len(rows), num_images, seed, name)
     images = StoredImages(stored_rows(rows, image), image, chosen, name, transform, channels)
@@ -139,14 +135,15 @@ def _columns(rows: Any, kind: str, name: str, wanted: str | None) -> tuple[str, 
     """The image column and the target column."""
     import datasets
 
-    images = [key for key, feature in rows.features.items() if isinstance(feature, datasets.Image)]
-    image = "image" if "image" in images else next(iter(images), "")
-    found = [key for key in images if key != image and wanted in (None, key)]
+    columns = [key for key, feature in rows.features.items() if isinstance(feature, datasets.Image)]
+    others = [key for key in columns if key != wanted]
+    image = USUAL if USUAL in columns else others[0] if wanted in columns and len(others) == 1 else ""
+    found = [key for key in columns if key != image and wanted in (None, key)]
     if not image or len(found) != 1:
         shown = ", ".join(f"{key} ({type(feature).__name__})" for key, feature in rows.features.items())
         raise DataError(
-            f"{name}: {kind} needs an image column and one column of targets; its columns: {shown}; choose one with "
-            "label_column (--label-column)"
+            f"{name}: {kind} needs an image column and one column of targets; its columns: {shown}; call the "
+            "images 'image', or name the targets with label_column (--label-column)"
         )
     return image, found[0]
 

@@ -161,7 +161,8 @@ def _of_two(column: Labels, names: Sequence[str], what: str) -> dict[Any, int]:
             f"classes ({_some(known)}); {ANOTHER_COLUMN}"
         )
     positive = known.index(names[0]) if names[0] in known else 1
-    _log.info("%s: a positive logit means '%s'", what, known[positive])
+    if names[0] not in known:
+        _log.warning("%s: '%s' is no class of the data; a positive logit is taken as '%s'", what, names[0], known[1])
     labels = range(2) if column.names is not None else known
     return {label: int(i == positive) for i, label in enumerate(labels)}
 

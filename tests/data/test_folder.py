@@ -163,3 +163,12 @@ def test_a_path_through_a_link_is_what_the_system_means(tmp_path):
     (tmp_path / "far" / "deep").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "far" / "deep")
     assert counted(open_images(f"{tmp_path}/link/../data", pixel)) == {"cat": 2, "dog": 2}
+
+
+def test_a_clone_with_a_readme_that_has_changed_is_read_anew(tmp_path):
+    file = tmp_path / "a.parquet"
+    (tmp_path / "README.md").write_text("---\nconfigs:\n- config_name: default\n  data_files: a.parquet\n---\n")
+    for value in ("a", "b"):
+        rows(2).add_column("word", [value] * 2).to_parquet(str(file))
+        os.utime(file, (1e9, 1e9))
+        assert open_images(tmp_path, pixel, label_column="word").labels[0].values == [value] * 2

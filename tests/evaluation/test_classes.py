@@ -71,12 +71,14 @@ def test_data_without_labels_are_refused():
         find_target(images(labels([-1, -1], ["cat", "dog"])), head("cat", "dog"))
 
 
-def test_one_logit():
+def test_one_logit(caplog):
     binary = {"problem": "binary"}
     assert counted(find_target(images(labels([1, 0, -1])), head("LABEL_0", **binary))) == {0: 1, 1: 0}
     two = labels([0, 1], ["defect", "good"])
     assert counted(find_target(images(two), head("defect", **binary))) == {0: 1, 1: 0}
+    assert not caplog.text
     assert counted(find_target(images(two), head("LABEL_0", **binary))) == {0: 0, 1: 1}
+    assert "'LABEL_0' is no class of the data; a positive logit is taken as 'good'" in caplog.text
     assert counted(find_target(images(labels(["no", "yes"])), head("yes", **binary))) == {0: 0, 1: 1}
     with pytest.raises(DataError, match="one logit, for one class against all others, and the data set has 3 classes"):
         find_target(images(labels([0], ["a", "b", "c"])), head("a", **binary))

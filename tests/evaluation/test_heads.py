@@ -1,6 +1,7 @@
 """Heads that do not predict one class of several: their scores against plain loops, and no joint prediction."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,8 +11,9 @@ import hf_zipit
 from hf_zipit.errors import OptionError
 from hf_zipit.evaluation.report import result_table
 from hf_zipit.evaluation.scores import average_precision, scores_of
+from hf_zipit.sources.load import load_source
+from tests.helpers.models import hf_vit, tiny
 from tests.helpers.models import images as pixels_of
-from tests.helpers.models import tiny
 
 
 @pytest.fixture(scope="module")
@@ -95,3 +97,11 @@ def test_average_precision_against_a_loop():
         reached = recall
     assert average_precision(scores, positive) == pytest.approx(expected)
     assert functional.relu(torch.tensor(expected)) > 0
+
+
+def test_what_outputs_mean_survives_a_change_of_types():
+    """A merge in float16 is merged with a model in float32, so its layers are copied."""
+    parents = [replace(load_source(hf_vit(seed)), problem="multi-label") for seed in (0, 1)]
+    inner = hf_zipit.merge(parents, pixels_of(8), tasks=["a", "b"], calibrate="none", cache=False)
+    merged = hf_zipit.merge([inner.half(), hf_vit(2)], pixels_of(8), tasks=["a", "b", "c"], cache=False)
+    assert [head.get("problem") for head in merged.config.heads] == ["multi-label", "multi-label", None]

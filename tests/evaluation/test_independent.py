@@ -357,21 +357,12 @@ def test_a_data_set_for_each_task(merges, tmp_path):
     agrees(evaluated(merge, data), plain(merge, [by_name(merge, first)[0], by_name(merge, OTHERS)[1]]))
 
 
-@pytest.fixture
-def hub_of_data(hub, monkeypatch, tmp_path):
-    """The Hub, which `datasets` in this process uses too."""
-    for name, value in {"HF_ENDPOINT": hub.endpoint, "HF_HUB_OFFLINE": False, "HF_DATASETS_OFFLINE": False}.items():
-        monkeypatch.setattr(datasets.config, name, value, raising=False)
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
-    return hub
-
-
-def test_models_and_images_of_the_hub(hub_of_data, merges, tmp_path):
+def test_models_and_images_of_the_hub(datasets_hub, merges, tmp_path):
     merge = merges("timm")
-    hub_of_data.add("user/merged", merge.folder)
+    datasets_hub.add("user/merged", merge.folder)
     for name, folder in zip("ab", merge.parents, strict=True):
-        hub_of_data.add(f"user/{name}", folder)
-    repo = hub_of_data.add("user/pictures")
+        datasets_hub.add(f"user/{name}", folder)
+    repo = datasets_hub.add("user/pictures")
     (tmp_path / "rows").mkdir()
     repo.commit({file.name: file.read_bytes() for file in _parquet_splits(tmp_path / "rows").iterdir()})
     merged = load_merged("user/merged")

@@ -128,6 +128,31 @@ def test_masks_come_from_the_column_beside_the_images():
         open_targets(rows, "image-segmentation", transform, num_images=2)
 
 
+def test_targets_are_not_mistaken_for_images():
+    columns = {"mask": Image.new("L", (8, 8), 3), "photo": Image.new("RGB", (8, 8))}
+    features = datasets.Features(dict.fromkeys(columns, datasets.Image()))
+    rows = datasets.Dataset.from_dict({name: [image] for name, image in columns.items()}, features=features)
+
+    def transform(image):
+        return torch.from_numpy(np.array(image)).movedim(-1, 0).float()
+
+    with pytest.raises(DataError, match="call the images 'image', or name the targets with label_column"):
+        open_targets(rows, "image-segmentation", transform)
+    ((pixels, target),) = open_targets(rows, "image-segmentation", transform, label_column="mask")
+    assert pixels.unique().tolist() == [0]
+    assert target.unique().tolist() == [3]
+
+
+def test_options_of_targets_are_checked_as_those_of_images():
+    features = datasets.Features({"image": datasets.Image(), "mask": datasets.Image()})
+    picture = Image.new("RGB", (8, 8))
+    rows = datasets.Dataset.from_dict({"image": [picture], "mask": [picture]}, features=features)
+    with pytest.raises(OptionError, match="num_images is 0: it must be at least 1"):
+        open_targets(rows, "image-segmentation", lambda _: torch.zeros(3, 8, 8), num_images=0)
+    with pytest.raises(DataError, match="the models read 6 channels, which no image has"):
+        open_targets(rows, "image-segmentation", lambda _: torch.zeros(6, 8, 8), channels=6)
+
+
 def test_masks_that_count_from_one():
     ids = Image.fromarray(np.array([[0, 1], [3, 255]], np.uint8))
     features = datasets.Features({"image": datasets.Image(), "mask": datasets.Image()})

@@ -1,0 +1,29 @@
+"""Image files on the Hub: what `datasets` leaves out is told, and the Hub is not needed to read what is cached."""
+
+import pytest
+
+from hf_zipit.data import rows
+from hf_zipit.data.images import open_images
+from tests.data.test_folder import picture
+from tests.data.test_images import pixel
+
+
+@pytest.fixture
+def vehicles(datasets_hub, tmp_path):
+    for name in ("bus", "car", "train"):
+        picture(tmp_path / "vehicles" / f"{name}.png")
+    datasets_hub.add("user/vehicles", tmp_path / "vehicles")
+    return "user/vehicles"
+
+
+def test_images_that_are_taken_for_a_split_are_told(vehicles, caplog):
+    assert len(open_images(vehicles, pixel)) == 1
+    assert "user/vehicles: 1 of its 3 images are read: names of files and folders were taken for splits" in caplog.text
+
+
+def test_a_hub_that_does_not_list_files_keeps_nobody_from_reading_them(vehicles, monkeypatch):
+    def unreachable(access):
+        raise ConnectionError("no route to host")
+
+    monkeypatch.setattr(rows, "client", unreachable)
+    assert len(open_images(vehicles, pixel)) == 1

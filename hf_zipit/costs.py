@@ -1,8 +1,8 @@
 """FLOPs (two per multiply-add) of one forward pass of one image, and parameters; counted on the meta device."""
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -12,11 +12,10 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.hooks import RemovableHandle
 
-from hf_zipit.errors import SourceError
 from hf_zipit.models.modeling_zipit import resize
 from hf_zipit.models.steps import run_steps
 from hf_zipit.specs.spaces import Binding, Row
-from hf_zipit.text import first_line
+from hf_zipit.text import load_errors, size_text
 
 
 @dataclass(frozen=True)
@@ -53,21 +52,10 @@ class Cut:
     parameters: int
 
 
-@contextmanager
-def _running_on(size: tuple[int, int, int]) -> Iterator[None]:
-    """Say that a model cannot run on an image of a size (channels, height, width).
-
-    Raises:
-        SourceError: with the first line of what its library says.
-    """
-    try:
-        yield
-    except Exception as error:  # a network fails in many ways
-        shown = " x ".join(map(str, size))
-        raise SourceError(
-            f"the model cannot run on an image of {shown} (channels, height, width), which its preprocessing states: "
-            f"{first_line(error)}"
-        ) from error
+def _running_on(size: tuple[int, int, int]) -> AbstractContextManager[None]:
+    """Say that a model cannot run on an image of a size (channels, height, width)."""
+    said = f"the model cannot run on an image of {size_text(size)} (channels, height, width)"
+    return load_errors(f"{said}, which its preprocessing states", Exception)  # a network fails in many ways
 
 
 def count_flops(model: nn.Module, input_size: tuple[int, int, int], **arguments: Any) -> int:

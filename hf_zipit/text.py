@@ -1,6 +1,9 @@
-"""Text for the terminal: aligned tables, numbers with SI prefixes, the first line of an error."""
+"""Text for the terminal: aligned tables, numbers with SI prefixes, sizes, and what a library raises as one line."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from hf_zipit.errors import SourceError
 
 
 def first_line(error: BaseException) -> str:
@@ -11,6 +14,44 @@ def first_line(error: BaseException) -> str:
     """
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
+
+
+@contextmanager
+def load_errors(what: str, *kinds: type[Exception]) -> Iterator[None]:
+    """Turn what a library raises into one line.
+
+    Args:
+        what: the start of the message: the model, and what failed.
+        kinds: the error types to turn into a `SourceError`; others, and a `SourceError`, pass unchanged.
+
+    Raises:
+        SourceError: with the first line of the original error.
+    """
+    try:
+        yield
+    except SourceError:
+        raise
+    except kinds as error:
+        raise SourceError(f"{what}: {first_line(error)}") from error
+
+
+def size_text(size: Sequence[int]) -> str:
+    """A size for a message.
+
+    >>> size_text((3, 224, 224))
+    '3 x 224 x 224'
+    """
+    return " x ".join(map(str, size))
+
+
+def some(items: Sequence[object], most: int = 4) -> str:
+    """The first of some names, and how many follow.
+
+    >>> some("abcdef")
+    'a, b, c, d and 2 more'
+    """
+    more = f" and {len(items) - most} more" if len(items) > most else ""
+    return ", ".join(map(str, items[:most])) + more
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

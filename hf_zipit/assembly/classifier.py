@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_zipit.assembly.parents import Parents, stated
+from hf_zipit.assembly.parents import Parents, heads_of
 from hf_zipit.backbones.compatible import check_alike
 from hf_zipit.backbones.dtypes import in_one_dtype
 from hf_zipit.backbones.merges import observed_within
@@ -84,18 +84,12 @@ class Classifiers(Parents):
     def config(self, names: Sequence[str], plan: Plan) -> ZipItConfig:
         """Everything needed to rebuild the merged model, except its shapes."""
         parts = [(number, branch) for number, source in enumerate(self.sources) for branch in source.parts]
-        tasks = [(number, place, labels) for place, (number, branch) in enumerate(parts) for _, labels in branch.tasks]
-        problems = [problem for source in self.sources for problem in source.problems]
-        heads = [
-            {
-                "task": name,
-                "id2label": dict(enumerate(labels)),
-                "source": number,
-                "branch": 0 if plan.whole else place,
-            }
-            | stated(problem)
-            for name, (number, place, labels), problem in zip(names, tasks, problems, strict=True)
+        places = [
+            {"source": number, "branch": 0 if plan.whole else place}
+            for place, (number, branch) in enumerate(parts)
+            for _ in branch.tasks
         ]
+        heads = [head | place for head, place in zip(heads_of(self.sources, names), places, strict=True)]
         first = self.sources[0]
         unmerge = None
         if self.gathers(plan):

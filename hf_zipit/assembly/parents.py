@@ -15,11 +15,11 @@ from hf_zipit.costs import Cost, Cut, LayerCosts, cost_of
 from hf_zipit.models.configuration_zipit import ZipItConfig
 from hf_zipit.models.modeling_zipit import ZipItForImageClassification
 from hf_zipit.models.modeling_zipit_model import ZipItModel
-from hf_zipit.sources.faults import load_errors
 from hf_zipit.sources.source import Source
 from hf_zipit.specs.cuts import resolve_cut
 from hf_zipit.specs.plan import Plan
 from hf_zipit.specs.spaces import Binding
+from hf_zipit.text import load_errors
 from hf_zipit.transform.match import Match
 
 Merged = ZipItForImageClassification | ZipItModel

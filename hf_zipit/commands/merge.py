@@ -126,14 +126,10 @@ def _plan(recipe: Recipe, access: Access, library: str, license: str | None, as_
 def _evaluation(recipe: Recipe, sources: Any, data: list[str]) -> Any:
     """The labelled images that the merge and its parents are measured on."""
     from hf_zipit.assembly.parents import heads_of
-    from hf_zipit.data.images import open_all
-    from hf_zipit.data.rows import TEST
-    from hf_zipit.evaluation.classification import Classification
+    from hf_zipit.evaluation.evaluate import open_classification
     from hf_zipit.merging.provenance import task_names
 
     heads = heads_of(sources, task_names(sources, recipe.tasks))
     transform = next((source.transform for source in sources if source.transform), None)
-    size = sources[0].input_size
     chosen: dict[str, Any] = {"skip_bad_images": recipe.skip_bad_images, "label_column": recipe.label_column}
-    images = open_all(data, len(heads), transform, splits=TEST, channels=size[0], **chosen)
-    return Classification(heads, images, size, device=recipe.device)
+    return open_classification(heads, data, sources[0].input_size, transform, chosen, device=recipe.device)

@@ -11,6 +11,7 @@ from torch import Tensor
 from hf_zipit.data.dataset import Images
 from hf_zipit.data.labels import Labels
 from hf_zipit.errors import DataError
+from hf_zipit.text import some
 
 ANOTHER_COLUMN = "name another column with label_column (--label-column)"
 _log = logging.getLogger("hf_zipit")
@@ -107,7 +108,7 @@ def _column(images: Images, names: Sequence[str], task: str, by_name: bool) -> L
     if len(found) == 1:
         return found[0]
     if found:
-        listed = ", ".join(f"{column.column} ({_some(column.classes or ['numbers'])})" for column in found)
+        listed = ", ".join(f"{column.column} ({some(column.classes or ['numbers'])})" for column in found)
         raise DataError(f"{images.name} has several columns of labels for task '{task}': {listed}; {ANOTHER_COLUMN}")
     raise DataError(f"{images.name} has no label column with labels in it: accuracy needs labels; {ANOTHER_COLUMN}")
 
@@ -121,7 +122,7 @@ def _classes(column: Labels, names: Sequence[str], what: str) -> dict[Any, int]:
     known = column.classes
     if known is None or all(name == f"LABEL_{i}" for i, name in enumerate(names)):
         if known is not None and column.names is None:
-            raise DataError(f"{what}: the labels are texts ({_some(known)}), and the model has no class names")
+            raise DataError(f"{what}: the labels are texts ({some(known)}), and the model has no class names")
         nameless = "the data set" if known is None else "the model"
         _log.warning("%s: %s has no class names; the labels are taken as class numbers", what, nameless)
         return {i: i for i in range(len(names))}
@@ -134,14 +135,14 @@ def _classes(column: Labels, names: Sequence[str], what: str) -> dict[Any, int]:
             raise DataError(f"{what}: '{name}' is the name of several classes; give them different names")
     if not shared:
         raise DataError(
-            f"{what}: the data set has none of the classes of the task: its classes are {_some(known)}, the task's are "
-            f"{_some(names)}"
+            f"{what}: the data set has none of the classes of the task: its classes are {some(known)}, the task's are "
+            f"{some(names)}"
         )
     missing = [name for name in names if name not in shared]
     if missing:
         _log.warning(
             "%s: %d of %d classes are not in the data set (%s); only the others are measured",
-            *(what, len(missing), len(names), _some(missing)),
+            *(what, len(missing), len(names), some(missing)),
         )
     return {label: list(names).index(name) for label, name in zip(labels, known, strict=True) if name in shared}
 
@@ -158,7 +159,7 @@ def _of_two(column: Labels, names: Sequence[str], what: str) -> dict[Any, int]:
     if len(known) != 2:
         raise DataError(
             f"{what}: the model has one logit, for one class against all others, and the data set has {len(known)} "
-            f"classes ({_some(known)}); {ANOTHER_COLUMN}"
+            f"classes ({some(known)}); {ANOTHER_COLUMN}"
         )
     positive = known.index(names[0]) if names[0] in known else 1
     if names[0] not in known:
@@ -215,8 +216,3 @@ def _quantities(column: Labels, outputs: int, what: str) -> dict[int, list[float
             raise DataError(f"{what}: the label of image {i} is {value!r}; {outputs} numbers are needed")
         found[i] = [float(one) for one in listed]
     return found
-
-
-def _some(names: Sequence[str]) -> str:
-    """The first names, and how many follow."""
-    return ", ".join(map(str, names[:4])) + (f" and {len(names) - 4} more" if len(names) > 4 else "")

@@ -68,20 +68,45 @@ def evaluate(
     heads = merged.config.heads or []
     if batch_size < 1:
         raise OptionError(f"batch_size is {batch_size}: it must be at least 1")
-    chosen: dict[str, Any] = {"channels": size[0], "seed": seed, "label_column": label_column}
-    chosen["skip_bad_images"] = skip_bad_images
+    chosen: dict[str, Any] = {"num_images": num_images, "seed": seed}
+    chosen |= {"skip_bad_images": skip_bad_images, "label_column": label_column}
     if joint(merged):
         if metrics is not None:
             raise OptionError("metrics are for tasks with outputs of different kinds: classifiers have accuracy")
-        images = open_all(data, len(heads), transform, splits=TEST, num_images=num_images, **chosen)
-        answers: dict[str, Any] = {"class_ids": class_ids, "class_embeddings": class_embeddings}
-        evaluation: Evaluation = Classification(heads, images, size, batch_size=batch_size, device=device, **answers)
+        options: dict[str, Any] = {"class_ids": class_ids, "class_embeddings": class_embeddings}
+        options |= {"batch_size": batch_size, "device": device}
+        evaluation: Evaluation = open_classification(heads, data, size, transform, chosen, **options)
     else:
         if class_ids is not None or class_embeddings is not None:
             raise OptionError("class_ids and class_embeddings are for merges of classifiers only; leave them out")
-        targets = open_all_targets(heads, data, transform, num_images=num_images, batch_size=batch_size, **chosen)
+        targets = open_all_targets(heads, data, transform, batch_size=batch_size, channels=size[0], **chosen)
         evaluation = TaskMetrics(heads, targets, size, metrics=metrics, device=device)
     return evaluation.results(merged, [load_source(parent) for parent in parents])
+
+
+def open_classification(
+    heads: Sequence[Mapping[str, Any]],
+    data: Any,
+    size: tuple[int, int, int],
+    transform: Any,
+    images: Mapping[str, Any],
+    **options: Any,
+) -> Classification:
+    """Open labelled images for classifiers.
+
+    Args:
+        heads: for each task, its name (`task`), its classes (`id2label`) and, where it is special, its `problem`.
+        data: labelled images, as for `evaluate`.
+        size: (channels, height, width) of an input image.
+        transform: PIL image -> pixels.
+        images: options of `open_all`, such as `num_images` and `skip_bad_images`.
+        options: those of `Classification`.
+
+    Raises:
+        DataError: the data has no labels, or none that belong to a task.
+    """
+    opened = open_all(data, len(heads), transform, splits=TEST, channels=size[0], **images)
+    return Classification(heads, opened, size, **options)
 
 
 def evaluate_tasks(merged: Merged, data: Any, **options: Any) -> list[Result]:

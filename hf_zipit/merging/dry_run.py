@@ -17,11 +17,10 @@ from hf_zipit.saving.provenance import Provenance
 from hf_zipit.saving.save import check_saveable
 from hf_zipit.sources.access import NOTHING, Access
 from hf_zipit.sources.download import look_at_data
-from hf_zipit.sources.faults import load_errors
 from hf_zipit.sources.outline import outline
 from hf_zipit.sources.source import Source
 from hf_zipit.specs.cuts import cut_labels, cut_names
-from hf_zipit.text import si, table
+from hf_zipit.text import load_errors, si, table
 
 BYTES = 4  # per parameter, in float32
 _MEMORY = {"parents": "parents and working copies", "statistics": "statistics", "merged": "merged model"}

@@ -8,8 +8,8 @@ from hf_zipit.assembly.parents import Merged
 from hf_zipit.data.batches import Passes
 from hf_zipit.errors import SourceError
 from hf_zipit.running import logits_of, tensors_in, working_copy
-from hf_zipit.sources.faults import load_errors
 from hf_zipit.sources.source import Source
+from hf_zipit.text import load_errors, size_text
 
 ADVICE = "their weights or activations are too large for it; use another method or calibration"
 
@@ -24,7 +24,7 @@ def check_models_run(models: Sequence[Source], passes: Passes) -> None:
     for model in models if passes.images else ():
         copy = working_copy(model.model, passes.device)
         pixels = passes.images[0][0][None].to(passes.device, next(copy.parameters()).dtype)
-        shape = " x ".join(map(str, pixels.shape[1:]))
+        shape = size_text(pixels.shape[1:])
         with load_errors(f"{model.name} cannot run on an image of {shape} (channels, height, width)", Exception):
             output = copy(pixels)
         if model.kind == "image-classification" and not logits_of(output).isfinite().all():

@@ -11,6 +11,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from hf_zipit.models.configuration_zipit import ZipItConfig
 from hf_zipit.saving.card_texts import PIPELINES, SECTIONS, SEVERAL, TIMM, TRANSFORMERS, ZIPIT
 from hf_zipit.saving.provenance import Provenance
+from hf_zipit.sources.processors import channels_of
 from hf_zipit.sources.source import MODES
 from hf_zipit.text import si
 
@@ -86,9 +87,8 @@ def _channels(config: ZipItConfig) -> int:
     """The channels of the images that a merge reads."""
     given: Any = config
     sizes = (getattr(given, "input_size", None), (getattr(given, "pretrained_cfg", None) or {}).get("input_size"))
-    built: dict[str, Any] = (config.backbone or {}).get("config") or {}
     stated = next((size[0] for size in sizes if size), None)
-    return int(stated or (built.get("vision_config") or built).get("num_channels") or 3)
+    return int(stated or channels_of((config.backbone or {}).get("config") or {}))
 
 
 def _shared_layers(config: ZipItConfig, several: bool) -> str:

@@ -9,7 +9,7 @@ from hf_zipit.models.pretrained_zipit import ZipItPreTrainedModel
 from hf_zipit.running import tensors_in
 from hf_zipit.sources.merges import open_merged
 from hf_zipit.sources.preprocessing import preprocessing_of
-from hf_zipit.text import first_line
+from hf_zipit.text import first_line, size_text
 
 TOLERANCE = 1e-3  # relative to the largest output: the same weights may be stored in another order in memory
 
@@ -28,7 +28,7 @@ def check_written(model: ZipItPreTrainedModel, folder: Path) -> None:
         mine = model.eval()(pixels.to(model.device, model.dtype), tasks=model.config.tasks)
         its = again(pixels.to(again.dtype), tasks=model.config.tasks)
     except Exception as error:  # a network fails in many ways on an image that it cannot read
-        size = " x ".join(map(str, pixels.shape[1:]))
+        size = size_text(pixels.shape[1:])
         raise OutputError(
             f"the merge is not saved: it cannot run on an image of its stated input size {size} ({first_line(error)}); "
             "pass Hub-format folders whose config.json holds the models' arguments"

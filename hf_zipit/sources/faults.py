@@ -3,8 +3,6 @@
 import errno
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import httpx2
 from huggingface_hub import constants, get_token
@@ -20,7 +18,6 @@ from huggingface_hub.errors import (
     RevisionResolutionError,
 )
 
-from hf_zipit.errors import SourceError
 from hf_zipit.text import first_line
 
 _FROM_THE_CACHE = (LocalEntryNotFoundError, RevisionResolutionError)
@@ -40,25 +37,6 @@ def redact(text: str, token: str | None = None) -> str:
         if secret and len(secret.strip()) >= 8:
             text = text.replace(secret, "***").replace(secret.strip(), "***")
     return _TOKEN.sub("***", text)
-
-
-@contextmanager
-def load_errors(what: str, *kinds: type[Exception]) -> Iterator[None]:
-    """Turn what a library raises into one line.
-
-    Args:
-        what: the start of the message: the model, and what failed.
-        kinds: the error types to turn into a `SourceError`; others, and a `SourceError`, pass unchanged.
-
-    Raises:
-        SourceError: with the first line of the original error.
-    """
-    try:
-        yield
-    except SourceError:
-        raise
-    except kinds as error:
-        raise SourceError(f"{what}: {first_line(error)}") from error
 
 
 def explain(error: BaseException, name: str, revision: str | None = None, token: str | None = None) -> str:

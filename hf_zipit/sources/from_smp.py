@@ -9,9 +9,9 @@ from torch import nn
 from hf_zipit.errors import SourceError
 from hf_zipit.sources.access import Access
 from hf_zipit.sources.checkpoint import file_digest, no_larger_than, read_weights, weight_files
-from hf_zipit.sources.faults import load_errors
 from hf_zipit.sources.source import NOWHERE, Source
 from hf_zipit.sources.states import fill, unwrapped
+from hf_zipit.text import load_errors
 
 NAME = "segmentation-models-pytorch"
 

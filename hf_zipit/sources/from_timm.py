@@ -16,13 +16,13 @@ from hf_zipit.errors import SourceError
 from hf_zipit.models.modeling_zipit import READING
 from hf_zipit.sources.access import Access
 from hf_zipit.sources.checkpoint import file_digest, no_larger_than, read_weights, weight_files
-from hf_zipit.sources.faults import load_errors
 from hf_zipit.sources.fields import TIMM, TIMM_ARGS, TIMM_IMAGES, check_fields
 from hf_zipit.sources.names import class_names
 from hf_zipit.sources.pixels import failing, per_channel, wrong_count
 from hf_zipit.sources.source import NOWHERE, Source
 from hf_zipit.sources.states import fill, unwrapped
 from hf_zipit.sources.timm_filters import build_and_filter
+from hf_zipit.text import load_errors
 
 NAME = "timm"
 

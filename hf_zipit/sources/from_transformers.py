@@ -13,12 +13,12 @@ from torch import nn
 from hf_zipit.errors import SourceError
 from hf_zipit.sources.access import Access
 from hf_zipit.sources.checkpoint import file_digest, headers, no_larger_than, weight_files
-from hf_zipit.sources.faults import load_errors
 from hf_zipit.sources.fields import TRANSFORMERS, check_fields
 from hf_zipit.sources.names import class_names
 from hf_zipit.sources.processors import channels_of, classifier_size, image_size, processor_in, transform_of
 from hf_zipit.sources.source import NOWHERE, Source
 from hf_zipit.sources.states import COMPILERS, check_loaded, left_prefix
+from hf_zipit.text import load_errors
 
 NAME = "transformers"
 CLASSIFICATION = "image-classification"

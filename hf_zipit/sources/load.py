@@ -12,14 +12,15 @@ from hf_zipit.models.modeling_zipit import ZipItForImageClassification
 from hf_zipit.sources.access import NOTHING, Access
 from hf_zipit.sources.checkpoint import read_json
 from hf_zipit.sources.download import HUB_ID, fetch, no_model
-from hf_zipit.sources.faults import load_errors
 from hf_zipit.sources.from_timm import untrained
 from hf_zipit.sources.in_memory import check_own_code, inner_module, not_rebuildable
 from hf_zipit.sources.library import LIBRARIES, known_library
 from hf_zipit.sources.merges import merged_folder, merged_source
 from hf_zipit.sources.pixels import check_transform
+from hf_zipit.sources.processors import PROCESSOR_FILE
 from hf_zipit.sources.source import NOWHERE, Source
 from hf_zipit.sources.states import check_finite
+from hf_zipit.text import load_errors
 
 _log = logging.getLogger("hf_zipit")
 
@@ -95,7 +96,7 @@ def _from_folder(folder: Path, origin: dict[str, Any], access: Access, name: str
     library = known_library(config, folder)
     with load_errors(f"{folder} cannot be read", Exception):  # its config may hold anything
         source = library.read_folder(folder, config, name, origin, access)
-    stated = "preprocessor_config.json" if source.processor is not None else "config.json: pretrained_cfg"
+    stated = PROCESSOR_FILE if source.processor is not None else "config.json: pretrained_cfg"
     check_finite(source.model, folder)
     size = source.input_size if "input_size" in source.preprocessing else None
     check_transform(source.name, size, source.transform, f"{folder}/{stated}")

@@ -23,13 +23,13 @@ from hf_zipit.models.pretrained_zipit import ZipItPreTrainedModel
 from hf_zipit.models.steps import step_name
 from hf_zipit.sources import from_timm, from_transformers
 from hf_zipit.sources.checkpoint import file_digest, no_larger_than, read_json, weight_files
-from hf_zipit.sources.faults import load_errors
 from hf_zipit.sources.fields import MAPPING, TIMM_IMAGES, check_fields
 from hf_zipit.sources.pixels import check_transform
 from hf_zipit.sources.preprocessing import preprocessing_of
 from hf_zipit.sources.processors import PROCESSOR_FILE
 from hf_zipit.sources.source import Branch, Source
 from hf_zipit.sources.states import check_finite
+from hf_zipit.text import load_errors
 
 _KEPT = ("cut", "recipe", "data", "sources")  # what a merge of merges records about each merge in it
 

@@ -7,10 +7,10 @@ from hf_zipit.errors import SourceError
 from hf_zipit.sources.access import Access
 from hf_zipit.sources.checkpoint import read_json, weight_files
 from hf_zipit.sources.download import HUB_ID, look, no_model
-from hf_zipit.sources.faults import load_errors
 from hf_zipit.sources.library import known_library
 from hf_zipit.sources.load import load_source
 from hf_zipit.sources.source import Source
+from hf_zipit.text import load_errors
 
 
 def outline(ref: str, access: Access, device: str = "meta") -> tuple[Source, int]:

@@ -7,12 +7,13 @@ from typing import Any
 from torch import Tensor
 
 from hf_zipit.sources.checkpoint import read_json
-from hf_zipit.sources.faults import load_errors
 from hf_zipit.sources.fields import PROCESSOR, check_fields
 from hf_zipit.sources.pixels import failing, noise, per_channel, wrong_count
 from hf_zipit.sources.source import MODES
+from hf_zipit.text import load_errors
 
 PROCESSOR_FILE = "preprocessor_config.json"
+RESAMPLE = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box": 4, "hamming": 5}  # by timm's names
 _SIDE = 256  # of the square image that shows what a processor makes of images
 _DEFAULT_SIDE = 224  # of classifiers whose config states no image size
 
@@ -82,9 +83,6 @@ def channels_of(config: Mapping[str, Any]) -> int:
 def classifier_size(config: Mapping[str, Any], processor: Any) -> tuple[int, int, int]:
     """The input size (channels, height, width) of a classifier; 224 x 224 where nothing states it."""
     return image_size(config, processor) or (channels_of(config), _DEFAULT_SIDE, _DEFAULT_SIDE)
-
-
-RESAMPLE = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box": 4, "hamming": 5}  # by timm's names
 
 
 def dense_processor(size: Sequence[int], settings: Mapping[str, Any]) -> Any:

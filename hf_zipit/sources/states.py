@@ -1,7 +1,7 @@
 """Tensors by name, as training leaves them in files, and the models that they are for."""
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_zipit.errors import SourceError
+from hf_zipit.text import some
 
 COMPILERS = ("_orig_mod.", "module.")  # torch.compile; DataParallel and DistributedDataParallel
 OWNERS = ("model.", "net.")  # attributes of a LightningModule
@@ -88,10 +89,8 @@ def fill(model: nn.Module, state: Mapping[str, Tensor], path: Path, prefix: str 
     problems = [f"{name} is missing" for name in found.missing_keys if name not in wrong]
     problems += [f"{name} is unexpected" for name in found.unexpected_keys]
     problems += wrong.values()
-    if problems:
-        more = f", and {len(problems) - 3} more" if len(problems) > 3 else ""
-        after = f" without the prefix {prefix} of its names" if prefix else ""
-        raise SourceError(f"{path}{after} does not fit its config.json: {'; '.join(problems[:3])}{more}")
+    after = f" without the prefix {prefix} of its names" if prefix else ""
+    _refuse(problems, f"{path}{after}")
 
 
 def check_loaded(model: nn.Module, info: Mapping[str, Any], file: Path) -> None:
@@ -108,12 +107,22 @@ def check_loaded(model: nn.Module, info: Mapping[str, Any], file: Path) -> None:
     dropped = [key for key in unexpected if _is_inside(key, model)]
     problems = [f"{key} is missing" for key in missing] + [f"{key} is unexpected" for key in dropped]
     problems += sorted(str(key) for name in ("mismatched_keys", "error_msgs") for key in info.get(name, ()))
+    _refuse(problems, file)
+    if unexpected:
+        _log.warning(
+            "%s: a %s has no place for %s, and leaves it out", file, type(model).__name__, some(unexpected, most=3)
+        )
+
+
+def _refuse(problems: Sequence[str], file: object) -> None:
+    """Refuse weights with problems.
+
+    Raises:
+        SourceError: the message holds the first problems.
+    """
     if problems:
         more = f", and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise SourceError(f"{file} does not fit its config.json: {'; '.join(problems[:3])}{more}")
-    if unexpected:
-        some = ", ".join(unexpected[:3]) + (f" and {len(unexpected) - 3} more" if len(unexpected) > 3 else "")
-        _log.warning("%s: a %s has no place for %s, and leaves it out", file, type(model).__name__, some)
 
 
 def _is_inside(key: str, model: nn.Module) -> bool:

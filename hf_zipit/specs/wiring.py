@@ -16,6 +16,7 @@ from hf_zipit.specs.parser import pattern
 from hf_zipit.specs.rows import Origin, RowBuilder
 from hf_zipit.specs.spaces import Probe
 from hf_zipit.specs.wired import Grouping, Wired
+from hf_zipit.text import some
 
 
 def expand(spec: Spec, model: nn.Module) -> Wired:
@@ -28,9 +29,8 @@ def expand(spec: Spec, model: nn.Module) -> Wired:
     expansion.spec(spec)
     missing = sorted(set(expansion.tensors) - set(expansion.table.claimed))
     if missing:
-        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
         raise SpecError(
-            f"{spec.file} does not cover {', '.join(missing[:5])}{more} of {type(model).__name__}: "
+            f"{spec.file} does not cover {some(missing, most=5)} of {type(model).__name__}: "
             "add a line for each, or use a spec for this variant"
         )
     expansion.table.divide_concatenations()

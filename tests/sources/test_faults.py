@@ -8,9 +8,9 @@ import transformers
 from hf_zipit.errors import SourceError
 from hf_zipit.models.modeling_zipit import ZipItForImageClassification
 from hf_zipit.sources.checkpoint import read_weights
-from hf_zipit.sources.faults import load_errors
 from hf_zipit.sources.load import load_source
 from hf_zipit.sources.merges import open_merged
+from hf_zipit.text import load_errors
 from tests.helpers.models import hf_vit
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.hooks import RemovableHandle
 
-from hf_zipit.models.modeling_zipit import resize
+from hf_zipit.models.modeling_zipit import resize, set_attributes
 from hf_zipit.models.steps import run_steps
 from hf_zipit.specs.spaces import Binding, Row
 from hf_zipit.text import load_errors, size_text
@@ -128,7 +128,11 @@ def grown(binding: Binding, parameter: str, shape: Sequence[int], ratios: Mappin
 
 
 def resized(
-    model: nn.Module, binding: Binding, ratios: Mapping[str, float], place: Callable[[str], str | None] = str
+    model: nn.Module,
+    binding: Binding,
+    ratios: Mapping[str, float],
+    place: Callable[[str], str | None] = str,
+    attributes: Mapping[str, Mapping[str, int | float]] | None = None,
 ) -> nn.Module:
     """A copy on the meta device, with resized spaces.
 
@@ -137,8 +141,10 @@ def resized(
         binding: which axes belong to which space.
         ratios: new width over current width, by space; other spaces keep their width.
         place: maps a parameter's name in the model to its name in the binding, or to `None` to keep its shape.
+        attributes: path of a module -> attribute -> new value.
     """
     net = copy.deepcopy(model).to("meta").eval()
+    set_attributes(net, attributes or {})
     for name, value in net.state_dict().items():
         known = place(name)
         shape = list(value.shape) if known is None else grown(binding, known, value.shape, ratios)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_zipit.assembly.parents import Parents, heads_of
+from hf_zipit.assembly.parents import Parents, heads_of, plain_attributes
 from hf_zipit.backbones.compatible import check_alike
 from hf_zipit.backbones.dtypes import in_one_dtype
 from hf_zipit.backbones.merges import observed_within
@@ -21,6 +21,7 @@ from hf_zipit.sources.source import Source
 from hf_zipit.specs.cuts import channel_axis
 from hf_zipit.specs.plan import Plan, gathered
 from hf_zipit.specs.spaces import Binding
+from hf_zipit.transform.heads import Matches
 from hf_zipit.transform.match import Match
 from hf_zipit.transform.transform import merge_states, unmerge_reads
 
@@ -103,6 +104,7 @@ class Classifiers(Parents):
             cut=plan.cut,
             unmerge=unmerge,
             heads=heads,
+            attributes=plain_attributes(plan),
         )
         if first.settings:
             classes = sum(len(source.labels) for source in self.sources)
@@ -110,7 +112,7 @@ class Classifiers(Parents):
             config.image_processor_type = "TimmWrapperImageProcessor"
         return config
 
-    def state(self, plan: Plan, matches: Mapping[str, Match]) -> dict[str, Tensor]:
+    def state(self, plan: Plan, matches: Matches) -> dict[str, Tensor]:
         """The state dict of the merge: the trunk, the heads, and the units that each head gathers."""
         trunk = merge_states(self.states, self.binding, matches, plan.touched(self.states[0]))
         out = {f"trunk.{name}": value for name, value in trunk.items()}
@@ -120,6 +122,7 @@ class Classifiers(Parents):
         for number, (model, branch) in enumerate(branches):
             names = self.binding.under(plan.head, branch.state)
             match = matches[plan.crossing]
+            assert isinstance(match, Match)  # heads do not cross from one step to the next
             labels = match.of(model) if branch.gather is None else match.of(model)[branch.gather]
             if plan.gathers:
                 head = {name: branch.state[name].clone() for name in names}
@@ -130,7 +133,7 @@ class Classifiers(Parents):
             out.update({f"heads.{number}.{name}": value for name, value in head.items()})
         return out
 
-    def _joined_classifiers(self, matches: Mapping[str, Match]) -> dict[str, Tensor]:
+    def _joined_classifiers(self, matches: Matches) -> dict[str, Tensor]:
         """The classifiers of all models, concatenated along the classes and reading merged units."""
         classifier = self.binding.classifier
         parts = [unmerge_reads(state, self.binding, matches, classifier, k) for k, state in enumerate(self.states)]

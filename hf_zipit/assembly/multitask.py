@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from hf_zipit.assembly.parents import Parents, mask_settings, stated
+from hf_zipit.assembly.parents import Parents, mask_settings, plain_attributes, stated
 from hf_zipit.backbones.share import Shared, share
 from hf_zipit.costs import Cost, Cut, LayerCosts, count_flops, count_parameters, cut_costs, resized
 from hf_zipit.errors import OptionError
@@ -19,6 +19,7 @@ from hf_zipit.sources.processors import dense_processor
 from hf_zipit.sources.source import Source
 from hf_zipit.specs.plan import Plan, gathered
 from hf_zipit.specs.spaces import Binding
+from hf_zipit.transform.heads import Matches
 from hf_zipit.transform.match import Match
 from hf_zipit.transform.transform import merge_states
 
@@ -101,7 +102,7 @@ class Multitask(Parents):
         """FLOPs of one image with all heads, and parameters, of the planned merge."""
         view = self.reference.model
         own = Steps({step: view.get_submodule(step) for step in plan.trunk})
-        merged = resized(own, self.binding, plan.ratios)
+        merged = resized(own, self.binding, plan.ratios, attributes=plan.attributes)
         flops = sum(cost.flops for cost in self.costs) - len(self.wholes) * count_flops(own, self.input_size)
         parameters = sum(self._own_parameters(number, plan) for number in range(len(self.wholes)))
         return Cost(flops + count_flops(merged, self.input_size), parameters + count_parameters(merged))
@@ -125,6 +126,7 @@ class Multitask(Parents):
             input_size=list(self.input_size),
             trunk=list(plan.trunk),
             cut=plan.cut,
+            attributes=plain_attributes(plan),
             heads=[self._head(number, name, plan) for number, name in enumerate(names)],
         )
         settings = [source.settings for source in self.wholes if source.settings]
@@ -156,7 +158,7 @@ class Multitask(Parents):
             "taps": [{"step": step, "axis": axis, "size": size} for step, _, axis, size in taps],
         }
 
-    def state(self, plan: Plan, matches: Mapping[str, Match]) -> dict[str, Tensor]:
+    def state(self, plan: Plan, matches: Matches) -> dict[str, Tensor]:
         """The state dict of the merge: the trunk, the heads, and the units that each head gathers."""
         reference = self.states[self.shared.reference]
         first = {name: reference[name] for name in plan.touched(reference)}
@@ -169,6 +171,7 @@ class Multitask(Parents):
             out |= {f"heads.{number}.{name}": value.clone() for name, value in rest.items()}
             for step, space, _, _ in self.shared.taps(number, plan.depth):
                 match = matches[space]
+                assert isinstance(match, Match)  # heads do not cross from one step to the next
                 out[f"unmerge.{number}.{step}.index"] = gathered(match.of(number), match.width)
         return out
 

@@ -20,7 +20,7 @@ from hf_zipit.specs.cuts import resolve_cut
 from hf_zipit.specs.plan import Plan
 from hf_zipit.specs.spaces import Binding
 from hf_zipit.text import load_errors
-from hf_zipit.transform.match import Match
+from hf_zipit.transform.heads import Matches
 
 Merged = ZipItForImageClassification | ZipItModel
 
@@ -36,6 +36,11 @@ def mask_settings(source: Source) -> dict[str, bool]:
     With `reduce_labels`, as for many models of ADE20K, 0 is no class, and class k of the model is k + 1 in masks.
     """
     return {"reduce_labels": True} if source.preprocessing.get("do_reduce_labels") else {}
+
+
+def plain_attributes(plan: Plan) -> dict[str, dict[str, int | float]] | None:
+    """The changed attributes of a plan as a config holds them; `None` if there are none."""
+    return {path: dict(values) for path, values in plan.attributes.items()} or None
 
 
 def heads_of(sources: Sequence[Source], names: Sequence[str]) -> list[dict[str, Any]]:
@@ -129,7 +134,7 @@ class Parents(ABC):
         """The names of the spaces that a plan merges."""
         return plan.spaces(self.states[0])
 
-    def assemble(self, names: Sequence[str], plan: Plan, matches: Mapping[str, Match], about: dict[str, Any]) -> Merged:
+    def assemble(self, names: Sequence[str], plan: Plan, matches: Matches, about: dict[str, Any]) -> Merged:
         """The merged model, before calibration.
 
         Args:
@@ -164,7 +169,7 @@ class Parents(ABC):
         """Everything needed to rebuild the merged model, except its shapes."""
 
     @abstractmethod
-    def state(self, plan: Plan, matches: Mapping[str, Match]) -> dict[str, Tensor]:
+    def state(self, plan: Plan, matches: Matches) -> dict[str, Tensor]:
         """The merged model's state dict."""
 
     @abstractmethod

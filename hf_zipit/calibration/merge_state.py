@@ -1,13 +1,13 @@
 """What every calibration is given: a merged model and how it was made."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hf_zipit.data.batches import Passes
 from hf_zipit.models.pretrained_zipit import ZipItPreTrainedModel
 from hf_zipit.sources.source import Source
 from hf_zipit.specs.plan import Plan
-from hf_zipit.transform.match import Match
+from hf_zipit.transform.heads import Matches
 
 
 @dataclass(frozen=True)
@@ -25,5 +25,5 @@ class MergeState:
     model: ZipItPreTrainedModel
     parents: Sequence[Source]
     plan: Plan
-    matches: Mapping[str, Match]
+    matches: Matches
     passes: Passes

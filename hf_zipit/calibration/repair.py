@@ -5,7 +5,7 @@ correction is written into weights, biases and the affine parameters of norms, s
 """
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from operator import itemgetter
@@ -18,7 +18,7 @@ from hf_zipit.models.modeling_zipit import ZipItForImageClassification
 from hf_zipit.running import working_copy
 from hf_zipit.specs.plan import Plan
 from hf_zipit.specs.spaces import Binding, Row
-from hf_zipit.transform.match import Match
+from hf_zipit.transform.heads import HeadMatch, Matches
 from hf_zipit.transform.transform import merge_states
 
 DEAD = 1e-6  # a unit is not scaled if its deviation is below this share of its mean's magnitude
@@ -115,7 +115,8 @@ def _layers(merge: MergeState, parents: Sequence[nn.Module]) -> list[_RepairedLa
     model, binding = merge.model.eval(), merge.plan.binding
     found = []
     for path, module in model.trunk.named_modules():
-        if rows := _rows(path, binding):
+        rows = _rows(path, binding)
+        if rows and not any(isinstance(merge.matches[row.space], HeadMatch) for row in rows):  # these average nothing
             found.append(_RepairedLayer(path, module, parents, _merging(rows, merge.plan, merge.matches)))
     # The heads of a multi-task merge, with their decoders, are no chains of layers.
     heads = model.heads if isinstance(model, ZipItForImageClassification) else ()
@@ -154,7 +155,7 @@ def _rows(path: str, binding: Binding) -> list[Row]:
     return [r for r in binding.table if r.parameter == name and r.axis == 0 and r.role != "read" and not r.local]
 
 
-def _merging(rows: Sequence[Row], plan: Plan, matches: Mapping[str, Match]) -> Callable[[list[Tensor]], Tensor]:
+def _merging(rows: Sequence[Row], plan: Plan, matches: Matches) -> Callable[[list[Tensor]], Tensor]:
     """A function that merges one value per unit of each parent as the biases of the layer are merged."""
     name = rows[0].parameter
     binding = replace(plan.binding, table=tuple(rows))

@@ -119,7 +119,7 @@ class Classification:
         ]
         return [[part.fingerprint() for part in self.images], labels]
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def outputs(self, models: Sequence[tuple[nn.Module, str | None]]) -> list[Outputs]:
         """The outputs of every model on every image; each image is decoded once.
 

@@ -96,7 +96,7 @@ class TaskMetrics:
         """For each task, its metrics and a fingerprint of its images and targets."""
         return [[task, list(names), self.targets[task].fingerprint()] for task, names in self.metrics.items()]
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def _score(self, model: nn.Module, task: str, of_merge: bool = False) -> dict[str, float]:
         """The metrics of one model on the images of a task; a merge is scored on its output for this task."""
         found: dict[str, Metric] = {name: METRICS[name]() for name in self.metrics[task]}

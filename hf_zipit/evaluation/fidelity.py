@@ -1,6 +1,6 @@
 """How close a merged model is to its parents on unlabelled images, in its outputs and in each feature space."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,6 +16,7 @@ from hf_zipit.running import logits_of, working_copy
 from hf_zipit.sources.source import Source
 from hf_zipit.specs.spaces import Binding
 from hf_zipit.statistics.probes import POSITIONS, Reader
+from hf_zipit.transform.heads import Matches
 from hf_zipit.transform.match import Match
 
 
@@ -34,7 +35,7 @@ class Distance:
     error: float
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def distance(merged: ZipItPreTrainedModel, parents: Sequence[Source], passes: Passes) -> dict[str, Distance]:
     """Compare each task's outputs with those of its parent, on the task's images, or on all if there is one data set.
 
@@ -77,18 +78,19 @@ def distance(merged: ZipItPreTrainedModel, parents: Sequence[Source], passes: Pa
     return out
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def feature_correlation(
     merged: ZipItForImageClassification,
     parents: Sequence[Source],
     binding: Binding,
-    matches: Mapping[str, Match],
+    matches: Matches,
     passes: Passes,
 ) -> dict[str, float]:
     """The mean correlation between the parents' units and their merged units, in each space of the trunk.
 
     The activations are those of the running models (ZipIt!, section 5). The mean is over all parents and all units that
-    are not constant. Spaces that are only observed after the trunk are left out.
+    are not constant. Spaces that are only observed after the trunk are left out, and
+    so are heads that are kept of all models.
 
     Args:
         merged: The merged model.
@@ -102,16 +104,17 @@ def feature_correlation(
     """
     model: Any = working_copy(merged, passes.device)
     modules = dict(model.trunk.named_modules())
+    labelled = {name: match for name, match in matches.items() if isinstance(match, Match)}
     spaces = {
         name: space
         for name, space in binding.spaces.items()
-        if name in matches and space.probes and all(probe.module in modules for probe in space.probes)
-        if matches[name].width == space.size or not any(probe.start for probe in space.probes)
+        if name in labelled and space.probes and all(probe.module in modules for probe in space.probes)
+        if labelled[name].width == space.size or not any(probe.start for probe in space.probes)
     }
-    wide = {name: replace(space, size=matches[name].width) for name, space in spaces.items()}
+    wide = {name: replace(space, size=labelled[name].width) for name, space in spaces.items()}
     copies = [working_copy(parent.model, passes.device) for parent in parents]
     sums = {
-        name: torch.zeros(6, len(m.labels), dtype=torch.float64, device=passes.device) for name, m in matches.items()
+        name: torch.zeros(6, len(m.labels), dtype=torch.float64, device=passes.device) for name, m in labelled.items()
     }
     with ExitStack() as stack:
         readers = [stack.enter_context(Reader(copy, spaces, POSITIONS)) for copy in copies]
@@ -125,7 +128,7 @@ def feature_correlation(
                 found = mine.pop(name)
                 features = [reader.pop(name) for reader in readers]
                 for y, *values in zip(found, *features, strict=True):
-                    _accumulate(sums[name], torch.cat(values, -1), y, matches[name].labels)
+                    _accumulate(sums[name], torch.cat(values, -1), y, labelled[name].labels)
     return {name: _correlation(_reduced(sums[name], passes.accelerator)) for name in spaces}
 
 

@@ -29,6 +29,7 @@ class Method:
         within: Whether the function may merge units of one model.
         options: Names of the options that the function takes as keywords.
         sized: Whether the function takes the number of merged units, `keep`.
+        heads: Whether, by default, the attention heads of all models are kept, instead of paired one-to-one.
         read: Whether the function takes how the next layers read the units, `readers`.
         fixed: Whether the match needs no similarity.
         settings: Further keywords of the function.
@@ -43,6 +44,7 @@ class Method:
     options: tuple[str, ...] = ()
     sized: bool = False
     read: bool = False
+    heads: bool = False
     fixed: bool = False
     settings: Mapping[str, Any] = field(default_factory=dict)
     control: bool = False
@@ -102,6 +104,7 @@ METHODS: dict[str, Method] = {
         within=True,
         sized=True,
         read=True,
+        heads=True,
     ),
     "permute": Method(
         f"{_ROOM}.permute:permute_match",

@@ -55,6 +55,12 @@ class Options(Settings):
         gt=0,
         description="Merged units per unit of one model, in every feature space whose width can change.",
     )
+    heads: Literal["auto", "all", "all-full", "pair"] = Field(
+        "auto",
+        description="What becomes of attention heads. With all, the heads of all models are kept, each with fewer "
+        "units, at the cost of one model; with all-full they keep all of their units, which costs more. With pair, "
+        "they are matched one-to-one and averaged. Auto is all for select, where the models allow it, and else pair.",
+    )
     flops_budget: float | None = Field(
         None,
         gt=0,
@@ -85,6 +91,9 @@ class Options(Settings):
         if not self.how.takes(self.width):
             supported = "only width 1, as it compares nothing" if self.how.fixed else "no width below 1"
             raise OptionError(f"width is {self.width:g}: method '{self.method}' supports {supported}")
+        if self.heads in ("all", "all-full") and (not self.how.activations or self.compat):
+            why = "compat pairs heads, as the authors do" if self.compat else f"'{self.method}' reads no activations"
+            raise OptionError(f"heads is '{self.heads}', which is fitted to activations: {why}; use heads pair")
         if self.balance == AUTO and not balanced(self.method):
             known = ", ".join(name for name in METHODS if balanced(name))
             raise OptionError(f"balance is '{AUTO}': method '{self.method}' has no balance; methods with one: {known}")
@@ -106,9 +115,16 @@ class Options(Settings):
         return self.how.activations
 
     @property
+    def keeps_heads(self) -> str:
+        """What becomes of attention heads: `all`, `all-full` or `pair`."""
+        if self.heads != "auto":
+            return self.heads
+        return "all" if self.how.heads and not self.compat else "pair"
+
+    @property
     def ignored(self) -> list[str]:
         """Options of matching that are not at their defaults, although the method does not use them."""
-        used = {"method", "compat", "width", "flops_budget", *self.how.options}
+        used = {"method", "compat", "width", "flops_budget", "heads", *self.how.options}
         used |= {"balance"} if balanced(self.method) else set()
         used |= {"sweeps"} if self.how.weights else set()
         unused = [name for name in Options.model_fields if name not in used]

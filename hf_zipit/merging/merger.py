@@ -16,6 +16,7 @@ from hf_zipit.data.batches import Passes, remembered
 from hf_zipit.data.dataset import Images
 from hf_zipit.data.images import open_all
 from hf_zipit.errors import OptionError
+from hf_zipit.heads.match import matches_of_heads
 from hf_zipit.matching.matcher import Matcher
 from hf_zipit.matching.options import AUTO, Options
 from hf_zipit.merging.provenance import places_of, provenance, task_names
@@ -29,7 +30,7 @@ from hf_zipit.sources.source import Source
 from hf_zipit.specs.plan import Plan
 from hf_zipit.statistics.cache import StatisticsCache
 from hf_zipit.statistics.collect import SpaceStatistics, collect
-from hf_zipit.transform.match import Match
+from hf_zipit.transform.heads import Matches
 
 _log = logging.getLogger("hf_zipit")
 Made = TypeVar("Made")
@@ -174,7 +175,7 @@ class Merger:
             return sized_plan(self.parents, recipe)
         return budget_plan(self.parents, recipe, self.match, self.statistics)
 
-    def match(self, plan: Plan, recipe: Recipe) -> dict[str, Match]:
+    def match(self, plan: Plan, recipe: Recipe) -> Matches:
         """The matches of the spaces that a plan merges, by space.
 
         Raises:
@@ -184,13 +185,14 @@ class Merger:
             raise OptionError("balance is auto; give a number, or use hf_zipit.merge, which chooses one")
         options = recipe.changed(width=1.0, flops_budget=None).options  # the plan already holds the widths
         return self._once(
-            ("match", options, plan.depth, tuple(plan.widths.items())), lambda: self._match(plan, options)
+            ("match", options, plan.depth, *(tuple(x.items()) for x in (plan.widths, plan.kept))),
+            lambda: self._match(plan, options),
         )
 
-    def _match(self, plan: Plan, options: Options) -> dict[str, Match]:
+    def _match(self, plan: Plan, options: Options) -> Matches:
         """Match the spaces that a plan merges."""
-        names = self.parents.spaces(plan)
         binding = self.parents.binding
+        names = {name for name in self.parents.spaces(plan) if binding.spaces[name].group_axis not in plan.kept}
         matcher = Matcher(
             statistics=self.statistics(names, options.compat) if options.needs_statistics else {},
             states=self.parents.states,
@@ -199,8 +201,15 @@ class Merger:
             widths=plan.widths,
             accelerator=self.passes.accelerator,
         )
-        spaces = [space for name, space in binding.spaces.items() if name in names]
-        return matcher.matches(spaces, known=self._once("families", dict))
+        spaces = [binding.spaces[name] for name in binding.spaces if name in names]
+        matches = matcher.matches(spaces, known=self._once("families", dict))
+        return {**matches, **self._match_heads(plan, matches)} if plan.kept else matches
+
+    def _match_heads(self, plan: Plan, matches: Matches) -> Matches:
+        """Match the heads of the attention layers that a plan keeps whole."""
+        parents = self.parents
+        models = [working_copy(source.model, self.passes.device) for source in parents.sources]
+        return matches_of_heads(plan, models, parents.states, parents.input_size, self.passes, matches)
 
     def statistics(self, names: Iterable[str], compat: bool = False) -> dict[str, SpaceStatistics]:
         """The statistics of the named spaces; those not known yet take one pass over the images.

@@ -1,6 +1,6 @@
 """Provenance of a merge (sources, options, images, spaces) and the names of its tasks."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from hf_zipit import __version__
@@ -13,12 +13,10 @@ from hf_zipit.recipe import Recipe
 from hf_zipit.saving.license import license_of
 from hf_zipit.saving.provenance import Provenance
 from hf_zipit.sources.source import Source
-from hf_zipit.transform.match import Match
+from hf_zipit.transform.heads import Matches
 
 
-def provenance(
-    parents: Parents, run: Recipe, recipe: Recipe, passes: Passes, matches: Mapping[str, Match]
-) -> Provenance:
+def provenance(parents: Parents, run: Recipe, recipe: Recipe, passes: Passes, matches: Matches) -> Provenance:
     """The provenance of a merge: enough to reproduce it and to see what went into it.
 
     Args:

@@ -14,7 +14,7 @@ from hf_zipit.text import load_errors, size_text
 ADVICE = "their weights or activations are too large for it; use another method or calibration"
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def check_models_run(models: Sequence[Source], passes: Passes) -> None:
     """Run every model on the first image.
 
@@ -31,7 +31,7 @@ def check_models_run(models: Sequence[Source], passes: Passes) -> None:
             raise SourceError(f"{model.name} gives outputs that are not finite; check its weights and preprocessing")
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def check_finite(merged: Merged, method: str, passes: Passes) -> None:
     """Refuse a merge with weights that are not finite, or with such outputs on the first images of each data set.
 

@@ -5,16 +5,18 @@ from collections.abc import Callable, Iterable
 
 from hf_zipit.assembly.parents import Parents
 from hf_zipit.errors import OptionError
+from hf_zipit.heads.plan import with_heads
 from hf_zipit.matching.widen import unit_count
 from hf_zipit.merging.budget import GRID, Depth, free_spaces, runs_at, spend, unexplained
 from hf_zipit.recipe import Recipe
 from hf_zipit.specs.plan import Plan
 from hf_zipit.statistics.collect import SpaceStatistics
+from hf_zipit.transform.heads import Matches
 from hf_zipit.transform.match import Match
 
 _log = logging.getLogger("hf_zipit")
 
-Matched = Callable[[Plan, Recipe], dict[str, Match]]
+Matched = Callable[[Plan, Recipe], Matches]
 Observed = Callable[[Iterable[str], bool], dict[str, SpaceStatistics]]
 
 
@@ -26,10 +28,10 @@ def sized_plan(parents: Parents, recipe: Recipe) -> Plan:
     """
     check_width("width", recipe.width, len(parents.sources))
     plan = parents.plan(recipe.cut)
-    if recipe.width == 1:
-        return plan
-    widths = _widths(parents, recipe.width, _free(parents) & parents.spaces(plan))
-    return _checked(parents, parents.plan(recipe.cut, widths), f"width is {recipe.width:g}")
+    if recipe.width != 1:
+        widths = _widths(parents, recipe.width, _free(parents) & parents.spaces(plan))
+        plan = _checked(parents, parents.plan(recipe.cut, widths), f"width is {recipe.width:g}")
+    return _with_heads(parents, plan, recipe)
 
 
 def budget_plan(parents: Parents, recipe: Recipe, match: Matched, observe: Observed) -> Plan:
@@ -58,7 +60,7 @@ def budget_plan(parents: Parents, recipe: Recipe, match: Matched, observe: Obser
     for ratio in _grid(budget, bool(free), len(parents.sources)):
         plan = parents.plan(deepest.cut, _widths(parents, ratio, free))
         for name, found in match(plan, recipe).items():
-            if name in seen and (name in free or ratio == 1):
+            if name in seen and isinstance(found, Match) and (name in free or ratio == 1):
                 size = parents.binding.spaces[name].size
                 errors[name][found.width / size] = unexplained(seen[name], found)
     costs = parents.layer_costs()
@@ -73,7 +75,13 @@ def budget_plan(parents: Parents, recipe: Recipe, match: Matched, observe: Obser
     where = chosen.cut or "before the classifiers"
     _log.info("for %.2fx FLOPs: cut %s, widths %s", offer.flops, where, widths)
     plan = Plan(parents.binding, chosen.depth, chosen.cut, widths)
-    return _checked(parents, plan, f"flops_budget is {budget:g}")
+    return _with_heads(parents, _checked(parents, plan, f"flops_budget is {budget:g}"), recipe)
+
+
+def _with_heads(parents: Parents, plan: Plan, recipe: Recipe) -> Plan:
+    """The plan with the heads of all models kept, if the recipe says so and the models allow it."""
+    size, models = parents.input_size, len(parents.sources)
+    return with_heads(plan, parents.spaces(plan), recipe.options, parents.reference.model, size, models)
 
 
 def _checked(parents: Parents, plan: Plan, what: str) -> Plan:

@@ -59,6 +59,10 @@ def _is_unmerge(value: Any) -> bool:
     return is_map(value) and is_whole(value.get("axis"), -4) and is_whole(value.get("size"), 1)
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST
+
+
 def _short(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:60]}..."
@@ -78,6 +82,10 @@ RULES: dict[str, Rule] = {
     "unmerge": ("a mapping with an axis and a size", _is_unmerge),
     "heads": ("a list of mappings", lambda value: are(value, is_map)),
     "shapes": ("a mapping of names to shapes", lambda value: is_map(value, lambda v: are(v, is_whole))),
+    "attributes": (
+        "a mapping of modules to mappings of attributes to numbers, none of them above 10 million",
+        lambda value: is_map(value, lambda held: is_map(held, _is_number)),
+    ),
     "active_task": _TEXT,
     "zipit": ("a mapping", is_map),
 }
@@ -132,6 +140,8 @@ class ZipItConfig(PreTrainedConfig):
             task that does not predict one class of several has a `problem`: `binary` (one logit), `multi-label` or
             `regression`.
         shapes: shapes of the parameters that differ from those the backbone is built with, by name.
+        attributes: attributes of the trunk's modules that differ from those the backbone is built with, by the path of
+            the module: the number of attention heads and what depends on it.
         active_task: the task whose classes `logits` holds; `None` for the joint classes of all tasks.
         zipit: provenance: software, sources, recipe, data, and the composition of the merged units.
     """
@@ -147,6 +157,7 @@ class ZipItConfig(PreTrainedConfig):
     unmerge: dict[str, int] | None = None
     heads: list[dict[str, Any]] | None = None
     shapes: dict[str, list[int]] | None = None
+    attributes: dict[str, dict[str, Any]] | None = None
     active_task: str | None = None
     zipit: dict[str, Any] | None = None
 

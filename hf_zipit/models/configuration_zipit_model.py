@@ -34,6 +34,8 @@ class ZipItModelConfig(ZipItConfig):
             is more than a tensor, and `taps` lists the steps whose outputs it reads: `[{"step", "axis", "size"}]`. With
             `reduce_labels`, masks hold 0 for no class, and k + 1 for class k of the task.
         shapes: shapes of the trunk's parameters that differ from those the backbone is built with, by name.
+        attributes: attributes of the trunk's modules that differ from those the backbone is built with, by the path of
+            the module: the number of attention heads and what depends on it.
         input_size: (channels, height, width) of an input image.
         preprocessing: timm's settings, if another image processor is saved beside the model.
         active_task: the task whose output the model returns by itself; `None` for those of all tasks.

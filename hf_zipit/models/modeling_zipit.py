@@ -6,7 +6,7 @@ It imports torch, transformers, the library of the backbone, and the files besid
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,6 +93,7 @@ class ZipItForImageClassification(ZipItPreTrainedModel):
             )
         for name, shape in (config.shapes or {}).items():
             resize(self, name, shape)
+        set_attributes(self.trunk, config.attributes or {})
         self.post_init()
 
     def forward(
@@ -194,6 +195,24 @@ def _register(architecture: str) -> None:
         from .cifar_resnet import cifar_resnet20  # noqa: F401
     if architecture == "cifar_vgg11":
         from .cifar_vgg import cifar_vgg11  # noqa: F401
+
+
+def set_attributes(root: nn.Module, attributes: Mapping[str, Mapping[str, int | float]]) -> None:
+    """Set attributes of modules that are numbers, such as the number of attention heads.
+
+    Args:
+        root: the model, changed in place.
+        attributes: path of a module -> attribute -> value.
+
+    Raises:
+        ValueError: the module has no such attribute, or it is not a number of the same type.
+    """
+    for path, values in attributes.items():
+        held = vars(root.get_submodule(path))
+        for name, value in values.items():
+            if isinstance(held.get(name), bool) or type(held.get(name)) is not type(value):
+                raise ValueError(f"{path or 'the model'} has no attribute '{name}' of type {type(value).__name__}")
+            held[name] = value
 
 
 def resize(root: nn.Module, name: str, shape: Sequence[int]) -> None:

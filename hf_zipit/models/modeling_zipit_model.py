@@ -19,7 +19,7 @@ from transformers.modeling_outputs import (
 )
 
 from .configuration_zipit_model import ZipItModelConfig
-from .modeling_zipit import Unmerge, build_backbone, resize
+from .modeling_zipit import Unmerge, build_backbone, resize, set_attributes
 from .pretrained_zipit import ZipItPreTrainedModel
 from .resume import Steps, find_step, resume_after, trunk_outputs
 
@@ -84,6 +84,7 @@ class ZipItModel(ZipItPreTrainedModel):
         )
         for name, shape in (config.shapes or {}).items():
             resize(self, name, shape)
+        set_attributes(self.trunk, config.attributes or {})
         self.post_init()
 
     def forward(self, pixel_values: Tensor, tasks: Sequence[str] | str | None = None, **kwargs: Any) -> Any:

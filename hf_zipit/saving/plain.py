@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from hf_zipit.errors import OptionError, OutputError
 from hf_zipit.models.configuration_zipit import ZipItConfig
 from hf_zipit.models.modeling_zipit import ZipItForImageClassification, build_backbone
+from hf_zipit.models.steps import step_name
+from hf_zipit.saving.heads import plain_backbone
 from hf_zipit.sources import from_timm, from_transformers
 
 FORMATS = ("zipit", "timm", "transformers")
@@ -72,9 +74,9 @@ def plain_model(merged: ZipItForImageClassification, library: str, task: str | N
     check_format(config, library, task)
     chosen = [i for i, name in enumerate(config.tasks) if task in (None, name)]
     sizes = [len(head["id2label"]) for head in config.heads or []]
-    net = build_backbone(config.backbone or {}, sum(sizes[i] for i in chosen))
+    net = build_backbone(plain_backbone(config), sum(sizes[i] for i in chosen))
     planned = {name: value.shape for name, value in net.state_dict().items()}
-    state = _state(merged, planned, chosen)
+    state = {**_never_read(merged, net), **_state(merged, planned, chosen)}
     for name in planned.keys() | state.keys():
         if name not in state or name not in planned or state[name].shape != planned[name]:
             found = _shape(state, name)
@@ -107,7 +109,7 @@ def write_plain(
     if library == from_transformers.NAME:
         from_transformers.write_checkpoint(net, folder, labels, processor)
         return
-    args = (merged.config.backbone or {}).get("model_args", {})
+    args = plain_backbone(merged.config).get("model_args", {})
     from_timm.write_checkpoint(net, folder, list(labels.values()), merged.config.pretrained_cfg, args)
 
 
@@ -129,6 +131,17 @@ def _state(
     odd = {name for name, value in out.items() if value.shape != planned.get(name)}
     whole = {name for name in (heads[0] if heads else odd) if out[name].ndim and len(out[name]) == sum(sizes)}
     return {name: value[rows] if name in whole else value for name, value in out.items()}
+
+
+def _never_read(merged: ZipItForImageClassification, net: nn.Module) -> dict[str, Tensor]:
+    """The tensors of the ordinary model that no step of a merge has, because no classification reads them.
+
+    The vision tower of CLIP has a norm for its pooled output, for example.
+    """
+    steps = [*(merged.config.trunk or []), *(merged.config.head or [])]
+    owns = merged.config.owns or {}
+    held = [f"{name}." for step in map(step_name, steps) for name in owns.get(step, [step])]
+    return {n: v for n, v in net.state_dict().items() if held and not f"{n}.".startswith(tuple(held))}
 
 
 def _shape(state: Mapping[str, Tensor], name: str) -> list[int] | str:

@@ -14,7 +14,7 @@ from hf_zipit.text import first_line, size_text
 TOLERANCE = 1e-3  # relative to the largest output: the same weights may be stored in another order in memory
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def check_written(model: ZipItPreTrainedModel, folder: Path) -> None:
     """Compare a merge with what was written of it, on one image of noise.
 

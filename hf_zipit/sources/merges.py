@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from hf_zipit.errors import SourceError
 from hf_zipit.models.configuration_zipit import ZipItConfig
-from hf_zipit.models.modeling_zipit import ZipItForImageClassification, build_backbone, resize
+from hf_zipit.models.modeling_zipit import ZipItForImageClassification, build_backbone, resize, set_attributes
 from hf_zipit.models.pretrained_zipit import ZipItPreTrainedModel
 from hf_zipit.models.steps import step_name
 from hf_zipit.sources import from_timm, from_transformers
@@ -127,6 +127,7 @@ def _backbone(config: ZipItConfig, classes: int, state: dict[str, Tensor]) -> nn
     for key, value in model.state_dict().items():
         if key in state and state[key].shape != value.shape:
             resize(model, key, list(state[key].shape))
+    set_attributes(model, config.attributes or {})
     model.load_state_dict(state, assign=True)
     return model.eval()
 

@@ -18,12 +18,17 @@ class Plan:
         depth: number of merged steps; 0 if the models are not a chain of steps.
         cut: the cut as the user named it; `None` merges as much as possible.
         widths: number of merged units, for the spaces where it differs from one model's.
+        kept: attention layers, by group axis, of which the heads of all models are kept, and the number of units of
+            each head.
+        attributes: path of a merged module -> attribute -> value, where the number of heads changes it.
     """
 
     binding: Binding
     depth: int
     cut: str | None
     widths: Mapping[str, int] = field(default_factory=dict)
+    kept: Mapping[str, int] = field(default_factory=dict)
+    attributes: Mapping[str, Mapping[str, int | float]] = field(default_factory=dict)
 
     @property
     def whole(self) -> bool:

@@ -75,7 +75,7 @@ def collect(
             stats[name] = SpaceStatistics(space, sizes, [ReferenceMoments.empty(sum(sizes), device)])
         else:
             stats[name] = SpaceStatistics(space, sizes, [Moments.empty(sum(sizes), device) for _ in range(tasks)])
-    with ExitStack() as stack, torch.inference_mode():
+    with ExitStack() as stack, torch.no_grad():
         readers = [stack.enter_context(Reader(model, wanted, None if compat else POSITIONS)) for model in models]
         probed = [probe.module for space in wanted.values() for probe in space.probes]
         runs = [_PartialRun(model, binding, until=probed) for model in models]

@@ -5,19 +5,21 @@ label, `U` copies and `M` averages. So W* sums the input columns that share a la
 share a label. No n x n matrix is built.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from hf_zipit.specs.spaces import Binding, Row
+from hf_zipit.transform.heads import HeadMatch, Matches
 from hf_zipit.transform.match import Match
 
 State = Mapping[str, Tensor]
 
 
 def merge_states(
-    states: Sequence[State], binding: Binding, matches: Mapping[str, Match], names: Iterable[str]
+    states: Sequence[State], binding: Binding, matches: Matches, names: Iterable[str]
 ) -> dict[str, Tensor]:
     """Merge tensors of N state dicts into new tensors.
 
@@ -35,7 +37,7 @@ def merge_states(
 
 
 def unmerge_reads(
-    state: State, binding: Binding, matches: Mapping[str, Match], names: Iterable[str], model: int
+    state: State, binding: Binding, matches: Matches, names: Iterable[str], model: int
 ) -> dict[str, Tensor]:
     """Make tensors of one model read merged units, `W U_k`; their output units stay as they are.
 
@@ -56,7 +58,7 @@ def unmerge_reads(
     return out
 
 
-def _merged(tensors: Sequence[Tensor], rows: Sequence[Row], matches: Mapping[str, Match]) -> Tensor:
+def _merged(tensors: Sequence[Tensor], rows: Sequence[Row], matches: Matches) -> Tensor:
     first = tensors[0]
     if not first.is_floating_point():
         return first.clone()
@@ -69,9 +71,8 @@ def _merged(tensors: Sequence[Tensor], rows: Sequence[Row], matches: Mapping[str
         for axis, mine in reads.items():
             value = along(value, axis, mine, matches, model)
         axis = writes[0].axis if writes else 0
-        ones = torch.ones(value.shape[axis] if value.ndim else 1, dtype=value.dtype, device=value.device)
+        ones = members(writes, matches, model, value.shape[axis] if value.ndim else 1, len(tensors)).to(value)
         value = along(value, axis, writes, matches, model)
-        ones = along(ones, 0, writes, matches, model)
         total = value if total is None else total + value
         count = ones if count is None else count + ones
     assert total is not None
@@ -80,7 +81,7 @@ def _merged(tensors: Sequence[Tensor], rows: Sequence[Row], matches: Mapping[str
     return (total / count.view(shape)).to(first.dtype) if total.ndim else (total / len(tensors)).to(first.dtype)
 
 
-def along(value: Tensor, axis: int, rows: Sequence[Row], matches: Mapping[str, Match], model: int) -> Tensor:
+def along(value: Tensor, axis: int, rows: Sequence[Row], matches: Matches, model: int) -> Tensor:
     """Sum the entries along an axis that belong to the same merged unit. Fixed parts of the axis are copied.
 
     Args:
@@ -92,8 +93,12 @@ def along(value: Tensor, axis: int, rows: Sequence[Row], matches: Mapping[str, M
     """
     if not rows:
         return value
-    if rows[0].local:
-        return _local(value, rows[0], matches[rows[0].space], model)
+    if any(isinstance(matches[row.space], HeadMatch) for row in rows):
+        parts = _parts(rows, value.shape[axis])
+        return torch.cat([_part(value.narrow(axis, *span), axis, row, matches, model) for row, span in parts], axis)
+    first = matches[rows[0].space]
+    if rows[0].local and isinstance(first, Match):
+        return _local(value, rows[0], first, model)
     index, width = positions(rows, matches, model, value.shape[axis])
     index = index.to(value.device)
     if len(index) == width and torch.equal(index.sort()[0], torch.arange(width, device=index.device)):
@@ -103,7 +108,53 @@ def along(value: Tensor, axis: int, rows: Sequence[Row], matches: Mapping[str, M
     return value.new_zeros(shape).index_add_(axis, index[kept], value.index_select(axis, kept))
 
 
-def positions(rows: Sequence[Row], matches: Mapping[str, Match], model: int, length: int) -> tuple[Tensor, int]:
+def members(rows: Sequence[Row], matches: Matches, model: int, length: int, models: int) -> Tensor:
+    """How many of a model's units each index of a merged axis is the mean of, `(merged length,)`.
+
+    A merged head has one member in all, so each model counts as a share of it.
+
+    Args:
+        rows: All rows of the table for this axis that write or carry a space.
+        matches: Space -> match, for the spaces of all rows.
+        model: The model's number in the matches.
+        length: Length of the axis before the merge.
+        models: Number of models.
+    """
+    pieces = []
+    for row, (_, size) in _parts(rows, length):
+        match = None if row is None else matches[row.space]
+        if isinstance(match, HeadMatch):
+            pieces.append(torch.full((match.width,), 1 / models, dtype=torch.float64))
+        else:
+            pieces.append(_part(torch.ones(size, dtype=torch.float64), 0, row, matches, model))
+    return torch.cat(pieces)
+
+
+def _parts(rows: Sequence[Row], length: int) -> Iterator[tuple[Row | None, tuple[int, int]]]:
+    """An axis divided into what each row covers and what is fixed in between, each with its start and length."""
+    done = 0
+    for row in sorted(rows, key=lambda r: r.offset):
+        if row.offset > done:
+            yield None, (done, row.offset - done)
+        yield row, (row.offset, row.length)
+        done = row.offset + row.length
+    if done < length:
+        yield None, (done, length - done)
+
+
+def _part(value: Tensor, axis: int, row: Row | None, matches: Matches, model: int) -> Tensor:
+    """Merge the part of an axis that one row covers; without a row it is fixed."""
+    if row is None:
+        return value
+    match = matches[row.space]
+    if not isinstance(match, HeadMatch):
+        return along(value, axis, [replace(row, offset=0)], matches, model)
+    heads = match.unmerge(model).T if row.role == "read" else match.merge(row, model)  # (width, units)
+    out: Tensor = torch.tensordot(heads.to(value), value, dims=([1], [axis])).movedim(0, axis)
+    return out
+
+
+def positions(rows: Sequence[Row], matches: Matches, model: int, length: int) -> tuple[Tensor, int]:
     """The merged position of every index of an axis, and the merged length of the axis.
 
     Args:
@@ -122,6 +173,7 @@ def positions(rows: Sequence[Row], matches: Mapping[str, Match], model: int, len
         pieces.append(torch.arange(width, width + row.offset - done))
         width += row.offset - done
         match = matches[row.space]
+        assert isinstance(match, Match)  # heads have no positions
         labels = match.of(model)  # (size,)
         index = (torch.arange(row.before)[:, None] * match.width + labels) * row.after
         index = (index[..., None] + torch.arange(row.after)).masked_fill((labels < 0)[None, :, None], -1 - width)

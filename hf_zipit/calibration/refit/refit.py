@@ -12,7 +12,7 @@ from hf_zipit.calibration.refit.layers import Layer, LayerGroup, find_layers
 from hf_zipit.calibration.refit.normal_equations import NormalEquations
 from hf_zipit.calibration.refit.observe import LayerObserver
 from hf_zipit.calibration.refit.replay import Replay, Track
-from hf_zipit.calibration.refit.targets import Target, identity, trunk_target
+from hf_zipit.calibration.refit.targets import AnyTarget, identity, trunk_target
 from hf_zipit.calibration.refit.tracks import merged_tracks, network_of, parent_tracks
 from hf_zipit.running import working_copy
 
@@ -85,14 +85,14 @@ def _sizes(track: Track, value: Tensor) -> list[int]:
     return sizes
 
 
-def _target(merge: MergeState, nets: Sequence[nn.Module], layer: Layer, per_task: bool) -> Target:
+def _target(merge: MergeState, nets: Sequence[nn.Module], layer: Layer, per_task: bool) -> AnyTarget:
     """The target of a layer of the trunk; `nets` are the parents."""
     name = f"{layer.maps[0].module}.weight"
     widths = [int(net.get_parameter(name).shape[0]) for net in nets]
     return trunk_target(merge.plan.binding, merge.matches, name, widths, per_task)
 
 
-def _fit(replay: Replay, group: LayerGroup, targets: Mapping[Layer, Target], task: int | None = None) -> None:
+def _fit(replay: Replay, group: LayerGroup, targets: Mapping[Layer, AnyTarget], task: int | None = None) -> None:
     """Refit the layers of a group in one pass.
 
     Args:

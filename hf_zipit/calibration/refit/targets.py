@@ -1,14 +1,14 @@
 """What a refit fits layers to: the parents' outputs, merged as the units are."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from hf_zipit.calibration.refit.layers import Layer
 from hf_zipit.specs.spaces import Binding
-from hf_zipit.transform.match import Match
-from hf_zipit.transform.transform import positions
+from hf_zipit.transform.heads import HeadMatch, Matches
+from hf_zipit.transform.transform import along, members, positions
 
 
 class Target:
@@ -54,13 +54,33 @@ class Target:
         return out
 
 
+class DenseTarget:
+    """A linear map of the parents' outputs of one layer, which writes attention heads that are kept of all parents.
+
+    Every output of the merged layer belongs to one parent, so the task of an image makes no difference.
+
+    Args:
+        maps: for each parent `(m, n)`, from its outputs to those of the merged layer; what all parents give is added.
+    """
+
+    def __init__(self, maps: Sequence[Tensor]) -> None:
+        self.maps = maps
+
+    def __call__(self, outputs: Sequence[Tensor], task: Tensor) -> Tensor:
+        """What the merged layer should put out, `(B, P, m)`, from the outputs `(B, P, n)` of each parent."""
+        return torch.stack([out @ one.to(out).T for out, one in zip(outputs, self.maps, strict=True)]).sum(0)
+
+
+AnyTarget = Target | DenseTarget
+
+
 def trunk_target(
     binding: Binding,
-    matches: Mapping[str, Match],
+    matches: Matches,
     parameter: str,
     widths: Sequence[int],
     per_task: bool,
-) -> Target:
+) -> AnyTarget:
     """The target of a layer of the trunk: its outputs are merged as the rows of its weight are.
 
     Args:
@@ -75,7 +95,11 @@ def trunk_target(
         labels = [torch.arange(start, start + width) for start, width in zip(starts, widths, strict=True)]
         return Target(labels, sum(widths), False)
     rows = [row for row in binding.rows([parameter])[parameter] if row.role != "read" and row.axis == 0]
-    aims = {row.space: matches[row.space].aim for row in rows}
+    aims: Matches = {row.space: matches[row.space].aim for row in rows}
+    if any(isinstance(aim, HeadMatch) for aim in aims.values()):
+        maps = [along(torch.eye(width), 0, rows, aims, model) for model, width in enumerate(widths)]
+        counts = torch.stack([members(rows, aims, k, width, len(widths)) for k, width in enumerate(widths)]).sum(0)
+        return DenseTarget([one / counts[:, None].clamp(min=1) for one in maps])
     placed = [positions(rows, aims, model, width) for model, width in enumerate(widths)]
     return Target([labels for labels, _ in placed], placed[0][1], per_task)
 

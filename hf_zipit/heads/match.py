@@ -1,0 +1,109 @@
+"""Matches that keep the heads of all models: maps from statistics, one attention layer after the other."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from hf_zipit.data.batches import Passes
+from hf_zipit.heads.check import key_parts, table_match
+from hf_zipit.heads.maps import logit_maps, value_maps
+from hf_zipit.heads.statistics import HeadStatistics, head_statistics
+from hf_zipit.specs.attention import Attention, Part, attentions
+from hf_zipit.specs.plan import Plan
+from hf_zipit.specs.spaces import Binding, Row
+from hf_zipit.transform.heads import HeadMatch, Matches
+from hf_zipit.transform.match import Match
+from hf_zipit.transform.transform import along, members
+
+
+def match_heads(
+    layer: Attention,
+    statistics: HeadStatistics,
+    keys: set[Part],
+    written: Sequence[Tensor],
+    units: int,
+) -> dict[str, Match | HeadMatch]:
+    """The matches of the spaces of one attention layer, which keep all heads of all models.
+
+    Args:
+        layer: the layer.
+        statistics: of its heads.
+        keys: which parts are keys.
+        written: for each head of each model, how it writes into the merged stream, `(u, d)`.
+        units: units of each merged head, r.
+    """
+    models = len(statistics.queries)
+    sizes = (layer.logits.size,) * models
+    if units >= layer.units:
+        same = torch.eye(layer.units, dtype=torch.float64).expand(models, layer.heads, -1, -1)
+        logits = HeadMatch(sizes, layer.heads, dict.fromkeys(layer.pair, same))
+        values = HeadMatch(sizes, layer.heads, {layer.value: same}, same)
+    else:
+        queries = statistics.queries / statistics.counts[0]
+        a, b = logit_maps(queries, statistics.keys / statistics.counts[1], units)
+        a = a * (units / layer.units) ** 0.5  # the module divides the logits by the root of the units
+        key = next((part for part in layer.pair if part in keys), layer.pair[1])
+        logits = HeadMatch(sizes, layer.heads, {part: (b if part == key else a).cpu() for part in layer.pair})
+        maps, reads = value_maps(statistics.outputs.covariance, written, units)
+        shaped = [value.reshape(models, layer.heads, *value.shape[1:]).cpu() for value in (maps, reads)]
+        values = HeadMatch(sizes, layer.heads, {layer.value: shaped[0]}, shaped[1])
+    tables = {name: table_match(layer.heads, models) for name in layer.tables}
+    return {layer.logits.name: logits, layer.values.name: values, **tables}
+
+
+def read_row(layer: Attention, binding: Binding) -> Row:
+    """The row of the weight that reads the outputs of the heads."""
+    return next(row for row in binding.table if row.space == layer.values.name and row.role == "read")
+
+
+def written_by_heads(
+    layer: Attention, row: Row, states: Sequence[Mapping[str, Tensor]], binding: Binding, matches: Matches
+) -> list[Tensor]:
+    """How each head of each model writes into the merged stream, one `(u, d)` for each.
+
+    Args:
+        layer: the attention layer.
+        row: of the weight that reads its heads.
+        states: state dicts of the models.
+        binding: the spec.
+        matches: of the stream that the layer writes.
+    """
+    writes = [other for other in binding.rows([row.parameter])[row.parameter] if other.role != "read"]
+    out: list[Tensor] = []
+    weights = [state[row.parameter].double() for state in states]
+    counts = torch.stack([members(writes, matches, k, len(w), len(weights)) for k, w in enumerate(weights)]).sum(0)
+    for model, weight in enumerate(weights):
+        mine = along(weight, 0, writes, matches, model) / counts.to(weight).clamp(min=1)[:, None]  # (d, H * u)
+        out.extend(torch.split(mine.T, layer.units))
+    return out
+
+
+def matches_of_heads(
+    plan: Plan,
+    models: Sequence[nn.Module],
+    states: Sequence[Mapping[str, Tensor]],
+    size: Sequence[int],
+    passes: Passes,
+    matches: Matches,
+) -> dict[str, Match | HeadMatch]:
+    """The matches of all spaces of the attention layers whose heads a plan keeps, from one pass over the images.
+
+    Args:
+        plan: which layers these are, and the units of their heads.
+        models: in eval mode, on the device of the passes.
+        states: their state dicts.
+        size: channels, height and width of an image.
+        passes: over the images.
+        matches: of the other spaces.
+    """
+    layers = [layer for axis, layer in attentions(plan.binding).items() if axis in plan.kept]
+    keys = key_parts(models[0], plan.binding, layers, size)
+    rows = {x.axis: read_row(x, plan.binding) for x in layers}
+    readers = {axis: row.parameter.rpartition(".")[0] for axis, row in rows.items()}
+    statistics = head_statistics(models, layers, keys, readers, passes, {})
+    found: dict[str, Match | HeadMatch] = {}
+    for layer in layers:
+        written = written_by_heads(layer, rows[layer.axis], states, plan.binding, matches)
+        found |= match_heads(layer, statistics[layer.axis], keys, written, plan.kept[layer.axis])
+    return found

@@ -1,0 +1,92 @@
+"""Which attention layers of a merge keep the heads of all models, and how many units each head has."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from torch import nn
+
+from hf_zipit.errors import OptionError
+from hf_zipit.heads.check import keeps_function
+from hf_zipit.heads.modules import Attributes, head_attributes
+from hf_zipit.matching.options import Options
+from hf_zipit.specs.attention import Attention, attentions
+from hf_zipit.specs.plan import Plan
+
+ALL, FULL, PAIR, AUTO = "all", "all-full", "pair", "auto"
+_log = logging.getLogger("hf_zipit")
+
+
+def with_heads(
+    plan: Plan, merged: set[str], options: Options, model: nn.Module, size: Sequence[int], models: int
+) -> Plan:
+    """The plan with the heads of all models kept, if the options say so and the models allow it.
+
+    Args:
+        plan: where the trunk ends, and how wide it is.
+        merged: the spaces that it merges.
+        options: of the merge.
+        model: one of the models; it is not changed.
+        size: channels, height and width of an image.
+        models: number of models.
+
+    Raises:
+        OptionError: heads are `all` or `all-full`, and the models have none that can be kept.
+    """
+    wanted = options.keeps_heads
+    if wanted == PAIR:
+        return plan
+    layers = [x for x in attentions(plan.binding).values() if merged.issuperset(x.spaces)]
+    units = {x.axis: _units(x, models, wanted, options.width) for x in layers}
+    found = able(model, plan, layers, size, models, units)
+    if not found and options.heads in (ALL, FULL) and layers:
+        units = {x.axis: x.units for x in layers}
+        found = able(model, plan, layers, size, models, units) if wanted == ALL else []
+        if found:
+            _log.warning("heads keep all of their units, as these models allow no others; this costs more")
+    if not found and options.heads in (ALL, FULL):
+        raise OptionError(f"heads is '{options.heads}': {_reason(layers)}; use heads pair")
+    return _planned(plan, found, model, models, units)
+
+
+def able(
+    model: nn.Module,
+    plan: Plan,
+    layers: Sequence[Attention],
+    size: Sequence[int],
+    models: int,
+    units: Mapping[str, int],
+) -> list[Attention]:
+    """Those attention layers that can have the heads of all models, with so many units each."""
+    if not layers or keeps_function(model, plan.binding, layers, size, models, units):
+        return list(layers)
+    return [x for x in layers if keeps_function(model, plan.binding, [x], size, models, units)]
+
+
+def _units(layer: Attention, models: int, wanted: str, width: float) -> int:
+    """Units of each merged head: as many as fit into the width of one model, or all of them."""
+    if wanted == FULL:
+        return layer.units
+    return min(layer.units, max(1, int(width * layer.units / models + 1e-9)))
+
+
+def _planned(plan: Plan, layers: Sequence[Attention], model: nn.Module, models: int, units: Mapping[str, int]) -> Plan:
+    """The plan with its widths and attributes for these layers."""
+    widths = dict(plan.widths)
+    attributes: Attributes = {}
+    for layer in layers:
+        heads = models * layer.heads
+        attributes |= head_attributes(model, layer, heads, units[layer.axis])
+        for space in (layer.logits, layer.values):
+            widths[space.name] = heads * units[layer.axis]
+        widths |= dict.fromkeys(layer.tables, heads)
+    sizes = {name: space.size for name, space in plan.binding.spaces.items()}
+    changed = {name: width for name, width in widths.items() if width != sizes[name]}
+    return replace(plan, widths=changed, kept={x.axis: units[x.axis] for x in layers}, attributes=attributes)
+
+
+def _reason(layers: Sequence[Attention]) -> str:
+    """Why no heads can be kept."""
+    if not layers:
+        return "these models have no attention heads that could be kept in the merged layers"
+    return f"the module {layers[0].module} does not run with another number of heads"

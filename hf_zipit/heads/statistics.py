@@ -1,0 +1,122 @@
+"""What head maps are computed from: second moments of queries, keys and head outputs, in one pass over the images."""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from hf_zipit.data.batches import Passes
+from hf_zipit.specs.attention import Attention, Part
+from hf_zipit.statistics.moments import Moments
+
+Read = Mapping[str, Tensor]  # group axis -> which tokens anything later reads, `(P,)`; all if it has no entry
+
+
+@dataclass
+class HeadStatistics:
+    """The moments of the heads of one attention layer, of all models.
+
+    Attributes:
+        queries: sum over the samples of `q q'`, `(N, H, u, u)`, float64.
+        keys: the same of the keys, centred over the tokens that one softmax runs over, `(N, H, u, u)`.
+        counts: the number of samples of queries and of keys, `(2,)`.
+        outputs: moments of the outputs of all heads of all models side by side, `N * H * u` units.
+    """
+
+    queries: Tensor
+    keys: Tensor
+    counts: Tensor
+    outputs: Moments
+
+    @classmethod
+    def empty(cls, layer: Attention, models: int, device: torch.device) -> "HeadStatistics":
+        """The moments of no samples."""
+        shape = (models, layer.heads, layer.units, layer.units)
+        zeros = torch.zeros(shape, dtype=torch.float64, device=device)
+        counts = torch.zeros(2, dtype=torch.float64, device=device)
+        return cls(zeros, zeros.clone(), counts, Moments.empty(models * layer.values.size, device))
+
+    def reduce(self, accelerator: Accelerator) -> None:
+        """Replace the moments of this process by those of all processes."""
+        if accelerator.num_processes > 1:
+            self.queries, self.keys, self.counts = (
+                accelerator.reduce(value, "sum") for value in (self.queries, self.keys, self.counts)
+            )
+        self.outputs.reduce(accelerator)
+
+
+class _Seen:
+    """What the parts of one layer of one model put out during a forward pass."""
+
+    def __init__(self, layer: Attention) -> None:
+        self.layer = layer
+        self.values: dict[str, Tensor] = {}
+
+    def keep(self, name: str, start: int) -> Callable[..., None]:
+        """A hook on the module that writes a part."""
+        return lambda _, __, out: self.values.update({name: self._heads(out, start)})
+
+    def keep_input(self) -> Callable[..., None]:
+        """A hook on the layer that reads the outputs of the heads."""
+        return lambda _, args: self.values.update(outputs=args[0].flatten(1, -2).clone())
+
+    def _heads(self, out: Tensor, start: int) -> Tensor:
+        """`(B, P, units)` -> `(B, P, H, u)`, in float64."""
+        mine = out[..., start : start + self.layer.logits.size]
+        return mine.flatten(1, -2).double().reshape(len(out), -1, self.layer.heads, self.layer.units)
+
+
+@torch.no_grad()
+def head_statistics(
+    models: Sequence[nn.Module],
+    layers: Sequence[Attention],
+    keys: set[Part],
+    readers: Mapping[str, str],
+    passes: Passes,
+    read: Read,
+) -> dict[str, HeadStatistics]:
+    """The statistics of some attention layers, by group axis.
+
+    Args:
+        models: in eval mode, on the device of the passes. Hooks are removed afterwards.
+        layers: the attention layers.
+        keys: which parts are keys.
+        readers: group axis -> the module that reads the outputs of the heads.
+        passes: over the images.
+        read: tokens whose queries and outputs count. Keys and values count at every token.
+    """
+    found = {layer.axis: HeadStatistics.empty(layer, len(models), passes.device) for layer in layers}
+    seen = [{layer.axis: _Seen(layer) for layer in layers} for _ in models]
+    with ExitStack() as stack:
+        for model, mine in zip(models, seen, strict=True):
+            for layer in layers:
+                for part in layer.pair:
+                    hook = mine[layer.axis].keep("keys" if part in keys else "queries", part[1])
+                    stack.callback(model.get_submodule(part[0]).register_forward_hook(hook).remove)
+                reader = model.get_submodule(readers[layer.axis])
+                stack.callback(reader.register_forward_pre_hook(mine[layer.axis].keep_input()).remove)
+        for pixels, _ in passes("Reading attention heads"):
+            pixels = pixels.to(passes.device, next(models[0].parameters()).dtype, memory_format=torch.channels_last)
+            for model in models:
+                model(pixels)
+            for axis, statistics in found.items():
+                _add(statistics, [mine[axis].values for mine in seen], read.get(axis))
+    for statistics in found.values():
+        statistics.reduce(passes.accelerator)
+    return found
+
+
+def _add(statistics: HeadStatistics, seen: Sequence[Mapping[str, Tensor]], read: Tensor | None) -> None:
+    """Add what one batch showed of one layer, `seen[model]`."""
+    outputs = torch.cat([mine["outputs"] for mine in seen], -1)
+    tokens = slice(None) if read is None or len(read) != outputs.shape[1] else read.to(outputs.device)
+    statistics.outputs.update(outputs[:, tokens])
+    for model, mine in enumerate(seen):
+        queries = mine["queries"][:, tokens].flatten(0, 1)  # (T, H, u)
+        centred = (mine["keys"] - mine["keys"].mean(1, keepdim=True)).flatten(0, 1)
+        statistics.queries[model] += torch.einsum("thu,thv->huv", queries, queries)
+        statistics.keys[model] += torch.einsum("thu,thv->huv", centred, centred)
+    statistics.counts += torch.tensor([len(queries), len(centred)]).to(statistics.counts)

@@ -1,0 +1,71 @@
+"""A match of attention heads: all heads of all models side by side, each mapped to fewer units."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from hf_zipit.specs.attention import Part, part_of
+from hf_zipit.specs.spaces import Row
+from hf_zipit.transform.match import Match
+
+
+@dataclass(frozen=True, eq=False)
+class HeadMatch:
+    """All heads of all models, each with r units instead of u.
+
+    Merged head `k * H + h` is head h of model k. No head is merged with another one, so a merge sums what the models
+    write, and divides by nothing.
+
+    Attributes:
+        sizes: number of units of each model, `(H * u, ...)`.
+        heads: number of heads of one model, H.
+        writes: for each part that writes the space, the map of every head, `(N, H, r, u)`.
+        reads: how a layer that reads the space gets the u units of a head back, `(N, H, u, r)`; `None` for queries and
+            keys, which nothing reads.
+
+    >>> halves = torch.tensor([[1.0, 0.0]]).expand(2, 3, 1, 2)
+    >>> HeadMatch((6, 6), 3, {("attn.q", 0): halves}).width
+    6
+    """
+
+    sizes: tuple[int, ...]
+    heads: int
+    writes: Mapping[Part, Tensor]
+    reads: Tensor | None = None
+
+    @property
+    def width(self) -> int:
+        """Number of merged units, N * H * r."""
+        models, heads, units, _ = next(iter(self.writes.values())).shape
+        return models * heads * units
+
+    def merge(self, row: Row, model: int) -> Tensor:
+        """The map from one model's units to the merged units, for a row that writes them, `(width, H * u)`."""
+        return self._placed(self.writes[part_of(row)][model], model)
+
+    def unmerge(self, model: int) -> Tensor:
+        """The map from the merged units to one model's units, for a row that reads them, `(H * u, width)`."""
+        assert self.reads is not None  # nothing reads queries and keys
+        return self._placed(self.reads[model].mT, model).T
+
+    @property
+    def aim(self) -> "HeadMatch":
+        """The match that defines the refit targets: this one."""
+        return self
+
+    def composition(self) -> dict[str, int]:
+        """Counts of merged units by their members, as for other matches: each has units of one head alone."""
+        return {"shared": 0, "within": 0, "alone": self.width}
+
+    def _placed(self, maps: Tensor, model: int) -> Tensor:
+        """The maps of one model's heads `(H, r, u)` as one matrix, `(width, H * u)`."""
+        heads, units, size = maps.shape
+        out = maps.new_zeros(self.width, heads * size)
+        for head, one in enumerate(maps):
+            row = (model * heads + head) * units
+            out[row : row + units, head * size : (head + 1) * size] = one
+        return out
+
+
+Matches = Mapping[str, Match | HeadMatch]  # by space

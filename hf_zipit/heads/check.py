@@ -24,8 +24,9 @@ def truncation(attention: Attention, models: int, units: int) -> HeadMatch:
     first = torch.eye(attention.units, dtype=torch.float64)[:units]
     maps = first.expand(models, attention.heads, -1, -1)
     factor = (units / attention.units) ** 0.5  # the modules divide by the root of the units
-    writes = {attention.pair[0]: maps * factor, attention.pair[1]: maps, attention.value: maps}
-    return HeadMatch((attention.logits.size,) * models, attention.heads, writes, maps.mT)
+    writes = dict.fromkeys((*attention.pair, attention.value), maps)
+    writes |= dict.fromkeys(attention.pair[:1], maps * factor)
+    return HeadMatch((attention.values.size,) * models, attention.heads, writes, maps.mT)
 
 
 def zeroing(attention: Attention, units: int) -> HeadMatch:
@@ -33,7 +34,7 @@ def zeroing(attention: Attention, units: int) -> HeadMatch:
     kept = torch.diag((torch.arange(attention.units) < units).double())
     maps = kept.expand(1, attention.heads, -1, -1)
     writes = dict.fromkeys((*attention.pair, attention.value), maps)
-    return HeadMatch((attention.logits.size,), attention.heads, writes, maps)
+    return HeadMatch((attention.values.size,), attention.heads, writes, maps)
 
 
 def head_matches(
@@ -44,7 +45,7 @@ def head_matches(
     for name, space in binding.spaces.items():
         matches[name] = Match(torch.arange(space.size).repeat(models), (space.size,) * models, space.size)
     for layer in layers:
-        matches[layer.logits.name] = matches[layer.values.name] = heads[layer.axis]
+        matches |= dict.fromkeys(layer.spaces, heads[layer.axis])
         matches |= {name: table_match(layer.heads, models) for name in layer.tables}
     return matches
 
@@ -124,6 +125,7 @@ def key_parts(model: nn.Module, binding: Binding, layers: Sequence[Attention], s
     """
     net, pixels = _random(model, size)
     wanted = logits_of(net(pixels))
+    layers = [layer for layer in layers if layer.pair]
     for number in (1, 0):
         parts = [layer.pair[number] for layer in layers]
         if _close(_shifted(net, binding, parts, layers, pixels), wanted):
@@ -143,7 +145,7 @@ def _shifted(
     out = copy.deepcopy(net)
     for (path, start), layer in zip(parts, layers, strict=True):
         module = out.get_submodule(path)
-        shift = torch.randn(layer.logits.size, generator=torch.Generator().manual_seed(1)).to(pixels)
+        shift = torch.randn(layer.values.size, generator=torch.Generator().manual_seed(1)).to(pixels)
 
         def add(_: nn.Module, __: object, value: Tensor, shift: Tensor = shift, start: int = start) -> Tensor:
             value = value.clone()

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_zipit.data.batches import Passes
-from hf_zipit.heads.check import key_parts, table_match
+from hf_zipit.heads.check import key_parts, table_match, truncation
 from hf_zipit.heads.maps import logit_maps, value_maps
 from hf_zipit.heads.statistics import HeadStatistics, head_statistics
 from hf_zipit.specs.attention import Attention, Part, attentions
@@ -34,22 +34,25 @@ def match_heads(
         units: units of each merged head, r.
     """
     models = len(statistics.queries)
-    sizes = (layer.logits.size,) * models
-    if units >= layer.units:
-        same = torch.eye(layer.units, dtype=torch.float64).expand(models, layer.heads, -1, -1)
-        logits = HeadMatch(sizes, layer.heads, dict.fromkeys(layer.pair, same))
-        values = HeadMatch(sizes, layer.heads, {layer.value: same}, same)
-    else:
-        queries = statistics.queries / statistics.counts[0]
-        a, b = logit_maps(queries, statistics.keys / statistics.counts[1], units)
-        a = a * (units / layer.units) ** 0.5  # the module divides the logits by the root of the units
-        key = next((part for part in layer.pair if part in keys), layer.pair[1])
-        logits = HeadMatch(sizes, layer.heads, {part: (b if part == key else a).cpu() for part in layer.pair})
-        maps, reads = value_maps(statistics.outputs.covariance, written, units)
-        shaped = [value.reshape(models, layer.heads, *value.shape[1:]).cpu() for value in (maps, reads)]
-        values = HeadMatch(sizes, layer.heads, {layer.value: shaped[0]}, shaped[1])
-    tables = {name: table_match(layer.heads, models) for name in layer.tables}
-    return {layer.logits.name: logits, layer.values.name: values, **tables}
+    sizes = (layer.values.size,) * models
+    a, b = logit_maps(statistics.queries / statistics.counts[0], statistics.keys / statistics.counts[1], units)
+    a = a * (units / layer.units) ** 0.5  # the module divides the logits by the root of the units
+    key = next((part for part in layer.pair if part in keys), layer.pair[1])
+    maps, reads = value_maps(statistics.outputs.covariance, written, units)
+    shaped = [value.reshape(models, layer.heads, *value.shape[1:]).cpu() for value in (maps, reads)]
+    logits = HeadMatch(sizes, layer.heads, {part: (b if part == key else a).cpu() for part in layer.pair})
+    values = HeadMatch(sizes, layer.heads, {layer.value: shaped[0]}, shaped[1])
+    return matches_of_layer(layer, models, logits, values)
+
+
+def matches_of_layer(
+    layer: Attention, models: int, logits: HeadMatch, values: HeadMatch
+) -> dict[str, Match | HeadMatch]:
+    """The matches of the spaces of one attention layer, with its tables."""
+    found: dict[str, Match | HeadMatch] = {layer.values.name: values}
+    if layer.logits is not None:
+        found[layer.logits.name] = logits
+    return found | {name: table_match(layer.heads, models) for name in layer.tables}
 
 
 def read_row(layer: Attention, binding: Binding) -> Row:
@@ -97,12 +100,18 @@ def matches_of_heads(
         passes: over the images.
         matches: of the other spaces.
     """
-    layers = [layer for axis, layer in attentions(plan.binding).items() if axis in plan.kept]
+    kept = [layer for axis, layer in attentions(plan.binding).items() if axis in plan.kept]
+    found: dict[str, Match | HeadMatch] = {}
+    for layer in kept:
+        whole = truncation(layer, len(models), layer.units)
+        found |= matches_of_layer(layer, len(models), whole, whole)
+    layers = [layer for layer in kept if plan.kept[layer.axis] < layer.units]
+    if not layers:
+        return found
     keys = key_parts(models[0], plan.binding, layers, size)
     rows = {x.axis: read_row(x, plan.binding) for x in layers}
     readers = {axis: row.parameter.rpartition(".")[0] for axis, row in rows.items()}
     statistics = head_statistics(models, layers, keys, readers, passes, {})
-    found: dict[str, Match | HeadMatch] = {}
     for layer in layers:
         written = written_by_heads(layer, rows[layer.axis], states, plan.binding, matches)
         found |= match_heads(layer, statistics[layer.axis], keys, written, plan.kept[layer.axis])

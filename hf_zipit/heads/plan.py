@@ -77,8 +77,7 @@ def _planned(plan: Plan, layers: Sequence[Attention], model: nn.Module, models: 
     for layer in layers:
         heads = models * layer.heads
         attributes |= head_attributes(model, layer, heads, units[layer.axis])
-        for space in (layer.logits, layer.values):
-            widths[space.name] = heads * units[layer.axis]
+        widths |= dict.fromkeys(layer.spaces, heads * units[layer.axis])
         widths |= dict.fromkeys(layer.tables, heads)
     sizes = {name: space.size for name, space in plan.binding.spaces.items()}
     changed = {name: width for name, width in widths.items() if width != sizes[name]}
@@ -89,4 +88,4 @@ def _reason(layers: Sequence[Attention]) -> str:
     """Why no heads can be kept."""
     if not layers:
         return "these models have no attention heads that could be kept in the merged layers"
-    return f"the module {layers[0].module} does not run with another number of heads"
+    return f"the module {layers[0].module} runs only with the number of heads that it was built for"

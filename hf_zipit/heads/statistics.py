@@ -65,7 +65,7 @@ class _Seen:
 
     def _heads(self, out: Tensor, start: int) -> Tensor:
         """`(B, P, units)` -> `(B, P, H, u)`, in float64."""
-        mine = out[..., start : start + self.layer.logits.size]
+        mine = out[..., start : start + self.layer.values.size]
         return mine.flatten(1, -2).double().reshape(len(out), -1, self.layer.heads, self.layer.units)
 
 

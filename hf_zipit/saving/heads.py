@@ -50,13 +50,13 @@ def _agrees(backbone: dict[str, Any], wanted: Mapping[str, Mapping[str, int | fl
     )
 
 
-def _candidates(
-    backbone: dict[str, Any], wanted: Mapping[str, Mapping[str, int | float]]
-) -> Iterator[dict[str, Any]]:
+def _candidates(backbone: dict[str, Any], wanted: Mapping[str, Mapping[str, int | float]]) -> Iterator[dict[str, Any]]:
     """Descriptions with other numbers of heads."""
     with torch.device("meta"):
         net = build_backbone(backbone, 2)
-    pairs = [(_heads(net, path), value) for path, held in wanted.items() for name, value in held.items() if name in KEYS]
+    pairs = [
+        (_heads(net, path), value) for path, held in wanted.items() for name, value in held.items() if name in KEYS
+    ]
     factors = {new / old for old, new in pairs if old}
     if len(factors) != 1:
         return
@@ -78,7 +78,9 @@ def _heads(net: nn.Module, path: str) -> int:
 
 def _multiplied(config: dict[str, Any], factor: int) -> dict[str, Any]:
     """A config of transformers with more heads, also in the part for images."""
-    out = {key: _multiplied(value, factor) if key == "vision_config" else value for key, value in config.items()}
+    out: dict[str, Any] = dict(config)
+    if isinstance(out.get("vision_config"), dict):
+        out["vision_config"] = _multiplied(out["vision_config"], factor)
     for key in KEYS:
         if isinstance(out.get(key), int):
             out[key] = out[key] * factor

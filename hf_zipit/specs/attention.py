@@ -15,21 +15,22 @@ class Attention:
         axis: the group axis of its heads.
         module: path of the module that holds all of its parameters.
         heads: number of heads, H.
-        logits: the space of queries and keys, of `H * u` units.
         values: the space of the values, of `H * u` units.
-        tables: names of the spaces with one unit per head, such as relative position biases.
-        pair: the two parts that write `logits`. Which of them is the query is for the model to show.
         value: the part that writes `values`.
+        logits: the space of queries and keys, of `H * u` units; `None` where their units have fixed places inside a
+            head, as with rotary embeddings.
+        pair: the two parts that write `logits`. Which of them is the query is for the model to show.
+        tables: names of the spaces with one unit per head, such as relative position biases.
     """
 
     axis: str
     module: str
     heads: int
-    logits: FeatureSpace
     values: FeatureSpace
-    tables: tuple[str, ...]
-    pair: tuple[Part, Part]
     value: Part
+    logits: FeatureSpace | None
+    pair: tuple[Part, ...]
+    tables: tuple[str, ...]
 
     @property
     def units(self) -> int:
@@ -39,7 +40,7 @@ class Attention:
     @property
     def spaces(self) -> tuple[str, ...]:
         """The names of all spaces that hold its heads."""
-        return (self.logits.name, self.values.name, *self.tables)
+        return (self.values.name, *(() if self.logits is None else (self.logits.name,)), *self.tables)
 
 
 def part_of(row: Row) -> Part:
@@ -50,8 +51,9 @@ def part_of(row: Row) -> Part:
 def attentions(binding: Binding) -> dict[str, Attention]:
     """The attention layers of a model by group axis, in the order of the spaces.
 
-    A group axis belongs to an attention layer if it has one space that two linear maps write and nothing reads (queries
-    and keys), one space that one linear map writes and one reads (values), and otherwise only tables.
+    A group axis belongs to an attention layer if it has one space that one linear map writes and one reads (values),
+    one that two linear maps write and nothing reads (queries and keys), and otherwise only tables. Queries and keys may
+    also be whole heads without units of their own.
     """
     axes: dict[str, list[FeatureSpace]] = {}
     for space in binding.spaces.values():
@@ -64,35 +66,40 @@ def attentions(binding: Binding) -> dict[str, Attention]:
 def _attention(axis: str, spaces: list[FeatureSpace], binding: Binding) -> Attention | None:
     """The attention layer of a group axis, if it is one."""
     rows = {space.name: [row for row in binding.table if row.space == space.name] for space in spaces}
-    written = {name: _parts(mine) for name, mine in rows.items()}
     read = {name: [row for row in mine if row.role == "read"] for name, mine in rows.items()}
-    logits = [s for s in spaces if s.probes and not read[s.name] and len(written[s.name]) == 2]
-    values = [s for s in spaces if s.probes and len(read[s.name]) == 1 and len(written[s.name]) == 1]
+    logits = [s for s in spaces if s.probes and not read[s.name] and len(_parts(rows[s.name])) == 2]
+    values = [s for s in spaces if s.probes and len(read[s.name]) == 1 and len(_parts(rows[s.name], biases=True)) == 1]
     tables = [s for s in spaces if not s.probes and s.size == s.groups]
-    if len(logits) != 1 or len(values) != 1 or len(logits) + len(values) + len(tables) != len(spaces):
+    whole = [row for table in tables for row in rows[table.name] if row.role == "write" and row.after > 1]
+    if len(values) != 1 or len(logits) > 1 or len(logits) + len(values) + len(tables) != len(spaces):
         return None
-    if logits[0].size != values[0].size:
+    if logits[0].size != values[0].size if logits else len(whole) < 2:
         return None
-    first, second = written[logits[0].name]
-    (value,) = written[values[0].name]
-    paths = [first[0], second[0], value[0], read[values[0].name][0].parameter.rpartition(".")[0]]
+    pair = tuple(_parts(rows[logits[0].name])) if logits else ()
+    (value,) = _parts(rows[values[0].name], biases=True)
+    paths = [path for path, _ in (*pair, value)] + [read[values[0].name][0].parameter.rpartition(".")[0]]
     return Attention(
         axis=axis,
         module=_common(paths),
         heads=values[0].groups,
-        logits=logits[0],
         values=values[0],
-        tables=tuple(table.name for table in tables),
-        pair=(first, second),
         value=value,
+        logits=logits[0] if logits else None,
+        pair=pair,
+        tables=tuple(table.name for table in tables),
     )
 
 
-def _parts(rows: list[Row]) -> list[Part]:
-    """The linear maps that write a space; none if anything else writes or carries it."""
+def _parts(rows: list[Row], biases: bool = False) -> list[Part]:
+    """The linear maps that write a space; none if anything else writes or carries it.
+
+    With `biases`, parameters of one axis that are not the bias of a layer may do so too.
+    """
     written = [row for row in rows if row.role != "read"]
-    plain = all(row.role == "write" and row.before == row.after == 1 and not row.local for row in written)
-    return list(dict.fromkeys(part_of(row) for row in written)) if plain else []
+    apart = [row for row in written if row.role == "carry" and row.axis == 0 and row.offset == 0] if biases else []
+    mine = [row for row in written if row not in apart]
+    plain = all(row.role == "write" and row.before == row.after == 1 and not row.local for row in mine)
+    return list(dict.fromkeys(part_of(row) for row in mine)) if plain else []
 
 
 def _common(paths: list[str]) -> str:

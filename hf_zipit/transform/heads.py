@@ -20,7 +20,8 @@ class HeadMatch:
     Attributes:
         sizes: number of units of each model, `(H * u, ...)`.
         heads: number of heads of one model, H.
-        writes: for each part that writes the space, the map of every head, `(N, H, r, u)`.
+        writes: for each part that writes the space, the map of every head, `(N, H, r, u)`. A single map is that of all
+            parameters that write the space.
         reads: how a layer that reads the space gets the u units of a head back, `(N, H, u, r)`; `None` for queries and
             keys, which nothing reads.
 
@@ -42,7 +43,9 @@ class HeadMatch:
 
     def merge(self, row: Row, model: int) -> Tensor:
         """The map from one model's units to the merged units, for a row that writes them, `(width, H * u)`."""
-        return self._placed(self.writes[part_of(row)][model], model)
+        only = next(iter(self.writes.values())) if len(self.writes) == 1 else None
+        maps = self.writes[part_of(row)] if only is None else only
+        return self._placed(maps[model], model)
 
     def unmerge(self, model: int) -> Tensor:
         """The map from the merged units to one model's units, for a row that reads them, `(H * u, width)`."""

@@ -1,0 +1,136 @@
+"""Head maps beside slow, obvious oracles."""
+
+import pytest
+import torch
+
+from hf_zipit.heads.maps import logit_maps, logit_spectrum, power, value_maps
+
+HEADS, UNITS, WIDTH = 4, 6, 10
+
+
+def random(*shape, seed=0):
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def second(units, seed, rank=None):
+    """A second moment of `units` units, of this rank."""
+    x = random(400, rank or units, seed=seed) @ random(rank or units, units, seed=seed + 1)
+    return x.T @ x / len(x)
+
+
+def expected_error(difference, queries, keys):
+    """E (q' D k)^2 for independent queries and keys."""
+    return float(torch.trace(difference.T @ queries @ difference @ keys))
+
+
+def test_a_power_of_a_matrix():
+    m = second(UNITS, 0)
+    torch.testing.assert_close(power(m, 0.5) @ power(m, 0.5), m)
+    torch.testing.assert_close(power(m, -0.5) @ m @ power(m, -0.5), torch.eye(UNITS, dtype=torch.float64))
+
+
+def test_with_all_units_the_logits_stay():
+    a, b = logit_maps(second(UNITS, 0), second(UNITS, 2), UNITS)
+    torch.testing.assert_close(a.T @ b, torch.eye(UNITS, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("units", [1, 3])
+def test_no_other_low_rank_logits_are_closer(units):
+    queries, keys = second(UNITS, 0), second(UNITS, 2)
+    a, b = logit_maps(queries, keys, units)
+    best = expected_error(a.T @ b - torch.eye(UNITS), queries, keys)
+    assert best == pytest.approx(float(logit_spectrum(queries, keys)[units:].square().sum()))
+    for seed in range(50):  # small changes of the maps, and other maps altogether
+        other = (a + 0.1 * random(units, UNITS, seed=seed)).T @ (b + 0.1 * random(units, UNITS, seed=seed + 99))
+        assert expected_error(other - torch.eye(UNITS), queries, keys) > best
+        far = random(UNITS, units, seed=seed) @ random(units, UNITS, seed=seed + 99)
+        assert expected_error(far - torch.eye(UNITS), queries, keys) > best
+
+
+def test_heads_of_low_rank_keep_their_logits():
+    queries, keys = second(UNITS, 0, rank=2), second(UNITS, 2)
+    a, b = logit_maps(queries, keys, 2)
+    q = random(20, 2, seed=9) @ random(2, UNITS, seed=1)  # in the span of the queries
+    k = random(20, UNITS, seed=5)
+    torch.testing.assert_close(q @ a.T @ b @ k.T, q @ k.T, rtol=1e-4, atol=1e-4)
+
+
+def test_many_heads_are_mapped_as_each_by_itself():
+    queries = torch.stack([second(UNITS, s) for s in range(HEADS)])
+    keys = torch.stack([second(UNITS, s + 50) for s in range(HEADS)])
+    a, b = logit_maps(queries, keys, 3)
+    for h in range(HEADS):
+        one = logit_maps(queries[h], keys[h], 3)
+        torch.testing.assert_close(a[h].T @ b[h], one[0].T @ one[1])
+
+
+def outputs(rank=None, seed=0):
+    """Outputs of some heads, each of this rank, and how each writes."""
+    parts = [
+        random(500, rank or UNITS, seed=seed + h) @ random(rank or UNITS, UNITS, seed=99 + h) for h in range(HEADS)
+    ]
+    return torch.cat(parts, 1), [random(UNITS, WIDTH, seed=seed + 200 + h) for h in range(HEADS)]
+
+
+def covariance(x):
+    x = x - x.mean(0)
+    return x.T @ x / len(x)
+
+
+def written(x, maps, reads, writes):
+    """What is written through the maps and back."""
+    return sum(x[:, h * UNITS : (h + 1) * UNITS] @ maps[h].T @ reads[h].T @ writes[h] for h in range(HEADS))
+
+
+def test_with_all_units_the_values_stay():
+    x, writes = outputs()
+    maps, reads = value_maps(covariance(x), writes, UNITS)
+    torch.testing.assert_close(written(x, maps, reads, writes), x @ torch.cat(writes))
+
+
+def test_heads_of_low_rank_keep_their_values():
+    x, writes = outputs(rank=2)
+    maps, reads = value_maps(covariance(x), writes, 2)
+    torch.testing.assert_close(written(x, maps, reads, writes), x @ torch.cat(writes), rtol=1e-4, atol=1e-4)
+
+
+def test_heads_that_write_alike_share_the_work():
+    """Two equal heads of full rank fit into two of half the rank."""
+    x, writes = outputs()
+    x = torch.cat([x[:, :UNITS]] * HEADS, 1)
+    maps, reads = value_maps(covariance(x), [writes[0] / HEADS] * HEADS, UNITS // 2)
+    torch.testing.assert_close(
+        written(x, maps, reads, [writes[0] / HEADS] * HEADS), x[:, :UNITS] @ writes[0], rtol=1e-4, atol=1e-4
+    )
+
+
+def fit_error(x, maps, writes):
+    """The error of the best linear reader of the mapped outputs, by plain least squares."""
+    target = x @ torch.cat(writes)
+    mapped = torch.cat([x[:, h * UNITS : (h + 1) * UNITS] @ maps[h].T for h in range(HEADS)], 1)
+    mapped, target = mapped - mapped.mean(0), target - target.mean(0)
+    return float((target - mapped @ torch.linalg.lstsq(mapped, target).solution).square().mean())
+
+
+@pytest.mark.parametrize("units", [1, 3])
+def test_value_maps_beat_those_of_each_head_by_itself(units):
+    mixed = random(HEADS * UNITS, HEADS * UNITS, seed=77)  # outputs of one head tell about those of another
+    x, writes = outputs()
+    x = x @ mixed
+    maps, _ = value_maps(covariance(x), writes, units)
+    alone = []
+    for h in range(HEADS):
+        block = covariance(x[:, h * UNITS : (h + 1) * UNITS])
+        left, _, _ = torch.linalg.svd(power(block, 0.5) @ writes[h])
+        alone.append((power(block, -0.5) @ left[:, :units]).T)
+    chance = [random(units, UNITS, seed=h) for h in range(HEADS)]
+    assert fit_error(x, maps, writes) < fit_error(x, alone, writes) < fit_error(x, chance, writes)
+
+
+def test_a_head_that_writes_nothing_takes_nothing_from_the_others():
+    x, writes = outputs(rank=3)
+    writes[1] = torch.zeros_like(writes[1])
+    maps, reads = value_maps(covariance(x), writes, 3)
+    torch.testing.assert_close(written(x, maps, reads, writes), x @ torch.cat(writes), rtol=1e-4, atol=1e-4)
+    assert maps.isfinite().all()
+    assert reads.isfinite().all()

@@ -1,0 +1,230 @@
+"""Merges that keep the heads of all parents: what they compute, what they cost, and where they load."""
+
+import copy
+
+import pytest
+import torch
+import transformers
+
+import hf_zipit
+from hf_zipit.errors import OptionError
+from hf_zipit.find_spec import find_spec
+from hf_zipit.heads.check import keeps_function, key_parts, truncation
+from hf_zipit.heads.plan import with_heads
+from hf_zipit.matching.options import Options
+from hf_zipit.running import logits_of
+from hf_zipit.saving.load import load_merged
+from hf_zipit.saving.plain import plain_model
+from hf_zipit.sources.load import load_source
+from hf_zipit.specs.attention import attentions
+from hf_zipit.specs.plan import Plan
+from tests.helpers.families import FAMILIES
+from tests.helpers.marks import slow_but
+from tests.helpers.measure import flops
+from tests.helpers.models import hf_vit, images, shuffled, timm_vit, tiny
+
+WITH_HEADS = [
+    (family, variant)
+    for family in ("hf-vit", "hf-deit", "hf-dinov2", "hf-beit", "hf-clip", "hf-swin", "timm-vit", "timm-swin")
+    for variant in FAMILIES[family]
+]
+QUICK = {("hf-vit", "plain"), ("timm-swin", "plain"), ("hf-deit", "distilled")}
+DATA = torch.cat(images(40))
+
+
+def bound(model):
+    source = load_source(model)
+    binding = find_spec(source)
+    return source, binding, list(attentions(binding).values())
+
+
+def halved(model):
+    """A copy whose heads use half of their units, all others being zero."""
+    _, _, layers = bound(model)
+    out = copy.deepcopy(model)
+    for layer in layers:
+        for path, start in (*layer.pair, layer.value):
+            module = out.get_submodule(path)
+            kept = torch.arange(layer.values.size) % layer.units < layer.units // 2
+            for value in (module.weight, module.bias):
+                if value is not None:
+                    value.data[start : start + layer.values.size][~kept] = 0
+    return out
+
+
+@torch.no_grad()
+def outputs(merged, pixels=DATA):
+    return merged(pixels).task_logits
+
+
+def close(a, b, tolerance=1e-3):
+    return float((a - b).abs().max()) <= tolerance * float(b.abs().max())
+
+
+@pytest.mark.parametrize("kind", slow_but(QUICK, WITH_HEADS))
+def test_every_family_runs_with_other_heads(kind):
+    model = FAMILIES[kind[0]][kind[1]]()
+    source, binding, layers = bound(model)
+    assert len(layers) == len({space.group_axis for space in binding.spaces.values()} - {None})
+    for models in (2, 3):
+        units = {layer.axis: max(1, layer.units // models) for layer in layers}
+        assert keeps_function(model, binding, layers, source.input_size, models, units)
+    keys = key_parts(model, binding, layers, source.input_size)
+    assert len(keys) == len(layers)
+    for layer in layers:
+        (key,) = set(layer.pair) & keys
+        named = key[0].endswith(("k_proj", "key"))
+        fused = key == layer.pair[1] and layer.pair[0][0] == key[0]
+        assert named or fused
+
+
+@pytest.mark.parametrize("heads", ["all", "all-full"])
+@pytest.mark.parametrize("kind", slow_but(QUICK, WITH_HEADS))
+def test_a_shuffled_copy_gives_the_model_back(kind, heads):
+    """Exactly: all units of each head, or heads that need no more than half of them."""
+    model = FAMILIES[kind[0]][kind[1]]()
+    model = halved(model) if heads == "all" else model
+    merged = hf_zipit.merge([model, shuffled(model)], DATA, method="permute", heads=heads, calibrate="none")
+    with torch.no_grad():
+        wanted = logits_of(model(DATA))
+    for found in outputs(merged).values():
+        assert close(found, wanted, 5e-3)
+
+
+def test_a_merge_costs_what_one_model_costs():
+    parents = [hf_vit(0), hf_vit(1)]
+    pair, kept, full = (
+        hf_zipit.merge(parents, DATA, method="select", heads=heads, calibrate="none")
+        for heads in ("pair", "all", "all-full")
+    )
+    count = [sum(p.numel() for p in merged.trunk.parameters()) for merged in (pair, kept, full)]
+    assert count[0] == count[1] < count[2]
+    assert flops(kept, DATA[:1]) == flops(pair, DATA[:1]) < flops(full, DATA[:1])
+
+
+@pytest.mark.parametrize("models", [3, 4])
+def test_heads_that_do_not_divide_the_width_have_fewer_units(models):
+    merged = hf_zipit.merge([hf_vit(seed) for seed in range(models)], DATA, method="select", calibrate="none")
+    attention = merged.trunk.get_submodule("vit.layers.0.attention")
+    assert attention.num_attention_heads == 4 * models
+    assert attention.head_dim == 6 // models
+    assert attention.q_proj.out_features == 4 * models * (6 // models)
+
+
+@pytest.mark.parametrize("calibrate", ["none", "refit"])
+@pytest.mark.parametrize("cut", [None, "vit.layers.1"])
+def test_a_saved_merge_loads_with_equal_logits(cut, calibrate, tmp_path):
+    merged = hf_zipit.merge([hf_vit(0), hf_vit(1)], DATA, method="select", cut=cut, calibrate=calibrate)
+    merged.save_pretrained(tmp_path / "merged")
+    again = load_merged(tmp_path / "merged")
+    wanted = outputs(merged)
+    assert all(torch.equal(value, wanted[task]) for task, value in outputs(again).items())
+
+
+def test_tables_with_an_entry_per_head_have_those_of_all_parents():
+    first, second = (FAMILIES["timm-swin"]["plain"](seed) for seed in (0, 1))
+    name = "layers.0.blocks.1.attn.relative_position_bias_table"
+    merged = hf_zipit.merge([first, second], DATA, method="select", cut="layers.0.blocks.1", calibrate="none")
+    tables = [model.state_dict()[name] for model in (first, second)]
+    assert torch.equal(merged.trunk.state_dict()[name], torch.cat(tables, 1))
+
+
+PLAIN = [("hf-vit", "plain"), ("hf-swin", "plain"), ("hf-clip", "plain"), ("hf-beit", "relative positions")]
+
+
+@pytest.mark.parametrize("kind", slow_but({PLAIN[0], PLAIN[1]}, PLAIN))
+def test_a_plain_checkpoint_has_the_new_number_of_heads(kind, tmp_path):
+    parents = [FAMILIES[kind[0]][kind[1]](seed) for seed in (0, 1)]
+    merged = hf_zipit.merge(parents, DATA, method="select", calibrate="refit")
+    plain = plain_model(merged, "transformers")
+    plain.save_pretrained(tmp_path)
+    again = transformers.AutoModelForImageClassification.from_pretrained(tmp_path).eval()
+    with torch.no_grad():
+        assert close(again(DATA).logits, torch.cat(list(outputs(merged).values()), 1), 1e-5)
+
+
+def test_no_plain_checkpoint_has_heads_that_do_not_divide_the_width():
+    parents = [timm_vit(seed, embed_dim=40) for seed in range(3)]
+    merged = hf_zipit.merge(parents, DATA, method="select", calibrate="none")
+    with pytest.raises(hf_zipit.ZipItError, match=r"12 in the first layer.*heads pair"):
+        plain_model(merged, "timm")
+
+
+def test_a_merge_of_merges_keeps_the_heads_of_all_parents(tmp_path):
+    paths = []
+    for k in (0, 2):
+        merged = hf_zipit.merge([hf_vit(k), hf_vit(k + 1)], DATA, method="select", calibrate="none")
+        paths.append(tmp_path / f"merged{k}")
+        merged.save_pretrained(paths[-1])
+    merged = hf_zipit.merge(paths, DATA, method="select", calibrate="none")
+    assert merged.trunk.get_submodule("vit.layers.0.attention").num_attention_heads == 16
+    assert len(outputs(merged)) == 4
+
+
+def test_the_exported_program_has_equal_logits():
+    merged = hf_zipit.merge([timm_vit(0), timm_vit(1)], DATA, method="select", calibrate="none")
+    program = torch.export.export(merged, (DATA[:2],), strict=False)
+    with torch.no_grad():
+        assert close(program.module()(DATA[:2]).logits, merged(DATA[:2]).logits, 1e-5)
+
+
+def test_equal_for_any_batch_size():
+    parents = [hf_vit(0), hf_vit(1)]
+    one, other = (
+        hf_zipit.merge(parents, DATA, method="select", calibrate="none", batch_size=size, cache=False)
+        for size in (7, 40)
+    )
+    for task, value in outputs(one).items():
+        assert close(value, outputs(other)[task], 1e-4)
+
+
+def test_a_control_has_no_attention_heads():
+    with pytest.raises(OptionError, match="'average' reads no activations; use heads pair"):
+        hf_zipit.merge([hf_vit(0), hf_vit(1)], DATA, method="average", heads="all")
+    with pytest.raises(OptionError, match="no attention heads that could be kept"):
+        hf_zipit.merge([tiny("resnet18", 0), tiny("resnet18", 1)], DATA, method="select", heads="all")
+    with pytest.raises(OptionError, match="compat pairs heads"):
+        hf_zipit.merge([hf_vit(0), hf_vit(1)], DATA, method="zip", heads="all", compat=True)
+
+
+@pytest.mark.parametrize(("width", "units"), [(0.5, 1), (1.0, 3), (1.5, 4), (2.0, 6)])
+def test_the_width_of_a_merge_is_that_of_its_heads(width, units):
+    merged = hf_zipit.merge([hf_vit(0), hf_vit(1)], DATA, method="select", width=width, calibrate="none")
+    assert merged.trunk.get_submodule("vit.layers.0.attention").head_dim == units
+
+
+def test_queries_are_scaled_as_the_module_divides_them():
+    """The factor on the logits follows the new units, so the kept part of the logits stays as it was."""
+    _, _, (layer, *_) = bound(hf_vit(0))
+    match = truncation(layer, 2, 3)
+    product = [match.writes[part][0, 0] for part in layer.pair]
+    kept = torch.diag(torch.tensor([1, 1, 1, 0, 0, 0], dtype=torch.float64))
+    assert torch.allclose(product[0].T @ product[1] * 3**-0.5, kept * 6**-0.5)
+
+
+def test_parents_are_not_changed():
+    parents = [hf_vit(0), hf_vit(1)]
+    before = [copy.deepcopy(parent.state_dict()) for parent in parents]
+    hf_zipit.merge(parents, DATA, method="select", calibrate="refit")
+    for parent, state in zip(parents, before, strict=True):
+        assert parent.vit.layers[0].attention.num_attention_heads == 4
+        assert all(torch.equal(value, state[name]) for name, value in parent.state_dict().items())
+        assert not any(module._forward_hooks or module._forward_pre_hooks for module in parent.modules())
+
+
+def test_a_beit_can_be_trained_after_a_merge():
+    """The library keeps tables that it has made; those made in inference mode could not be used in training."""
+    parents = [FAMILIES["hf-beit"]["relative positions"](seed) for seed in (0, 1)]
+    hf_zipit.merge(parents, DATA, method="select", calibrate="refit")
+    parents[0](DATA[:2]).logits.sum().backward()
+
+
+def test_the_plan_says_where_heads_are_kept():
+    source, binding, layers = bound(hf_vit(0))
+    plan = Plan(binding, len(binding.steps) - 1, None)
+    found = with_heads(plan, set(binding.spaces), Options(method="select"), source.model, source.input_size, 2)
+    assert found.kept == {layer.axis: 3 for layer in layers}
+    assert found.widths == {}
+    assert found.attributes["vit.layers.0.attention"]["num_attention_heads"] == 8
+    paired = with_heads(plan, set(binding.spaces), Options(method="zip"), source.model, source.input_size, 2)
+    assert paired == plan

@@ -2,18 +2,20 @@
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from hf_zipit.assembly.loudness import equally_loud
 from hf_zipit.assembly.parents import Parents, heads_of, plain_attributes
 from hf_zipit.backbones.compatible import check_alike
 from hf_zipit.backbones.dtypes import in_one_dtype
 from hf_zipit.backbones.merges import observed_within
 from hf_zipit.costs import Cost, Cut, LayerCosts, cost_of, cut_costs, resized
+from hf_zipit.data.batches import Passes
 from hf_zipit.find_spec import find_spec
 from hf_zipit.models.configuration_zipit import ZipItConfig
 from hf_zipit.models.modeling_zipit import ZipItForImageClassification, resize
@@ -54,6 +56,10 @@ class Classifiers(Parents):
     def wholes(self) -> Sequence[Source]:  # type: ignore[override]
         """The models themselves: all of their layers are shared."""
         return self.sources
+
+    def equally_loud(self, passes: Passes) -> "Parents":
+        """The same models with residual streams on one scale, where that is free; see `loudness`."""
+        return replace(self, sources=equally_loud(self.sources, self.binding, passes))
 
     def gathers(self, plan: Plan) -> bool:
         """Whether each head gathers its own model's units from the trunk."""

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from hf_zipit.costs import Cost, Cut, LayerCosts, cost_of
+from hf_zipit.data.batches import Passes
 from hf_zipit.models.configuration_zipit import ZipItConfig
 from hf_zipit.models.modeling_zipit import ZipItForImageClassification
 from hf_zipit.models.modeling_zipit_model import ZipItModel
@@ -147,6 +148,14 @@ class Parents(ABC):
             config = self.config(names, plan)
         config.zipit = about
         return self.build(config, self.state(plan, matches))
+
+    def equally_loud(self, passes: Passes) -> "Parents":
+        """The same models with residual streams on one scale, where that is free; see `loudness`.
+
+        Args:
+            passes: over the images on which the streams are measured.
+        """
+        return self
 
     @abstractmethod
     def gathers(self, plan: Plan) -> bool:

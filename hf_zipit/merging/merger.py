@@ -86,6 +86,7 @@ class Merger:
         images = [] if data is None else open_all(data, len(opened), self.transform, **chosen)
         self.passes = Passes(images, recipe.batch_size, recipe.device)
         check_models_run(self.parents.wholes, self.passes)
+        self.parents = self.parents.equally_loud(self.passes)
         self.places = places_of(self.parents.sources, images)
         self.memo: dict[Any, Any] = {}
 

@@ -62,8 +62,8 @@ def logit_maps(queries: Tensor, keys: Tensor, units: int) -> tuple[Tensor, Tenso
     return a, b
 
 
-def value_maps(moment: Tensor, written: Sequence[Tensor], units: int) -> tuple[Tensor, Tensor]:
-    """The maps of the values of all heads to r units, and what a reader gets back.
+def value_maps(moment: Tensor, written: Sequence[Tensor], units: int) -> Tensor:
+    """The maps of the values of all heads to r units, `(n, r, u)`, with rows of norm one.
 
     The heads' outputs `o_h` together write `sum_h W_h o_h`. Sought are maps of rank r such that the sum changes least:
     first a ridge for all heads together, then rounds over the heads, each a reduced-rank regression on what the others
@@ -73,17 +73,9 @@ def value_maps(moment: Tensor, written: Sequence[Tensor], units: int) -> tuple[T
         moment: centred second moment of the outputs of all heads side by side, `(n * u, n * u)` for n heads.
         written: for each head, how it writes, `(u, d)`: its rows of the transposed output projection.
         units: r.
-
-    Returns:
-        The maps, `(n, r, u)`, with rows of norm one, and what a reader gets back, `(n, u, r)`: the fit, as far as the
-        head's own projection can write it. With `units == u` both are identities.
     """
     heads, size = len(written), len(written[0])
-    if units >= size:
-        same = torch.eye(size, dtype=torch.float64, device=moment.device).expand(heads, -1, -1)
-        return same, same
-    joint = torch.cat(list(written)).double()
-    cross = moment @ joint  # of outputs and what they write
+    cross = moment @ torch.cat(list(written)).double()  # of outputs and what they write
     gram = moment + RIDGE * moment.diagonal().mean().clamp(min=1e-30) * torch.eye(len(moment)).to(moment)
     blocks = torch.stack([gram[s, s] for s in _slices(heads, size)])
     roots, inverse = power(blocks, 0.5), power(blocks, -0.5)
@@ -98,12 +90,52 @@ def value_maps(moment: Tensor, written: Sequence[Tensor], units: int) -> tuple[T
             left, values, right = torch.linalg.svd(roots[h] @ wanted, full_matrices=False)
             maps[h] = inverse[h] @ (left[:, :units] * values[:units])
             fitted[mine] = maps[h] @ right[:units]
-    maps = maps / maps.norm(dim=1, keepdim=True).clamp(min=1e-30)
-    together = torch.block_diag(*maps)  # type: ignore[no-untyped-call]  # (n * u, n * r)
+    maps /= maps.norm(dim=1, keepdim=True).clamp(min=1e-30)
+    return maps.mT.contiguous()
+
+
+def best_reader(moment: Tensor, written: Sequence[Tensor], maps: Tensor) -> tuple[Tensor, Tensor]:
+    """The least-squares reader of the mapped outputs of all heads.
+
+    Args:
+        moment: centred second moment of the outputs of all heads side by side, `(n * u, n * u)`.
+        written: for each head, how it writes, `(u, d)`.
+        maps: of every head, `(n, r, u)`.
+
+    Returns:
+        What it writes for each new unit, and the covariance of new units and what the heads write, `(n, r, d)` each.
+    """
+    together = torch.block_diag(*maps.mT.to(moment))  # type: ignore[no-untyped-call]  # (n * u, n * r)
+    cross = together.T @ (moment @ torch.cat(list(written)).to(moment))
     left = together.T @ moment @ together
     left += FLOOR * left.diagonal().mean().clamp(min=1e-30) * torch.eye(len(left)).to(left)
-    back = torch.linalg.solve(left, together.T @ cross).reshape(heads, units, -1)  # what is written for each new unit
-    return maps.mT.contiguous(), torch.linalg.pinv(joint.reshape(heads, size, -1).mT) @ back.mT
+    shape = (*maps.shape[:2], -1)
+    return torch.linalg.solve(left, cross).reshape(shape), cross.reshape(shape)
+
+
+def value_reads(moment: Tensor, written: Sequence[Tensor], maps: Tensor) -> Tensor:
+    """How the output projection of each head reads its new units, `(n, u, r)`: the best reader, as far as it can.
+
+    Arguments are those of `best_reader`.
+    """
+    back, _ = best_reader(moment, written, maps)
+    reads: Tensor = torch.linalg.pinv(torch.stack(list(written)).to(moment).mT) @ back.mT
+    return reads
+
+
+def random_maps(heads: int, size: int, units: int, seed: int) -> Tensor:
+    """Random orthonormal maps of heads, `(n, r, u)`: the control for all others.
+
+    Args:
+        heads: n.
+        size: u.
+        units: r.
+        seed: of the generator.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    square = torch.randn(heads, size, size, dtype=torch.float64, generator=generator)
+    maps: Tensor = torch.linalg.qr(square)[0][:, :units]
+    return maps
 
 
 def _slices(heads: int, size: int) -> list[slice]:

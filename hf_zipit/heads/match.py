@@ -1,5 +1,6 @@
 """Matches that keep the heads of all models: maps from statistics, one attention layer after the other."""
 
+import logging
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -7,7 +8,8 @@ from torch import Tensor, nn
 
 from hf_zipit.data.batches import Passes
 from hf_zipit.heads.check import key_parts, table_match, truncation
-from hf_zipit.heads.maps import logit_maps, value_maps
+from hf_zipit.heads.maps import logit_maps, random_maps, value_maps, value_reads
+from hf_zipit.heads.spectrum import logits_kept, values_kept
 from hf_zipit.heads.statistics import HeadStatistics, head_statistics
 from hf_zipit.specs.attention import Attention, Part, attentions
 from hf_zipit.specs.plan import Plan
@@ -16,6 +18,8 @@ from hf_zipit.transform.heads import HeadMatch, Matches
 from hf_zipit.transform.match import Match
 from hf_zipit.transform.transform import along, members
 
+_log = logging.getLogger("hf_zipit")
+
 
 def match_heads(
     layer: Attention,
@@ -23,6 +27,7 @@ def match_heads(
     keys: set[Part],
     written: Sequence[Tensor],
     units: int,
+    seed: int | None = None,
 ) -> dict[str, Match | HeadMatch]:
     """The matches of the spaces of one attention layer, which keep all heads of all models.
 
@@ -32,16 +37,31 @@ def match_heads(
         keys: which parts are keys.
         written: for each head of each model, how it writes into the merged stream, `(u, d)`.
         units: units of each merged head, r.
+        seed: for random maps, the control; by default maps are fitted.
     """
     models = len(statistics.queries)
     sizes = (layer.values.size,) * models
-    a, b = logit_maps(statistics.queries / statistics.counts[0], statistics.keys / statistics.counts[1], units)
+    queries = statistics.queries / statistics.counts[0]
+    moments = statistics.keys / statistics.counts[1]
+    covariance = statistics.outputs.covariance
+    if seed is None:
+        a, b = logit_maps(queries, moments, units)
+        maps = value_maps(covariance, written, units)
+    else:
+        maps = random_maps(len(written), layer.units, units, seed).to(covariance)
+        a = b = maps.reshape(models, layer.heads, units, -1) * (layer.units / units) ** 0.5
     a = a * (units / layer.units) ** 0.5  # the module divides the logits by the root of the units
     key = next((part for part in layer.pair if part in keys), layer.pair[1])
-    maps, reads = value_maps(statistics.outputs.covariance, written, units)
+    reads = value_reads(covariance, written, maps)
     shaped = [value.reshape(models, layer.heads, *value.shape[1:]).cpu() for value in (maps, reads)]
-    logits = HeadMatch(sizes, layer.heads, {part: (b if part == key else a).cpu() for part in layer.pair})
-    values = HeadMatch(sizes, layer.heads, {layer.value: shaped[0]}, shaped[1])
+    writes = {part: (b if part == key else a).cpu() for part in layer.pair}
+    logits = HeadMatch(sizes, layer.heads, writes, score=logits_kept(queries, moments, units))
+    score = values_kept(covariance, written, maps)
+    values = HeadMatch(sizes, layer.heads, {layer.value: shaped[0]}, shaped[1], score)
+    _log.info(
+        "%s: %d heads of %d units keep %.1f %% of the logits and %.1f %% of what the heads write",
+        *(layer.module, models * layer.heads, units, 100 * logits.score, 100 * values.score),
+    )
     return matches_of_layer(layer, models, logits, values)
 
 
@@ -89,6 +109,7 @@ def matches_of_heads(
     size: Sequence[int],
     passes: Passes,
     matches: Matches,
+    seed: int | None = None,
 ) -> dict[str, Match | HeadMatch]:
     """The matches of all spaces of the attention layers whose heads a plan keeps, from one pass over the images.
 
@@ -99,6 +120,7 @@ def matches_of_heads(
         size: channels, height and width of an image.
         passes: over the images.
         matches: of the other spaces.
+        seed: for random maps, the control; by default maps are fitted.
     """
     kept = [layer for axis, layer in attentions(plan.binding).items() if axis in plan.kept]
     found: dict[str, Match | HeadMatch] = {}
@@ -114,5 +136,5 @@ def matches_of_heads(
     statistics = head_statistics(models, layers, keys, readers, passes, {})
     for layer in layers:
         written = written_by_heads(layer, rows[layer.axis], states, plan.binding, matches)
-        found |= match_heads(layer, statistics[layer.axis], keys, written, plan.kept[layer.axis])
+        found |= match_heads(layer, statistics[layer.axis], keys, written, plan.kept[layer.axis], seed)
     return found

@@ -39,12 +39,13 @@ def with_heads(
     layers = [x for x in attentions(plan.binding).values() if merged.issuperset(x.spaces)]
     units = {x.axis: _units(x, models, wanted, options.width) for x in layers}
     found = able(model, plan, layers, size, models, units)
-    if not found and options.heads in (ALL, FULL) and layers:
+    stated = options.heads not in (AUTO, PAIR)
+    if not found and stated and layers:
         units = {x.axis: x.units for x in layers}
-        found = able(model, plan, layers, size, models, units) if wanted == ALL else []
+        found = able(model, plan, layers, size, models, units) if wanted != FULL else []
         if found:
             _log.warning("heads keep all of their units, as these models allow no others; this costs more")
-    if not found and options.heads in (ALL, FULL):
+    if not found and stated:
         raise OptionError(f"heads is '{options.heads}': {_reason(layers)}; use heads pair")
     return _planned(plan, found, model, models, units)
 

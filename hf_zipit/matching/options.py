@@ -55,11 +55,12 @@ class Options(Settings):
         gt=0,
         description="Merged units per unit of one model, in every feature space whose width can change.",
     )
-    heads: Literal["auto", "all", "all-full", "pair"] = Field(
+    heads: Literal["auto", "all", "all-full", "all-random", "pair"] = Field(
         "auto",
-        description="What becomes of attention heads. With all, the heads of all models are kept, each with fewer "
-        "units, at the cost of one model; with all-full they keep all of their units, which costs more. With pair, "
-        "they are matched one-to-one and averaged. Auto is all for select, where the models allow it, and else pair.",
+        description="What becomes of attention heads. With pair, they are matched one-to-one and averaged. With all, "
+        "the heads of all models are kept, each with fewer units, at the cost of one model. With all-full, they keep "
+        "all of their units, which costs more. With all-random (control), random maps take the place of fitted ones. "
+        "Auto is all for select, where the models allow it, and else pair.",
     )
     flops_budget: float | None = Field(
         None,
@@ -91,7 +92,7 @@ class Options(Settings):
         if not self.how.takes(self.width):
             supported = "only width 1, as it compares nothing" if self.how.fixed else "no width below 1"
             raise OptionError(f"width is {self.width:g}: method '{self.method}' supports {supported}")
-        if self.heads in ("all", "all-full") and (not self.how.activations or self.compat):
+        if self.heads not in ("auto", "pair") and (not self.how.activations or self.compat):
             why = "compat pairs heads, as the authors do" if self.compat else f"'{self.method}' reads no activations"
             raise OptionError(f"heads is '{self.heads}', which is fitted to activations: {why}; use heads pair")
         if self.balance == AUTO and not balanced(self.method):
@@ -116,7 +117,7 @@ class Options(Settings):
 
     @property
     def keeps_heads(self) -> str:
-        """What becomes of attention heads: `all`, `all-full` or `pair`."""
+        """What becomes of attention heads: `all`, `all-full`, `all-random` or `pair`."""
         if self.heads != "auto":
             return self.heads
         return "all" if self.how.heads and not self.compat else "pair"

@@ -204,13 +204,14 @@ class Merger:
         )
         spaces = [binding.spaces[name] for name in binding.spaces if name in names]
         matches = matcher.matches(spaces, known=self._once("families", dict))
-        return {**matches, **self._match_heads(plan, matches)} if plan.kept else matches
+        return {**matches, **self._match_heads(plan, matches, options)} if plan.kept else matches
 
-    def _match_heads(self, plan: Plan, matches: Matches) -> Matches:
+    def _match_heads(self, plan: Plan, matches: Matches, options: Options) -> Matches:
         """Match the heads of the attention layers that a plan keeps whole."""
         parents = self.parents
         models = [working_copy(source.model, self.passes.device) for source in parents.sources]
-        return matches_of_heads(plan, models, parents.states, parents.input_size, self.passes, matches)
+        seed = self.recipe.seed if options.heads == "all-random" else None
+        return matches_of_heads(plan, models, parents.states, parents.input_size, self.passes, matches, seed)
 
     def statistics(self, names: Iterable[str], compat: bool = False) -> dict[str, SpaceStatistics]:
         """The statistics of the named spaces; those not known yet take one pass over the images.

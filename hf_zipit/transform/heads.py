@@ -24,6 +24,7 @@ class HeadMatch:
             parameters that write the space.
         reads: how a layer that reads the space gets the u units of a head back, `(N, H, u, r)`; `None` for queries and
             keys, which nothing reads.
+        score: share of the variance of the logits, or of what the heads write, that the units keep.
 
     >>> halves = torch.tensor([[1.0, 0.0]]).expand(2, 3, 1, 2)
     >>> HeadMatch((6, 6), 3, {("attn.q", 0): halves}).width
@@ -34,6 +35,7 @@ class HeadMatch:
     heads: int
     writes: Mapping[Part, Tensor]
     reads: Tensor | None = None
+    score: float = 1.0
 
     @property
     def width(self) -> int:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hf_zipit.heads.maps import logit_maps, logit_spectrum, power, value_maps
+from hf_zipit.heads.maps import logit_maps, logit_spectrum, power, random_maps, value_maps, value_reads
 
 HEADS, UNITS, WIDTH = 4, 6, 10
 
@@ -84,24 +84,27 @@ def written(x, maps, reads, writes):
 
 def test_with_all_units_the_values_stay():
     x, writes = outputs()
-    maps, reads = value_maps(covariance(x), writes, UNITS)
-    torch.testing.assert_close(written(x, maps, reads, writes), x @ torch.cat(writes))
+    maps = value_maps(covariance(x), writes, UNITS)
+    reads = value_reads(covariance(x), writes, maps)
+    torch.testing.assert_close(written(x, maps, reads, writes), x @ torch.cat(writes), rtol=1e-4, atol=1e-4)
 
 
 def test_heads_of_low_rank_keep_their_values():
     x, writes = outputs(rank=2)
-    maps, reads = value_maps(covariance(x), writes, 2)
+    maps = value_maps(covariance(x), writes, 2)
+    reads = value_reads(covariance(x), writes, maps)
     torch.testing.assert_close(written(x, maps, reads, writes), x @ torch.cat(writes), rtol=1e-4, atol=1e-4)
 
 
 def test_heads_that_write_alike_share_the_work():
-    """Two equal heads of full rank fit into two of half the rank."""
+    """Equal heads of full rank fit into as many heads of half the rank."""
     x, writes = outputs()
     x = torch.cat([x[:, :UNITS]] * HEADS, 1)
-    maps, reads = value_maps(covariance(x), [writes[0] / HEADS] * HEADS, UNITS // 2)
-    torch.testing.assert_close(
-        written(x, maps, reads, [writes[0] / HEADS] * HEADS), x[:, :UNITS] @ writes[0], rtol=1e-4, atol=1e-4
-    )
+    shares = [writes[0] / HEADS] * HEADS
+    maps = value_maps(covariance(x), shares, UNITS // 2)
+    reads = value_reads(covariance(x), shares, maps)
+    wanted = x[:, :UNITS] @ writes[0]
+    torch.testing.assert_close(written(x, maps, reads, shares), wanted, rtol=1e-4, atol=1e-4)
 
 
 def fit_error(x, maps, writes):
@@ -117,20 +120,21 @@ def test_value_maps_beat_those_of_each_head_by_itself(units):
     mixed = random(HEADS * UNITS, HEADS * UNITS, seed=77)  # outputs of one head tell about those of another
     x, writes = outputs()
     x = x @ mixed
-    maps, _ = value_maps(covariance(x), writes, units)
+    maps = value_maps(covariance(x), writes, units)
     alone = []
     for h in range(HEADS):
         block = covariance(x[:, h * UNITS : (h + 1) * UNITS])
         left, _, _ = torch.linalg.svd(power(block, 0.5) @ writes[h])
         alone.append((power(block, -0.5) @ left[:, :units]).T)
-    chance = [random(units, UNITS, seed=h) for h in range(HEADS)]
+    chance = random_maps(HEADS, UNITS, units, seed=0)
     assert fit_error(x, maps, writes) < fit_error(x, alone, writes) < fit_error(x, chance, writes)
 
 
 def test_a_head_that_writes_nothing_takes_nothing_from_the_others():
     x, writes = outputs(rank=3)
     writes[1] = torch.zeros_like(writes[1])
-    maps, reads = value_maps(covariance(x), writes, 3)
+    maps = value_maps(covariance(x), writes, 3)
+    reads = value_reads(covariance(x), writes, maps)
     torch.testing.assert_close(written(x, maps, reads, writes), x @ torch.cat(writes), rtol=1e-4, atol=1e-4)
     assert maps.isfinite().all()
     assert reads.isfinite().all()

@@ -1,0 +1,34 @@
+"""What fewer units keep, beside a look at samples."""
+
+import pytest
+import torch
+
+from hf_zipit.heads.maps import value_maps
+from hf_zipit.heads.spectrum import logits_kept, stream_spectrum, values_kept
+from tests.heads.test_maps import UNITS, covariance, fit_error, outputs, random, second
+
+
+def test_the_share_of_the_logits():
+    queries, keys = second(UNITS, 0), second(UNITS, 2)
+    shares = [logits_kept(queries, keys, units) for units in range(UNITS + 1)]
+    assert shares == sorted(shares)
+    assert shares[0] == 0
+    assert shares[-1] == pytest.approx(1)
+    variances = torch.linalg.eigvals(queries @ keys).real  # of the logits, whose sum is the trace
+    assert shares[1] == pytest.approx(float(variances.max() / variances.sum()))
+
+
+def test_the_share_of_the_values_is_that_of_the_best_reader():
+    x, writes = outputs()
+    maps = value_maps(covariance(x), writes, 3)
+    target = x @ torch.cat(writes)
+    lost = fit_error(x, maps, writes) / float((target - target.mean(0)).square().mean())
+    assert values_kept(covariance(x), writes, maps) == pytest.approx(1 - lost, abs=1e-6)
+
+
+def test_equal_streams_fit_into_one():
+    x = random(400, 5)
+    twice = covariance(torch.cat([x, 100 * x], 1))
+    assert stream_spectrum(twice, 2)[4] == pytest.approx(1)
+    apart = covariance(torch.cat([x, random(400, 5, seed=1)], 1))
+    assert 0.5 < float(stream_spectrum(apart, 2)[4]) < 0.8

@@ -118,7 +118,9 @@ class Recipe(Options, Inputs):
     tasks: list[str] | None = Field(
         None, description="Names of the tasks, in the order of the models. Default: the models' names."
     )
-    seed: int = Field(0, ge=-(2**63), le=2**64 - 1, description="Seed that selects the images.")
+    seed: int = Field(
+        0, ge=-(2**63), le=2**64 - 1, description="Seed that selects the images, and those that a refit holds out."
+    )
     device: str | None = Field(None, description="Device to run on, e.g. cpu or cuda:0. Default: chosen by accelerate.")
     spec: str | None = Field(
         None, description="Spec file of the models. Default: the shipped one for their class, or else a trace."

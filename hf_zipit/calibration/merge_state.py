@@ -20,6 +20,7 @@ class MergeState:
         plan: where trunk and heads meet.
         matches: by space, which merged unit each parent's unit became.
         passes: the images of all tasks.
+        seed: of everything that a calibration draws at random.
     """
 
     model: ZipItPreTrainedModel
@@ -27,3 +28,4 @@ class MergeState:
     plan: Plan
     matches: Matches
     passes: Passes
+    seed: int = 0

@@ -124,7 +124,8 @@ class Merger:
         _log.info(
             "merged %d spaces by %s up to %s; calibrating: %s", len(matches), recipe.method, where, recipe.calibrate
         )
-        self._calibrate(MergeState(merged, self.parents.sources, plan, matches, self.passes), recipe)
+        state = MergeState(merged, self.parents.sources, plan, matches, self.passes, self.recipe.seed)
+        self._calibrate(state, recipe)
         check_finite(merged, f"{recipe.method} with {recipe.calibrate}", self.passes)
         merged.to("cpu").eval()
         return merged

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from hf_zipit.calibration.merge_state import MergeState
 from hf_zipit.calibration.refit.affine import FoldedLayer, FoldedNorm, Regression, fold_layer
 from hf_zipit.calibration.refit.dual import Samples
+from hf_zipit.calibration.refit.held_out import Draw
 from hf_zipit.calibration.refit.layers import Layer, LayerGroup, find_layers
 from hf_zipit.calibration.refit.normal_equations import NormalEquations
 from hf_zipit.calibration.refit.observe import LayerObserver
@@ -16,9 +17,8 @@ from hf_zipit.calibration.refit.targets import AnyTarget, identity, trunk_target
 from hf_zipit.calibration.refit.tracks import merged_tracks, network_of, parent_tracks
 from hf_zipit.running import working_copy
 
-HELD_OUT = 10  # every tenth image of each data set is held out: it chooses among the fits
 INPUTS = 9216  # layers with more inputs than this, or than samples, are solved in the dual
-NUMBERS = 2**27  # upper limit on the numbers stored for the dual; beyond it only every k-th block of ten images is read
+NUMBERS = 2**27  # upper limit on the numbers stored for the dual; beyond it only one block of ten images in k is read
 OUTPUTS = 256  # upper limit on the outputs of a layer that choose its ridge
 RIDGES = (1e-1, 1e-2, 1e-3, 1e-4)  # as multiples of the mean second moment of an input
 
@@ -37,7 +37,8 @@ def refit(
     layers before it. The target of a layer of the trunk is the parents' outputs, merged as its units are. Where the
     layer writes a residual stream, the target is the merged stream, so the layer adds what the stream still lacks. The
     target of a layer of a head is the output of its own parent, on that parent's images. The ridge pulls towards the
-    merged weights. A layer whose error on the held-out images would grow keeps them.
+    merged weights. A layer whose error on the held-out images would grow keeps them. A tenth of the images of each data
+    set is held out, drawn by the seed of the merge.
 
     Args:
         merge: the merge. Its model is changed in place after the last layer is fitted.
@@ -48,6 +49,7 @@ def refit(
     """
     parents, plan, passes = merge.parents, merge.plan, merge.passes
     count = len(parents)
+    draw = Draw([len(images) for images in passes.images], merge.seed)
     copies = [working_copy(network_of(parent), passes.device) for parent in parents]
     merged = working_copy(merge.model, passes.device)
     pixel = passes.images[0][0][None].to(passes.device, next(merged.parameters()).dtype)
@@ -60,7 +62,7 @@ def refit(
     replay = Replay(trunks, passes, [width * len(trunks) for width in _sizes(mine.trunk, pixel)])
     nets = [track.net for track in trunks[1 : count + 1]]
     for group in find_layers(mine.trunk.net, mine.trunk.stages, pixel) if trunk else []:
-        _fit(replay, group, {layer: _target(merge, nets, layer, per_task) for layer in group.layers})
+        _fit(replay, draw, group, {layer: _target(merge, nets, layer, per_task) for layer in group.layers})
 
     owners = [(k, number) for k, tracks in enumerate(theirs[:count]) for number in range(len(tracks.heads))]
     for head, (k, number) in zip(mine.heads, owners, strict=False):  # a network that is merged whole has no heads
@@ -72,7 +74,7 @@ def refit(
             head_replay = replay.fork([0, *(1 + i for i in teaching)], heads, sizes)
         for group in find_layers(head.net, head.stages, pixel):
             targets = {layer: identity([h.net for h in heads[1:]], layer) for layer in group.layers}
-            _fit(head_replay, group, targets, k)
+            _fit(head_replay, draw, group, targets, k)
     merge.model.load_state_dict(merged.state_dict())
 
 
@@ -92,11 +94,14 @@ def _target(merge: MergeState, nets: Sequence[nn.Module], layer: Layer, per_task
     return trunk_target(merge.plan.binding, merge.matches, name, widths, per_task)
 
 
-def _fit(replay: Replay, group: LayerGroup, targets: Mapping[Layer, AnyTarget], task: int | None = None) -> None:
+def _fit(
+    replay: Replay, draw: Draw, group: LayerGroup, targets: Mapping[Layer, Target], task: int | None = None
+) -> None:
     """Refit the layers of a group in one pass.
 
     Args:
         replay: the merged network first, then those that teach it.
+        draw: which images are held out.
         group: the layers.
         targets: what each is fitted to.
         task: the task whose images are read; `None` reads all. A single data set is read in any case.
@@ -114,14 +119,14 @@ def _fit(replay: Replay, group: LayerGroup, targets: Mapping[Layer, AnyTarget], 
             _observe(track, group, value, inputs=track is replay.tracks[0])
             for track, value in zip(replay.tracks, batch.values, strict=True)
         ]
-        held = batch.number % HELD_OUT == 0
+        held = draw.held(batch.task, batch.number)
         mine = torch.ones_like(held) if task is None or single else batch.task == task
         for layer in group.layers:
             x = seen[0].inputs[layer]  # (B, P, G, d)
             taught = targets[layer]([other.results[layer] for other in seen[1:]], batch.task)
             e = taught - seen[0].results[layer]
             e = e.reshape(*e.shape[:2], folded[layer].groups, -1)  # (B, P, G, m)
-            read = mine & (batch.number // HELD_OUT % kinds[layer][1] == 0)
+            read = mine & draw.read(batch.task, batch.number, kinds[layer][1])
             fits[layer].update(x[read & ~held].flatten(0, 1), e[read & ~held].flatten(0, 1))
             tests[layer].update(x[read & held].flatten(0, 1), e[read & held].flatten(0, 1))
     for layer in group.layers:

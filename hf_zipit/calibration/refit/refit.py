@@ -10,10 +10,11 @@ from hf_zipit.calibration.refit.affine import FoldedLayer, FoldedNorm, Regressio
 from hf_zipit.calibration.refit.dual import Samples
 from hf_zipit.calibration.refit.held_out import Draw
 from hf_zipit.calibration.refit.layers import Layer, LayerGroup, find_layers
+from hf_zipit.calibration.refit.logits import Target, centre_logits
 from hf_zipit.calibration.refit.normal_equations import NormalEquations
 from hf_zipit.calibration.refit.observe import LayerObserver
 from hf_zipit.calibration.refit.replay import Replay, Track
-from hf_zipit.calibration.refit.targets import AnyTarget, identity, trunk_target
+from hf_zipit.calibration.refit.targets import identity, trunk_target
 from hf_zipit.calibration.refit.tracks import merged_tracks, network_of, parent_tracks
 from hf_zipit.running import working_copy
 
@@ -36,7 +37,8 @@ def refit(
     Every layer is fitted on what it reads in the merged model as refitted so far, so it corrects for the errors of the
     layers before it. The target of a layer of the trunk is the parents' outputs, merged as its units are. Where the
     layer writes a residual stream, the target is the merged stream, so the layer adds what the stream still lacks. The
-    target of a layer of a head is the output of its own parent, on that parent's images. The ridge pulls towards the
+    target of a layer of a head is the output of its own parent, on that parent's images; of the logits of a task with
+    one class of several, what softmax reads of them. The ridge pulls towards the
     merged weights. A layer whose error on the held-out images would grow keeps them. A tenth of the images of each data
     set is held out, drawn by the seed of the merge.
 
@@ -61,8 +63,10 @@ def refit(
     trunks = [mine.trunk, *(tracks.trunk for tracks in theirs)]
     replay = Replay(trunks, passes, [width * len(trunks) for width in _sizes(mine.trunk, pixel)])
     nets = [track.net for track in trunks[1 : count + 1]]
+    branches = [branch for parent in parents for branch in parent.parts]
     for group in find_layers(mine.trunk.net, mine.trunk.stages, pixel) if trunk else []:
-        _fit(replay, draw, group, {layer: _target(merge, nets, layer, per_task) for layer in group.layers})
+        targets: dict[Layer, Target] = {layer: _target(merge, nets, layer, per_task) for layer in group.layers}
+        _fit(replay, draw, group, centre_logits(mine.trunk.net, targets, plan.binding, branches))
 
     owners = [(k, number) for k, tracks in enumerate(theirs[:count]) for number in range(len(tracks.heads))]
     for head, (k, number) in zip(mine.heads, owners, strict=False):  # a network that is merged whole has no heads
@@ -74,7 +78,8 @@ def refit(
             head_replay = replay.fork([0, *(1 + i for i in teaching)], heads, sizes)
         for group in find_layers(head.net, head.stages, pixel):
             targets = {layer: identity([h.net for h in heads[1:]], layer) for layer in group.layers}
-            _fit(head_replay, draw, group, targets, k)
+            branch = parents[k].parts[number]
+            _fit(head_replay, draw, group, centre_logits(head.net, targets, plan.binding, [branch]), k)
     merge.model.load_state_dict(merged.state_dict())
 
 

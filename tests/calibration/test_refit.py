@@ -10,8 +10,8 @@ from torch import nn
 from torch.nn import functional
 
 import hf_zipit
+from hf_zipit.calibration.refit import fit as fitting
 from hf_zipit.calibration.refit import observe, replay
-from hf_zipit.calibration.refit import refit as sweep
 from hf_zipit.calibration.refit.affine import FoldedNorm, fold_layer
 from hf_zipit.calibration.refit.dual import Samples
 from hf_zipit.calibration.refit.follow import AffineMap
@@ -246,21 +246,22 @@ QUICK = ("resnet", "pre-activation", "hf vit")
 @pytest.mark.sample(1)
 def test_every_layer_comes_closer_and_puts_out_what_was_predicted(name, monkeypatch):
     """What is written is the fit, no layer's error on the held-out images grows, and the heads come closer."""
-    fit, changed, alone = sweep.choose, [], []
+    fit, changed, alone = fitting.choose, [], []
 
-    def choose(folded, equations, test):
+    def choose(folded, parts):
         before, predicted = folded.weight, []
         monkeypatch.setattr(folded, "write", lambda *args: predicted.append(args) or type(folded).write(folded, *args))
-        fit(folded, equations, test)
+        fit(folded, parts)
         after = fold_layer(folded.net, folded.layer)
         alone.extend([folded] * isinstance(folded, FoldedNorm))
         change = predicted[0][0] if predicted else torch.zeros_like(before)
         torch.testing.assert_close(after.weight, before + change, rtol=1e-4, atol=1e-5)
-        if predicted:
-            assert test.error(*predicted[0][:2]).sum() < test.error().sum()
+        for part in parts if predicted else []:
+            found = [value[:, part.units] for value in predicted[0][:2]]
+            assert not any(map(torch.count_nonzero, found)) or part.test.error(*found).sum() < part.test.error().sum()
         changed.append(bool(predicted))
 
-    monkeypatch.setattr(sweep, "choose", choose)
+    monkeypatch.setattr(fitting, "choose", choose)
     sources, merged = merged_pair(FAMILIES[name])
     assert sum(changed) > len(changed) / 2
     assert len(alone) == (3 if name == "pre-activation" else 0)
@@ -381,14 +382,14 @@ def test_a_refit_merge_merges_again():
 
 def refit_kinds(monkeypatch):
     """A refit of VGGs, and how each layer was fitted: kind, inputs, samples."""
-    kinds, fit = [], sweep.choose
+    kinds, fit = [], fitting.choose
 
-    def choose(folded, equations, test):
-        kinds.append((type(equations), folded.weight.shape[2], equations.count))
-        fit(folded, equations, test)
+    def choose(folded, parts):
+        kinds.append((type(parts[0].fit), folded.weight.shape[2], parts[0].fit.count))
+        fit(folded, parts)
 
     with monkeypatch.context() as patch:
-        patch.setattr(sweep, "choose", choose)
+        patch.setattr(fitting, "choose", choose)
         return merged_pair(small_vgg)[1].state_dict(), kinds
 
 
@@ -396,7 +397,7 @@ def refit_kinds(monkeypatch):
 def test_layers_of_more_inputs_than_samples_are_refit_on_these_with_the_same_result(monkeypatch):
     found, kinds = refit_kinds(monkeypatch)
     assert [(inputs, count) for kind, inputs, count in kinds if kind is Samples] == [(490, 4 * 57)]
-    monkeypatch.setattr(sweep, "_kind", lambda *_: (NormalEquations, 1))
+    monkeypatch.setattr(fitting, "_kind", lambda *_: (NormalEquations, 1))
     for name, value in refit_kinds(monkeypatch)[0].items():
         torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-4)
 
@@ -404,7 +405,7 @@ def test_layers_of_more_inputs_than_samples_are_refit_on_these_with_the_same_res
 @pytest.mark.parametrize(("name", "value"), [("INPUTS", 100), slow("NUMBERS", 100 * (490 + 24))])
 def test_layers_of_too_many_inputs_are_refit_on_some_of_the_samples(name, value, monkeypatch):
     """On three of seven tens of images, held-out ones among them: 24 images, 3 of them held out, 4 positions each."""
-    monkeypatch.setattr(sweep, name, value)
+    monkeypatch.setattr(fitting, name, value)
     found, kinds = refit_kinds(monkeypatch)
     assert {inputs: count for kind, inputs, count in kinds if kind is Samples} == {490: 4 * 21}
     assert all(value.isfinite().all() for value in found.values())
@@ -484,13 +485,13 @@ def test_a_joint_refit_without_batch_norms_is_the_refit():
 @pytest.mark.sample(1)
 def test_steps_with_arguments_are_run_and_every_layer_behind_them_is_refit(name, cut, monkeypatch):
     """Blocks that are given the grid of tokens and attend inside windows, pooling that is given its classifiers."""
-    reached, fit = set(), sweep.choose
+    reached, fit = set(), fitting.choose
 
-    def choose(folded, equations, test):
+    def choose(folded, parts):
         reached.update(affine.module for affine in folded.layer.maps)
-        fit(folded, equations, test)
+        fit(folded, parts)
 
-    monkeypatch.setattr(sweep, "choose", choose)
+    monkeypatch.setattr(fitting, "choose", choose)
     for make in ALL_FAMILIES[name].values():
         reached.clear()
         model = make(0)

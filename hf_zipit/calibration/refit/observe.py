@@ -75,7 +75,7 @@ class LayerObserver(OutputFollower[_LayerOutput]):
             self._follow(_LayerOutput(extended, call.result, output.layer))
         elif call.function in ADDITIONS:
             self.outputs = [other for other in self.outputs if other.layer is not output.layer]
-            self._keep(output, call.result)
+            self.keep(output.layer, output.affine.module, call.result)
 
     def on_map(self, affine: AffineMap, call: Call, read: Sequence[_LayerOutput]) -> None:
         """Begin to follow the output of a map."""
@@ -85,13 +85,17 @@ class LayerObserver(OutputFollower[_LayerOutput]):
     def _follow(self, output: _LayerOutput) -> None:
         complete = output.affine == self.maps[output.affine.module]
         if complete and not output.layer.added and output.value is not None:
-            self._keep(output, output.value)
+            self.keep(output.layer, output.affine.module, output.value)
         else:
             self.outputs.append(output)
 
-    def _keep(self, output: _LayerOutput, result: Tensor) -> None:
-        moved = result.movedim(1, -1) if output.affine.module in self.channels_first else result
-        self.results[output.layer] = self._by_image(samples(moved).clone())
+    def keep(self, layer: Layer, path: str, result: Tensor) -> None:
+        """Keep the result of a layer; `path` is that of its last map."""
+        self.results[layer] = self.sampled(path, result).clone()
+
+    def sampled(self, path: str, result: Tensor) -> Tensor:
+        """The result of a map as samples, `(B, P, units)`."""
+        return self._by_image(samples(result.movedim(1, -1) if path in self.channels_first else result))
 
     def _by_image(self, values: Tensor) -> Tensor:
         """`(B * windows, P, ...)` -> `(B, windows * P, ...)`."""

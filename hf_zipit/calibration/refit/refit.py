@@ -1,27 +1,22 @@
 """The refit: layer by layer, each fitted to the parents' outputs on the merged model's own inputs."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from hf_zipit.calibration.merge_state import MergeState
-from hf_zipit.calibration.refit.affine import FoldedLayer, FoldedNorm, Regression, fold_layer
-from hf_zipit.calibration.refit.dual import Samples
+from hf_zipit.calibration.refit.fit import fit_layers
 from hf_zipit.calibration.refit.held_out import Draw
 from hf_zipit.calibration.refit.layers import Layer, LayerGroup, find_layers
 from hf_zipit.calibration.refit.logits import Target, centre_logits
-from hf_zipit.calibration.refit.normal_equations import NormalEquations
-from hf_zipit.calibration.refit.observe import LayerObserver
+from hf_zipit.calibration.refit.read_positions import read_positions
 from hf_zipit.calibration.refit.replay import Replay, Track
 from hf_zipit.calibration.refit.targets import identity, trunk_target
 from hf_zipit.calibration.refit.tracks import merged_tracks, network_of, parent_tracks
 from hf_zipit.running import working_copy
-
-INPUTS = 9216  # layers with more inputs than this, or than samples, are solved in the dual
-NUMBERS = 2**27  # upper limit on the numbers stored for the dual; beyond it only one block of ten images in k is read
-OUTPUTS = 256  # upper limit on the outputs of a layer that choose its ridge
-RIDGES = (1e-1, 1e-2, 1e-3, 1e-4)  # as multiples of the mean second moment of an input
+from hf_zipit.sources.source import Branch
 
 
 @torch.no_grad()
@@ -38,9 +33,9 @@ def refit(
     layers before it. The target of a layer of the trunk is the parents' outputs, merged as its units are. Where the
     layer writes a residual stream, the target is the merged stream, so the layer adds what the stream still lacks. The
     target of a layer of a head is the output of its own parent, on that parent's images; of the logits of a task with
-    one class of several, what softmax reads of them. The ridge pulls towards the
-    merged weights. A layer whose error on the held-out images would grow keeps them. A tenth of the images of each data
-    set is held out, drawn by the seed of the merge.
+    one class of several, what softmax reads of them. Only positions that the network reads count, of the last layer of
+    a ViT often the class token. The ridge pulls towards the merged weights. A layer whose error on the held-out images
+    would grow keeps them. A tenth of the images of each data set is held out, drawn by the seed of the merge.
 
     Args:
         merge: the merge. Its model is changed in place after the last layer is fitted.
@@ -50,37 +45,71 @@ def refit(
             Only used with `trunk=False`.
     """
     parents, plan, passes = merge.parents, merge.plan, merge.passes
-    count = len(parents)
-    draw = Draw([len(images) for images in passes.images], merge.seed)
     copies = [working_copy(network_of(parent), passes.device) for parent in parents]
     merged = working_copy(merge.model, passes.device)
-    pixel = passes.images[0][0][None].to(passes.device, next(merged.parameters()).dtype)
-    size = pixel.shape[-2:]
+    first, last = passes.images[0], passes.images[-1]
+    like = next(merged.parameters())
+    probes = [pixels[None].to(like.device, like.dtype) for pixels in (first[0], last[len(last) - 1])]
+    size = probes[0].shape[-2:]
     mine = merged_tracks(merged, size)
     teachers = zip([*parents] * 2, [*copies, *extra_teachers], strict=False)
     theirs = [parent_tracks(parent, net, plan, size) for parent, net in teachers]
 
-    trunks = [mine.trunk, *(tracks.trunk for tracks in theirs)]
-    replay = Replay(trunks, passes, [width * len(trunks) for width in _sizes(mine.trunk, pixel)])
-    nets = [track.net for track in trunks[1 : count + 1]]
-    branches = [branch for parent in parents for branch in parent.parts]
-    for group in find_layers(mine.trunk.net, mine.trunk.stages, pixel) if trunk else []:
-        targets: dict[Layer, Target] = {layer: _target(merge, nets, layer, per_task) for layer in group.layers}
-        _fit(replay, draw, group, centre_logits(mine.trunk.net, targets, plan.binding, branches))
+    tracks = [mine.trunk, *mine.heads]
+    groups = [find_layers(track.net, track.stages, probes[0]) for track in tracks]
+    groups = groups if trunk else [[], *groups[1:]]
+    layers = [[layer for group in some for layer in group.layers] for some in groups]
+    read = read_positions(merged, [track.net for track in tracks], layers, probes)
+    sweep = _Sweep(merge, Draw([len(images) for images in passes.images], merge.seed), groups, read)
 
-    owners = [(k, number) for k, tracks in enumerate(theirs[:count]) for number in range(len(tracks.heads))]
-    for head, (k, number) in zip(mine.heads, owners, strict=False):  # a network that is merged whole has no heads
-        teaching = range(k, len(theirs), count)  # parent k, and its extra teacher
+    trunks = [mine.trunk, *(others.trunk for others in theirs)]
+    replay = Replay(trunks, passes, [width * len(trunks) for width in _sizes(mine.trunk, probes[0])])
+    sweep.trunk(replay, per_task)
+    owners = [(k, number) for k in range(len(parents)) for number in range(len(theirs[k].heads))]
+    for place, (head, (k, number)) in enumerate(zip(mine.heads, owners, strict=False)):  # none if merged whole
+        teaching = range(k, len(theirs), len(parents))  # parent k, and its extra teacher
         heads = [head, *(theirs[i].heads[number] for i in teaching)]
-        sizes = [len(heads) * width for width in _sizes(head, pixel)]
+        sizes = [len(heads) * width for width in _sizes(head, probes[0])]
         head_replay = Replay(heads, passes, sizes)
         if len(head.stages) > len(mine.trunk.stages):  # the head continues where the trunk ends
             head_replay = replay.fork([0, *(1 + i for i in teaching)], heads, sizes)
-        for group in find_layers(head.net, head.stages, pixel):
-            targets = {layer: identity([h.net for h in heads[1:]], layer) for layer in group.layers}
-            branch = parents[k].parts[number]
-            _fit(head_replay, draw, group, centre_logits(head.net, targets, plan.binding, [branch]), k)
+        sweep.head(head_replay, place, k, parents[k].parts[number])
     merge.model.load_state_dict(merged.state_dict())
+
+
+@dataclass
+class _Sweep:
+    """A refit under way.
+
+    Attributes:
+        merge: the merge.
+        draw: which images are held out.
+        groups: the layers of the trunk, and those of every head.
+        read: for trunk and heads, the positions at which layers are read where these are not all.
+    """
+
+    merge: MergeState
+    draw: Draw
+    groups: Sequence[Sequence[LayerGroup]]
+    read: Sequence[Mapping[Layer, Tensor]]
+
+    def trunk(self, replay: Replay, per_task: bool) -> None:
+        """Refit the layers of the trunk; the replay runs it beside those of the parents."""
+        net, *others = [track.net for track in replay.tracks]
+        nets = others[: len(self.merge.parents)]
+        branches = [branch for parent in self.merge.parents for branch in parent.parts]
+        for group in self.groups[0]:
+            targets = {layer: _target(self.merge, nets, layer, per_task) for layer in group.layers}
+            aims = centre_logits(net, targets, self.merge.plan.binding, branches)
+            fit_layers(replay, self.draw, group, aims, self.read[0])
+
+    def head(self, replay: Replay, place: int, task: int, branch: Branch) -> None:
+        """Refit the layers of a head; the replay runs it beside those that teach it, on the images of the task."""
+        net, *nets = [track.net for track in replay.tracks]
+        for group in self.groups[1 + place]:
+            targets = {layer: identity(nets, layer) for layer in group.layers}
+            aims = centre_logits(net, targets, self.merge.plan.binding, [branch])
+            fit_layers(replay, self.draw, group, aims, self.read[1 + place], task)
 
 
 def _sizes(track: Track, value: Tensor) -> list[int]:
@@ -97,108 +126,3 @@ def _target(merge: MergeState, nets: Sequence[nn.Module], layer: Layer, per_task
     name = f"{layer.maps[0].module}.weight"
     widths = [int(net.get_parameter(name).shape[0]) for net in nets]
     return trunk_target(merge.plan.binding, merge.matches, name, widths, per_task)
-
-
-def _fit(
-    replay: Replay, draw: Draw, group: LayerGroup, targets: Mapping[Layer, Target], task: int | None = None
-) -> None:
-    """Refit the layers of a group in one pass.
-
-    Args:
-        replay: the merged network first, then those that teach it.
-        draw: which images are held out.
-        group: the layers.
-        targets: what each is fitted to.
-        task: the task whose images are read; `None` reads all. A single data set is read in any case.
-    """
-    net, device = replay.tracks[0].net, replay.passes.device
-    folded = {layer: fold_layer(net, layer) for layer in group.layers}
-    single = len(replay.passes.images) == 1
-    images = sum(len(p) for k, p in enumerate(replay.passes.images) if task is None or single or k == task)
-    kinds = {layer: _kind(replay, group, layer, found.weight, images) for layer, found in folded.items()}
-    shapes = {layer: (f.groups, f.weight.shape[2], f.weight.shape[1]) for layer, f in folded.items()}
-    fits = {layer: kinds[layer][0].empty(*shape, device) for layer, shape in shapes.items()}
-    tests = {layer: kinds[layer][0].empty(*shape, device) for layer, shape in shapes.items()}
-    for batch in replay.batches(group.first, f"Refitting {group.layers[0].maps[0].module}"):
-        seen = [
-            _observe(track, group, value, inputs=track is replay.tracks[0])
-            for track, value in zip(replay.tracks, batch.values, strict=True)
-        ]
-        held = draw.held(batch.task, batch.number)
-        mine = torch.ones_like(held) if task is None or single else batch.task == task
-        for layer in group.layers:
-            x = seen[0].inputs[layer]  # (B, P, G, d)
-            taught = targets[layer]([other.results[layer] for other in seen[1:]], batch.task)
-            e = taught - seen[0].results[layer]
-            e = e.reshape(*e.shape[:2], folded[layer].groups, -1)  # (B, P, G, m)
-            read = mine & draw.read(batch.task, batch.number, kinds[layer][1])
-            fits[layer].update(x[read & ~held].flatten(0, 1), e[read & ~held].flatten(0, 1))
-            tests[layer].update(x[read & held].flatten(0, 1), e[read & held].flatten(0, 1))
-    for layer in group.layers:
-        fits[layer].reduce(replay.passes.accelerator)
-        tests[layer].reduce(replay.passes.accelerator)
-        choose(folded[layer], fits[layer], tests[layer])
-
-
-def _kind(
-    replay: Replay, group: LayerGroup, layer: Layer, weight: Tensor, images: int
-) -> tuple[type[NormalEquations] | type[Samples], int]:
-    """The accumulator for a layer, and k: one block of ten images in k is read.
-
-    Args:
-        replay: the merged network first.
-        group: the group of the layer.
-        layer: the layer.
-        weight: its folded weight, `(G, m, d)`.
-        images: how many images there are to fit it.
-    """
-    inputs, outputs = weight.shape[2], weight.shape[1]
-    if inputs <= min(images, INPUTS):
-        return NormalEquations, 1
-    track = replay.tracks[0]
-    value = replay.passes.images[0][0][None].to(replay.passes.device, next(track.net.parameters()).dtype)
-    for stage in track.stages[: group.first]:
-        value = stage(value)
-    samples = images * _observe(track, group, value, inputs=False).results[layer].shape[1]
-    if samples >= inputs and inputs <= INPUTS:
-        return NormalEquations, 1
-    return Samples, -(-samples // min(INPUTS, NUMBERS // (len(weight) * (inputs + outputs))))
-
-
-def _observe(track: Track, group: LayerGroup, value: Tensor, inputs: bool) -> LayerObserver:
-    """Run the stages of a group on what enters the first, and return what its layers read and put out."""
-    seen = LayerObserver(track.net, group.layers, images=len(value), inputs=inputs)
-    with seen:
-        for stage in track.stages[group.first : group.last + 1]:
-            value = stage(value)
-    return seen
-
-
-def choose(folded: FoldedLayer | FoldedNorm, fit: Regression, test: Regression) -> None:
-    """Give a layer the weights with the smallest error on the held-out images, if that is below the merged weights'.
-
-    What is chosen is the ridge, and whether it pulls towards the merged weights as they are or with batch norms
-    re-estimated. Of wide layers only some outputs take part in this choice.
-
-    Args:
-        folded: the layer, changed in place.
-        fit: the regression of the fitted images.
-        test: that of the held-out images.
-    """
-    if not fit.count or not test.count:
-        return
-    priors: list[Tensor | None] = [None]
-    if folded.normed:
-        priors.append(folded.reset(fit) - folded.weight)
-    some = slice(None, None, -(-folded.weight.shape[1] // OUTPUTS))
-    few = fit.of(some)
-    trial = test.of(some)
-    scores = {}
-    for ridge in RIDGES:
-        for i, prior in enumerate(priors):
-            solved = few.solve(ridge, None if prior is None else prior[:, some], folded.intercept)
-            scores[ridge, i] = float(trial.error(*solved).sum())
-    ridge, i = min(scores, key=lambda key: scores[key])
-    change, shift = fit.solve(ridge, priors[i], folded.intercept)
-    if test.error(change, shift).sum() < test.error().sum():
-        folded.write(change, shift, fit + test)  # type: ignore[operator]  # both are of one kind

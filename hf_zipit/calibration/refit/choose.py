@@ -1,0 +1,129 @@
+"""The choice among the fits of a layer by the error on held-out images."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from hf_zipit.calibration.refit.affine import FoldedLayer, FoldedNorm, Regression
+
+OUTPUTS = 256  # upper limit on the outputs of a layer that choose its ridge
+RIDGES = (1e-1, 1e-2, 1e-3, 1e-4)  # as multiples of the mean second moment of an input
+FEW = (10.0, 1.0, *RIDGES)  # where few positions of an image are read
+Solution = tuple[Tensor, Tensor]  # change of the weights `(G, m, d)`, change of the constants `(G, m)`
+
+
+@dataclass
+class PartFit:
+    """The regressions of those units of a layer that are read at the same positions.
+
+    Attributes:
+        units: which of the outputs of each group.
+        read: the positions at which they are read, `(P,)`; `None` if at all.
+        fit: of the fitted images, at the positions that are read.
+        test: of the held-out images, there.
+        rest: of the fitted images, at the other positions; `None` if there are none.
+    """
+
+    units: Tensor
+    read: Tensor | None
+    fit: Regression
+    test: Regression
+    rest: Regression | None
+
+    def update(self, x: Tensor, e: Tensor, fitted: Tensor, held: Tensor) -> None:
+        """Add images.
+
+        Args:
+            x: what the layer reads, `(B, P, G, d)`.
+            e: what its output lacks, `(B, P, G, units)`.
+            fitted: the images to fit, `(B,)`.
+            held: the held-out ones.
+        """
+        e = e if len(self.units) == e.shape[-1] else e[..., self.units]
+        here = slice(None) if self.read is None else self.read
+        self.fit.update(x[fitted][:, here].flatten(0, 1), e[fitted][:, here].flatten(0, 1))
+        self.test.update(x[held][:, here].flatten(0, 1), e[held][:, here].flatten(0, 1))
+        if self.rest is not None and self.read is not None:
+            self.rest.update(x[fitted][:, ~self.read].flatten(0, 1), e[fitted][:, ~self.read].flatten(0, 1))
+
+    def reduce(self, accelerator: Accelerator) -> None:
+        """Replace the samples of this process by those of all processes."""
+        for samples in (self.fit, self.test, self.rest):
+            if samples is not None:
+                samples.reduce(accelerator)
+
+    def best(self, folded: FoldedLayer | FoldedNorm) -> Solution | None:
+        """The change with the smallest error on the held-out images; `None` if no error is below the present one.
+
+        What is chosen is the ridge, and whether it pulls towards the merged weights as they are or with batch norms
+        re-estimated. Units that are not read everywhere are first fitted at all positions. Then this fit is what the
+        ridge pulls towards in a fit at the positions that are read. Of wide layers only some outputs take part.
+        """
+        if not self.fit.count or not self.test.count:
+            return None
+        everywhere = self.fit if self.rest is None else together(self.fit, self.rest)
+        priors: list[Tensor | None] = [None]
+        if folded.normed:
+            priors.append((folded.reset(everywhere) - folded.weight)[:, self.units])
+        best = self._chosen(everywhere, RIDGES, priors, folded.intercept)
+        if self.rest is not None:
+            narrow = self._chosen(self.fit, FEW, [best[0]], folded.intercept)
+            best = min(best, narrow, key=lambda solution: float(self.test.error(*solution).sum()))
+        return best if self.test.error(*best).sum() < self.test.error().sum() else None
+
+    def _chosen(
+        self, fit: Regression, ridges: tuple[float, ...], priors: Sequence[Tensor | None], intercept: bool
+    ) -> Solution:
+        """The solution with the ridge and the prior that are best on the held-out images."""
+        some = slice(None, None, -(-len(self.units) // OUTPUTS))
+        few, trial = fit.of(some), self.test.of(some)
+        scores = {}
+        for ridge in ridges:
+            for i, prior in enumerate(priors):
+                solved = few.solve(ridge, None if prior is None else prior[:, some], intercept)
+                scores[ridge, i] = float(trial.error(*solved).sum())
+        ridge, i = min(scores, key=lambda key: scores[key])
+        return fit.solve(ridge, priors[i], intercept)
+
+
+def split(mask: Tensor | None, units: int) -> list[tuple[Tensor, Tensor | None]]:
+    """The units of a layer by the positions at which they are read: `(units, positions)`, `None` for all positions.
+
+    Args:
+        mask: whether each position of each unit is read, `(P, units)`; `None` if all are.
+        units: how many outputs each group of the layer has.
+
+    >>> split(torch.tensor([[True, True, True], [False, True, True]]), 3)
+    [(tensor([0]), tensor([ True, False])), (tensor([1, 2]), None)]
+    """
+    if mask is None:
+        return [(torch.arange(units), None)]
+    kinds, kind = torch.unique(mask, dim=1, return_inverse=True)
+    return [((kind == i).nonzero().flatten(), None if read.all() else read) for i, read in enumerate(kinds.T)]
+
+
+def choose(folded: FoldedLayer | FoldedNorm, parts: Sequence[PartFit]) -> None:
+    """Give a layer the weights with the smallest error on the held-out images, where that is below the merged weights'.
+
+    Args:
+        folded: the layer, changed in place.
+        parts: the regressions of all its units.
+    """
+    found = [part.best(folded) for part in parts]
+    if all(solution is None for solution in found):
+        return
+    change = torch.zeros_like(folded.weight)
+    shift = torch.zeros_like(folded.weight[..., 0])
+    for part, solution in zip(parts, found, strict=True):
+        if solution is not None:
+            change[:, part.units], shift[:, part.units] = solution
+    first = parts[0]
+    folded.write(change, shift, together(first.fit, first.test) if folded.normed else first.fit)
+
+
+def together(one: Regression, other: Regression) -> Regression:
+    """The regression of both sets of samples."""
+    return one + other  # type: ignore[operator]  # both are of one kind

@@ -1,0 +1,134 @@
+"""Fitting the layers of a group: one pass over the images, and the choice of their new weights."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hf_zipit.calibration.refit.affine import FoldedLayer, FoldedNorm, fold_layer
+from hf_zipit.calibration.refit.choose import PartFit, choose, split
+from hf_zipit.calibration.refit.dual import Samples
+from hf_zipit.calibration.refit.held_out import Draw
+from hf_zipit.calibration.refit.layers import Layer, LayerGroup
+from hf_zipit.calibration.refit.logits import Target
+from hf_zipit.calibration.refit.normal_equations import NormalEquations
+from hf_zipit.calibration.refit.observe import LayerObserver
+from hf_zipit.calibration.refit.replay import Batch, Replay, Track
+
+INPUTS = 9216  # layers with more inputs than this, or than samples, are solved in the dual
+NUMBERS = 2**27  # upper limit on the numbers stored for the dual; beyond it only one block of ten images in k is read
+
+
+@dataclass
+class LayerFit:
+    """A layer while it is fitted.
+
+    Attributes:
+        folded: the layer as one affine map.
+        target: what it is fitted to.
+        every: of the blocks of ten images, one in so many is read.
+        parts: the regressions of its units.
+    """
+
+    folded: FoldedLayer | FoldedNorm
+    target: Target
+    every: int
+    parts: list[PartFit]
+
+
+def fit_layers(
+    replay: Replay,
+    draw: Draw,
+    group: LayerGroup,
+    targets: Mapping[Layer, Target],
+    read: Mapping[Layer, Tensor],
+    task: int | None = None,
+) -> None:
+    """Refit the layers of a group in one pass.
+
+    Args:
+        replay: the merged network first, then those that teach it.
+        draw: which images are held out.
+        group: the layers.
+        targets: what each is fitted to.
+        read: the positions at which the units of a layer are read, `(P, units)`, where these are not all.
+        task: the task whose images are read; `None` reads all. A single data set is read in any case.
+    """
+    data_sets = replay.passes.images
+    task = None if len(data_sets) == 1 else task
+    images = sum(len(data_set) for k, data_set in enumerate(data_sets) if task in (None, k))
+    fits = {layer: _begin(replay, group, layer, targets[layer], read.get(layer), images) for layer in group.layers}
+    for batch in replay.batches(group.first, f"Refitting {group.layers[0].maps[0].module}"):
+        _add(replay, draw, group, fits, batch, task)
+    for fit in fits.values():
+        for part in fit.parts:
+            part.reduce(replay.passes.accelerator)
+        choose(fit.folded, fit.parts)
+
+
+def _begin(
+    replay: Replay, group: LayerGroup, layer: Layer, target: Target, read: Tensor | None, images: int
+) -> LayerFit:
+    """A layer with regressions of no samples; arguments as for `fit_layers` and `_kind`."""
+    folded = fold_layer(replay.tracks[0].net, layer)
+    groups, units, inputs = folded.weight.shape
+    kind, every = _kind(replay, group, layer, folded.weight, images)
+    parts = []
+    for mine, positions in split(read if groups == 1 else None, units):
+        empty = [kind.empty(groups, inputs, len(mine), replay.passes.device) for _ in range(3)]
+        parts.append(PartFit(mine, positions, empty[0], empty[1], None if positions is None else empty[2]))
+    return LayerFit(folded, target, every, parts)
+
+
+def _add(
+    replay: Replay, draw: Draw, group: LayerGroup, fits: Mapping[Layer, LayerFit], batch: Batch, task: int | None
+) -> None:
+    """Add a batch of images to the regressions of a group's layers; arguments as for `fit_layers`."""
+    seen = [
+        _observe(track, group, value, inputs=track is replay.tracks[0])
+        for track, value in zip(replay.tracks, batch.values, strict=True)
+    ]
+    held = draw.held(batch.task, batch.number)
+    mine = torch.ones_like(held) if task is None else batch.task == task
+    for layer, fit in fits.items():
+        taught = fit.target([other.results[layer] for other in seen[1:]], batch.task)
+        e = taught - seen[0].results[layer]
+        e = e.reshape(*e.shape[:2], fit.folded.groups, -1)
+        chosen = mine & draw.read(batch.task, batch.number, fit.every)
+        for part in fit.parts:
+            part.update(seen[0].inputs[layer], e, chosen & ~held, chosen & held)
+
+
+def _kind(
+    replay: Replay, group: LayerGroup, layer: Layer, weight: Tensor, images: int
+) -> tuple[type[NormalEquations] | type[Samples], int]:
+    """The accumulator for a layer, and k: one block of ten images in k is read.
+
+    Args:
+        replay: the merged network first.
+        group: the group of the layer.
+        layer: the layer.
+        weight: its folded weight, `(G, m, d)`.
+        images: how many images there are to fit it.
+    """
+    inputs, outputs = weight.shape[2], weight.shape[1]
+    if inputs <= min(images, INPUTS):
+        return NormalEquations, 1
+    track = replay.tracks[0]
+    value = replay.passes.images[0][0][None].to(replay.passes.device, next(track.net.parameters()).dtype)
+    for stage in track.stages[: group.first]:
+        value = stage(value)
+    samples = images * _observe(track, group, value, inputs=False).results[layer].shape[1]
+    if samples >= inputs and inputs <= INPUTS:
+        return NormalEquations, 1
+    return Samples, -(-samples // min(INPUTS, NUMBERS // (len(weight) * (inputs + outputs))))
+
+
+def _observe(track: Track, group: LayerGroup, value: Tensor, inputs: bool) -> LayerObserver:
+    """Run the stages of a group on what enters the first, and return what its layers read and put out."""
+    seen = LayerObserver(track.net, group.layers, images=len(value), inputs=inputs)
+    with seen:
+        for stage in track.stages[group.first : group.last + 1]:
+            value = stage(value)
+    return seen

@@ -21,6 +21,7 @@ class Calibration:
         after: Name of the calibration that runs before this one.
         joint: Whether it improves the joint prediction over the classes of all tasks; then all models must be
             classifiers.
+        refits: Whether it fits layers by regression, which takes memory.
 
     >>> Calibration("hf_zipit.calibration.none:none", summary="leave the merge as it is").resolve().__name__
     'none'
@@ -30,6 +31,7 @@ class Calibration:
     summary: str = ""
     after: str | None = None
     joint: bool = False
+    refits: bool = False
 
     def resolve(self) -> "Callable[[MergeState], None]":
         """The function, imported if it is given by reference."""
@@ -55,21 +57,25 @@ CALIBRATIONS = {
     "refit": Calibration(
         "hf_zipit.calibration.refit.refit:refit",
         summary="fit layers and heads to the parents' outputs by ridge regression",
+        refits=True,
     ),
     "refit-per-task": Calibration(
         "hf_zipit.calibration.refit.per_task:refit_per_task",
         summary="as refit, but fit the images of each task to the parent of that task only",
+        refits=True,
     ),
     "refit-joint": Calibration(
         "hf_zipit.calibration.refit.joint:refit_joint",
         summary="refit, then fit the heads for the joint prediction over all tasks",
         after="refit",
         joint=True,
+        refits=True,
     ),
     "refit-heads": Calibration(
         "hf_zipit.calibration.refit.heads:refit_heads",
         summary="re-estimate the batch norms, then refit only the heads",
         after="batchnorm",
+        refits=True,
     ),
     "none": Calibration("hf_zipit.calibration.none:none", summary="leave the merged model as it is"),
 }

@@ -6,6 +6,8 @@ from typing import Any
 
 from hf_zipit.assembly.kinds import kind_of
 from hf_zipit.assembly.parents import Parents
+from hf_zipit.calibration.methods import CALIBRATIONS
+from hf_zipit.calibration.refit.memory import refit_bytes
 from hf_zipit.costs import Cost
 from hf_zipit.data.rows import hub_data
 from hf_zipit.errors import OptionError, SpecError, TraceError
@@ -20,10 +22,16 @@ from hf_zipit.sources.download import look_at_data
 from hf_zipit.sources.outline import outline
 from hf_zipit.sources.source import Source
 from hf_zipit.specs.cuts import cut_labels, cut_names
+from hf_zipit.specs.plan import Plan
 from hf_zipit.text import load_errors, si, table
 
 BYTES = 4  # per parameter, in float32
-_MEMORY = {"parents": "parents and working copies", "statistics": "statistics", "merged": "merged model"}
+_MEMORY = {
+    "parents": "parents and working copies",
+    "statistics": "statistics",
+    "merged": "merged model",
+    "refit": "refit",
+}
 
 
 @dataclass(frozen=True)
@@ -42,7 +50,8 @@ class MergePlan:
         parameters: of the merge; `None` with a budget.
         parents_flops: summed over all models.
         parents_parameters: summed over all models.
-        memory: bytes for parents, statistics and merge; activations, which grow with the batch size, are not counted.
+        memory: bytes for parents, statistics and merge, and for the refit if there is one: its copy of the merge, the
+            images' activations that it keeps, and its regressions. The activations of a batch are not counted.
         note: a remark on what the numbers leave out.
     """
 
@@ -108,11 +117,7 @@ def plan_merge(
         parameters=cost.parameters if budget is None else None,
         parents_flops=alone.flops,
         parents_parameters=alone.parameters,
-        memory={
-            "parents": 2 * BYTES * alone.parameters,
-            "statistics": _statistics_bytes(recipe, parents, spaces) if recipe.needs_statistics else 0,
-            "merged": BYTES * (cost.parameters if budget is None else alone.parameters),
-        },
+        memory=_memory(recipe, parents, plan, spaces, alone if budget is not None else cost),
         note=_note(recipe),
     )
 
@@ -134,6 +139,30 @@ def _by_model(names: Sequence[str], sources: Sequence[Source]) -> list[str]:
     """The names of each model's tasks, joined; a model that is a merge has several."""
     left = iter(names)
     return [", ".join(next(left) for _ in source.tasks) for source in sources]
+
+
+def _memory(recipe: Recipe, parents: Parents, plan: Plan, spaces: Iterable[str], merged: Cost) -> dict[str, int]:
+    """Bytes of each part of a merge.
+
+    Args:
+        recipe: the merge to plan.
+        parents: the models.
+        plan: its cut and widths.
+        spaces: the names of the spaces that are merged.
+        merged: what the merged model costs.
+    """
+    found = {
+        "parents": 2 * BYTES * sum(one.parameters for one in parents.costs),
+        "statistics": _statistics_bytes(recipe, parents, spaces) if recipe.needs_statistics else 0,
+        "merged": BYTES * merged.parameters,
+    }
+    if CALIBRATIONS[recipe.calibrate].refits:
+        images = recipe.num_images
+        if images is not None:
+            images = sum(images) if isinstance(images, list) else images * max(1, len(recipe.data or []))
+        regressions = refit_bytes(parents.sources, plan, parents.input_size, images, recipe.batch_size)
+        found["refit"] = BYTES * merged.parameters + regressions
+    return found
 
 
 def _statistics_bytes(recipe: Recipe, parents: Parents, spaces: Iterable[str]) -> int:

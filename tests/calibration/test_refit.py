@@ -2,6 +2,7 @@
 
 import copy
 import functools
+from types import SimpleNamespace
 
 import pytest
 import timm
@@ -11,7 +12,7 @@ from torch.nn import functional
 
 import hf_zipit
 from hf_zipit.calibration.refit import fit as fitting
-from hf_zipit.calibration.refit import observe, replay
+from hf_zipit.calibration.refit import normal_equations, observe, replay
 from hf_zipit.calibration.refit.affine import FoldedNorm, fold_layer
 from hf_zipit.calibration.refit.dual import Samples
 from hf_zipit.calibration.refit.follow import AffineMap
@@ -112,6 +113,26 @@ def test_equations_of_parts_add_up(kind):
     whole.update(x, e)
     for name, value in vars(parts[0] + parts[1] + parts[2] + parts[3]).items():
         torch.testing.assert_close(value, getattr(whole, name))
+
+
+def test_samples_converted_a_few_at_a_time_give_the_same_equations(monkeypatch):
+    x, e = random(50, 2, 5) + 3, random(50, 2, 3, seed=1)
+    whole, parts = NormalEquations.empty(2, 5, 3), NormalEquations.empty(2, 5, 3)
+    whole.update(x, e)
+    monkeypatch.setattr(normal_equations, "CONVERTED", 7 * 2 * (5 + 3))
+    parts.update(x, e)
+    for name, value in vars(parts).items():
+        torch.testing.assert_close(value, getattr(whole, name))
+
+
+def test_a_head_keeps_what_the_trunk_leaves_of_the_memory(monkeypatch):
+    values = torch.zeros(4, 10)
+    kept = [replay.Batch([values, values], torch.zeros(4), torch.arange(4))]
+    passes = SimpleNamespace(images=[range(4)], accelerator=SimpleNamespace(num_processes=1))
+    trunk = replay.Replay([], passes, [80], 1, kept)
+    monkeypatch.setattr(replay, "MEMORY", 400)
+    assert trunk.fork([0], [], [20])._fits(0)
+    assert not trunk.fork([0], [], [21])._fits(0)
 
 
 def test_the_target_is_the_mean_over_the_merged_units():

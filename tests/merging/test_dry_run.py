@@ -7,6 +7,8 @@ import pytest
 import hf_zipit
 from hf_zipit.assembly.classifier import Classifiers
 from hf_zipit.assembly.kinds import open_parents
+from hf_zipit.calibration.methods import CALIBRATIONS
+from hf_zipit.calibration.refit import refit as module
 from hf_zipit.costs import count_flops
 from hf_zipit.errors import OptionError, SourceError
 from hf_zipit.merging import dry_run
@@ -14,8 +16,9 @@ from hf_zipit.merging.dry_run import plan_merge, plan_text
 from hf_zipit.recipe import Recipe
 from hf_zipit.saving import save as saving
 from hf_zipit.text import si
-from tests.helpers.marks import slow_but
-from tests.helpers.models import hf_vit
+from tests.helpers.marks import slow, slow_but
+from tests.helpers.measure import PeakMemory
+from tests.helpers.models import hf_vit, images
 from tests.helpers.wholes import PAIRS, small
 
 
@@ -39,6 +42,46 @@ def test_statistics_are_counted_by_space_and_data_set(digits):
     plan = plan_merge(recipe)
     assert plan.memory["statistics"] == 2 * 8 * sum((2 * n) ** 2 for n in plan.spaces.values())
     assert "to download: nothing" in plan_text(plan)
+
+
+WIDE = {"hidden_size": 96, "intermediate_size": 384, "num_hidden_layers": 2}
+
+
+@pytest.mark.parametrize(("kind", "count"), [("vit", 24), slow("vit", 192), slow("resnet", 64)])
+def test_the_memory_of_a_refit_is_what_it_takes(kind, count, tmp_path, digits, monkeypatch):
+    models = refs = [str(folder) for folder in digits]
+    if kind == "vit":
+        models, refs = [hf_vit(seed, **WIDE) for seed in (0, 1)], [str(tmp_path / name) for name in "ab"]
+        for model, ref in zip(models, refs, strict=True):
+            model.save_pretrained(ref)
+    options = {"calibrate": "refit", "method": "average", "batch_size": 4, "num_images": count, "cache": False}
+    plan = plan_merge(Recipe(sources=refs, **options))
+    seen, refit = PeakMemory(), module.refit
+
+    def measured(merge):
+        with seen:
+            refit(merge)
+
+    monkeypatch.setattr(module, "refit", measured)
+    hf_zipit.merge(models, images(count), **options)
+    stated = plan.memory["refit"] + plan.memory["parents"] / 2  # of the parents' copies
+    assert stated / 2 < seen.peak < 1.5 * stated
+
+
+def test_the_memory_of_a_refit_is_stated_where_there_is_one(digits):
+    refs = [str(folder) for folder in digits]
+    assert "refit" not in plan_merge(Recipe(sources=refs, calibrate="batchnorm")).memory
+    few, many, unknown = (
+        plan_merge(Recipe(sources=refs, calibrate="refit", num_images=count)) for count in (10, 500, None)
+    )
+    assert few.memory["refit"] < many.memory["refit"] < unknown.memory["refit"]
+    assert f"refit {si(many.memory['refit'], 'B')}" in plan_text(many)
+
+
+@pytest.mark.parametrize("calibrate", CALIBRATIONS)
+def test_the_memory_is_stated_for_all_calibrations_that_refit(digits, calibrate):
+    plan = plan_merge(Recipe(sources=[str(folder) for folder in digits], calibrate=calibrate))
+    assert ("refit" in plan.memory) == calibrate.startswith("refit")
 
 
 def test_transformers_models_are_planned_too(tmp_path):

@@ -6,6 +6,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+CONVERTED = 2**23  # upper limit on the numbers that are converted to float64 at a time
+
 
 @dataclass
 class NormalEquations:
@@ -49,9 +51,13 @@ class NormalEquations:
         )
 
     def update(self, x: Tensor, e: Tensor) -> None:
-        """Add samples: `x (T, G, d)`, `e (T, G, m)`."""
-        if not len(x):
-            return
+        """Add samples: `x (T, G, d)`, `e (T, G, m)`. They are converted to float64 a few at a time."""
+        few = max(1, CONVERTED // (x[:1].numel() + e[:1].numel() or 1))
+        for some_x, some_e in zip(torch.split(x, few), torch.split(e, few), strict=True):
+            if len(some_x):
+                self._add(some_x, some_e)
+
+    def _add(self, x: Tensor, e: Tensor) -> None:
         x = x.to(self.x).transpose(0, 1)  # (G, T, d)
         e = e.to(self.e).transpose(0, 1)  # (G, T, m)
         mean_x = x.mean(1)
@@ -87,8 +93,8 @@ class NormalEquations:
 
     def _spread(self, dx: Tensor, de: Tensor, weight: float) -> None:
         """Add the second moments of a shift `dx (G, d)`, `de (G, m)` of the means."""
-        self.xx += weight * dx[:, :, None] * dx[:, None]
-        self.xe += weight * dx[:, :, None] * de[:, None]
+        self.xx.baddbmm_(weight * dx[:, :, None], dx[:, None])
+        self.xe.baddbmm_(weight * dx[:, :, None], de[:, None])
         self.ee += weight * de.square()
 
     def reduce(self, accelerator: Accelerator) -> None:
@@ -137,8 +143,10 @@ class NormalEquations:
         unit = xx.diagonal(dim1=1, dim2=2).mean(1)
         alive = unit > 1e-12 * self.count * self.x.square().mean(1)
         penalty = torch.where(alive, ridge * unit, 1.0)[:, None, None]
-        system = xx * alive[:, None, None] + penalty * torch.eye(xx.shape[1], dtype=xx.dtype, device=xx.device)
+        system = xx * alive[:, None, None]
+        system.diagonal(dim1=1, dim2=2).add_(penalty[:, 0])
         factor = torch.linalg.cholesky(system)
+        del system
         weight = torch.cholesky_solve(xe * alive[:, None, None] + penalty * start, factor).mT
         if not intercept:
             return weight, torch.zeros_like(self.e)

@@ -63,13 +63,13 @@ def refit(
     sweep = _Sweep(merge, Draw([len(images) for images in passes.images], merge.seed), groups, read)
 
     trunks = [mine.trunk, *(others.trunk for others in theirs)]
-    replay = Replay(trunks, passes, [width * len(trunks) for width in _sizes(mine.trunk, probes[0])])
+    replay = Replay(trunks, passes, [width * len(trunks) for width in stage_sizes(mine.trunk, probes[0])])
     sweep.trunk(replay, per_task)
     owners = [(k, number) for k in range(len(parents)) for number in range(len(theirs[k].heads))]
     for place, (head, (k, number)) in enumerate(zip(mine.heads, owners, strict=False)):  # none if merged whole
         teaching = range(k, len(theirs), len(parents))  # parent k, and its extra teacher
         heads = [head, *(theirs[i].heads[number] for i in teaching)]
-        sizes = [len(heads) * width for width in _sizes(head, probes[0])]
+        sizes = [len(heads) * width for width in stage_sizes(head, probes[0])]
         head_replay = Replay(heads, passes, sizes)
         if len(head.stages) > len(mine.trunk.stages):  # the head continues where the trunk ends
             head_replay = replay.fork([0, *(1 + i for i in teaching)], heads, sizes)
@@ -112,7 +112,7 @@ class _Sweep:
             fit_layers(replay, self.draw, group, aims, self.read[1 + place], task)
 
 
-def _sizes(track: Track, value: Tensor) -> list[int]:
+def stage_sizes(track: Track, value: Tensor) -> list[int]:
     """Bytes per image of what enters each stage."""
     sizes = []
     for stage in track.stages:

@@ -48,6 +48,7 @@ class Replay:
         sizes: for each stage, the bytes per image that enter it, all tracks together.
         start: the stage whose inputs are kept; -1 if none are.
         kept: those inputs, batch by batch.
+        taken: bytes of `MEMORY` that the replay from which this one goes on keeps.
     """
 
     tracks: Sequence[Track]
@@ -55,6 +56,7 @@ class Replay:
     sizes: Sequence[int]
     start: int = -1
     kept: list[Batch] = field(default_factory=list)
+    taken: int = 0
 
     def batches(self, stage: int, label: str) -> Iterator[Batch]:
         """One pass over this process's share of the batches: what enters a stage."""
@@ -93,7 +95,7 @@ class Replay:
         """Whether the inputs of a stage fit into memory."""
         images = sum(len(data_set) for data_set in self.passes.images)
         share = math.ceil(images / int(self.passes.accelerator.num_processes))
-        return self.sizes[stage] * share <= MEMORY
+        return self.sizes[stage] * share <= MEMORY - self.taken
 
     def fork(self, tracks: Sequence[int], heads: Sequence[Track], sizes: Sequence[int]) -> "Replay":
         """A replay that goes on from what is kept of some of the tracks.
@@ -104,7 +106,8 @@ class Replay:
             sizes: bytes per image that enter each stage of the heads, all heads together.
         """
         kept = [Batch([batch.values[i] for i in tracks], batch.task, batch.number) for batch in self.kept]
-        return Replay(heads, self.passes, sizes, self.start, kept)
+        taken = sum(value.nbytes for batch in self.kept for value in batch.values)
+        return Replay(heads, self.passes, sizes, self.start, kept, taken)
 
 
 def _copied(batch: Batch) -> Batch:

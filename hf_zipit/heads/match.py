@@ -6,11 +6,14 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from hf_zipit.calibration.refit.layers import find_layers
+from hf_zipit.calibration.refit.read_positions import read_positions
 from hf_zipit.data.batches import Passes
 from hf_zipit.heads.check import key_parts, table_match, truncation
 from hf_zipit.heads.maps import logit_maps, random_maps, value_maps, value_reads
 from hf_zipit.heads.spectrum import logits_kept, values_kept
 from hf_zipit.heads.statistics import HeadStatistics, head_statistics
+from hf_zipit.running import logits_of
 from hf_zipit.specs.attention import Attention, Part, attentions
 from hf_zipit.specs.plan import Plan
 from hf_zipit.specs.spaces import Binding, Row
@@ -102,6 +105,24 @@ def written_by_heads(
     return out
 
 
+def read_tokens(model: nn.Module, readers: Mapping[str, str], passes: Passes) -> dict[str, Tensor]:
+    """Group axis -> the tokens of a layer that anything later reads, `(P,)`, where these are not all.
+
+    Args:
+        model: in eval mode, on the device of the passes.
+        readers: group axis -> the module that reads the outputs of the heads.
+        passes: over the images, of which the first and the last are looked at.
+    """
+    first, last = passes.images[0], passes.images[-1]
+    like = next(model.parameters())
+    images = [pixels[None].to(like.device, like.dtype) for pixels in (first[0], last[len(last) - 1])]
+    groups = find_layers(model, [lambda value: logits_of(model(value))], images[0])
+    axes = {path: axis for axis, path in readers.items()}
+    layers = [layer for group in groups for layer in group.layers if layer.maps[0].module in axes]
+    (found,) = read_positions(model, [model], [layers], images)
+    return {axes[layer.maps[0].module]: mask.any(1) for layer, mask in found.items()}
+
+
 def matches_of_heads(
     plan: Plan,
     models: Sequence[nn.Module],
@@ -133,7 +154,8 @@ def matches_of_heads(
     keys = key_parts(models[0], plan.binding, layers, size)
     rows = {x.axis: read_row(x, plan.binding) for x in layers}
     readers = {axis: row.parameter.rpartition(".")[0] for axis, row in rows.items()}
-    statistics = head_statistics(models, layers, keys, readers, passes, {})
+    read = read_tokens(models[0], readers, passes)
+    statistics = head_statistics(models, layers, keys, readers, passes, read)
     for layer in layers:
         written = written_by_heads(layer, rows[layer.axis], states, plan.binding, matches)
         found |= match_heads(layer, statistics[layer.axis], keys, written, plan.kept[layer.axis], seed)

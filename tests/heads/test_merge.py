@@ -7,9 +7,12 @@ import torch
 import transformers
 
 import hf_zipit
+from hf_zipit.data.batches import Passes
+from hf_zipit.data.images import open_all
 from hf_zipit.errors import OptionError
 from hf_zipit.find_spec import find_spec
 from hf_zipit.heads.check import keeps_function, key_parts, truncation
+from hf_zipit.heads.match import read_row, read_tokens
 from hf_zipit.heads.plan import with_heads
 from hf_zipit.matching.options import Options
 from hf_zipit.running import logits_of
@@ -228,3 +231,22 @@ def test_the_plan_says_where_heads_are_kept():
     assert found.attributes["vit.layers.0.attention"]["num_attention_heads"] == 8
     paired = with_heads(plan, set(binding.spaces), Options(method="zip"), source.model, source.input_size, 2)
     assert paired == plan
+
+
+READ = {
+    ("hf-vit", "plain"): [0],
+    ("hf-deit", "distilled"): [0, 1],
+    ("hf-dinov2", "registers"): [0, *range(5, 21)],
+    ("timm-vit", "mean pooling"): None,
+    ("timm-swin", "plain"): None,
+}
+
+
+@pytest.mark.parametrize("kind", READ)
+def test_only_tokens_that_are_read_count(kind):
+    model = FAMILIES[kind[0]][kind[1]]()
+    _, binding, layers = bound(model)
+    readers = {layer.axis: read_row(layer, binding).parameter.rpartition(".")[0] for layer in layers}
+    found = read_tokens(model, readers, Passes(open_all(DATA[:4], 1, None), 4, "cpu"))
+    last = list(found.values())
+    assert [mask.nonzero().flatten().tolist() for mask in last] == ([] if READ[kind] is None else [READ[kind]])

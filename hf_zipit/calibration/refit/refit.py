@@ -121,7 +121,7 @@ def stage_sizes(track: Track, value: Tensor) -> list[int]:
     return sizes
 
 
-def _target(merge: MergeState, nets: Sequence[nn.Module], layer: Layer, per_task: bool) -> AnyTarget:
+def _target(merge: MergeState, nets: Sequence[nn.Module], layer: Layer, per_task: bool) -> Target:
     """The target of a layer of the trunk; `nets` are the parents."""
     name = f"{layer.maps[0].module}.weight"
     widths = [int(net.get_parameter(name).shape[0]) for net in nets]

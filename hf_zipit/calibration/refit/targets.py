@@ -71,16 +71,13 @@ class DenseTarget:
         return torch.stack([out @ one.to(out).T for out, one in zip(outputs, self.maps, strict=True)]).sum(0)
 
 
-AnyTarget = Target | DenseTarget
-
-
 def trunk_target(
     binding: Binding,
     matches: Matches,
     parameter: str,
     widths: Sequence[int],
     per_task: bool,
-) -> AnyTarget:
+) -> Target | DenseTarget:
     """The target of a layer of the trunk: its outputs are merged as the rows of its weight are.
 
     Args:

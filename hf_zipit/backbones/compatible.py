@@ -6,6 +6,7 @@ from typing import Any
 from hf_zipit.backbones.behaviour import differences, matter, same_outputs, same_pixels
 from hf_zipit.errors import SourceError
 from hf_zipit.sources.source import Source
+from hf_zipit.specs.attention import attentions
 from hf_zipit.specs.binding import bind
 from hf_zipit.specs.spaces import Binding
 
@@ -26,6 +27,7 @@ def check_alike(sources: Sequence[Source], binding: Binding) -> None:
         if type(first.model) is not type(other.model):
             raise SourceError(f"{pair}: one is a {type(first.model).__name__}, one a {type(other.model).__name__}")
         found = differences(first, other, binding.classifier)
+        _check_heads(first, other, binding)
         reason = _parameters_differ(first, other, binding) or _spaces_differ(other, binding)
         if reason is not None:
             configured = [text for text in matter(found) if text.startswith("their configuration")]
@@ -90,6 +92,24 @@ def _parameters_differ(first: Source, other: Source, binding: Binding) -> str | 
         if a[name].shape != b[name].shape and name not in binding.classifier:
             return f"{name} has shape {list(a[name].shape)} and {list(b[name].shape)}"
     return None
+
+
+def _check_heads(first: Source, other: Source, binding: Binding) -> None:
+    """Refuse a merge that keeps the heads of all its parents beside a model with another number of heads.
+
+    Raises:
+        SourceError: the message says how many heads there are, and what to do about it.
+    """
+    merges = [source.name for source in (first, other) if source.branches]
+    theirs = attentions(bind(binding.spec, other.model)) if merges else {}
+    for axis, ours in attentions(binding).items():
+        its = theirs.get(axis)
+        if its is not None and its.heads != ours.heads:
+            raise SourceError(
+                f"{first.name} and {other.name} cannot be merged: {ours.module} has {ours.heads} heads of {ours.units} "
+                f"units in one and {its.heads} of {its.units} in the other; {merges[0]} is a merge that keeps the "
+                "heads of all its parents. Merge all models at once, or make the first merge with heads pair"
+            )
 
 
 def _spaces_differ(other: Source, binding: Binding) -> str | None:

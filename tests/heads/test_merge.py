@@ -164,6 +164,12 @@ def test_a_merge_of_merges_keeps_the_heads_of_all_parents(tmp_path):
     assert len(outputs(merged)) == 4
 
 
+def test_a_merge_and_a_plain_model_have_different_heads(tmp_path):
+    hf_zipit.merge([hf_vit(0), hf_vit(1)], DATA, method="select", calibrate="none").save_pretrained(tmp_path / "merged")
+    with pytest.raises(hf_zipit.ZipItError, match=r"8 heads of 3 units in one and 4 of 6.*all models at once"):
+        hf_zipit.merge([tmp_path / "merged", hf_vit(2)], DATA, method="select", calibrate="none")
+
+
 def test_the_exported_program_has_equal_logits():
     merged = hf_zipit.merge([timm_vit(0), timm_vit(1)], DATA, method="select", calibrate="none")
     program = torch.export.export(merged, (DATA[:2],), strict=False)

@@ -78,6 +78,7 @@ def merge_inspection(merged: Merged) -> dict[str, Any]:
         "heads": heads,
         "flops": total,
         "parameters": count_parameters(merged),
+        "attention": about.kept_heads,
         "spaces": about.spaces,
     }
 
@@ -97,6 +98,7 @@ def merge_text(found: dict[str, Any]) -> str:
         [
             f"{len(sources)} models merged by {found['method']} {where}; {size}, calibration {found['calibrate']}",
             table(["task", "kind", "classes", "from"], tasks),
+            *([f"attention heads of all parents: {found['attention']}"] if found["attention"] else []),
             *([table(["task", "reads from the trunk (units)"], reads)] if any(text for _, text in reads) else []),
             table(["one image", "FLOPs", "params"], costs),
             table(["space", "merged units", "shared", "within one model", "unmerged"], spaces),

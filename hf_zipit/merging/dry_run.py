@@ -21,6 +21,7 @@ from hf_zipit.sources.access import NOTHING, Access
 from hf_zipit.sources.download import look_at_data
 from hf_zipit.sources.outline import outline
 from hf_zipit.sources.source import Source
+from hf_zipit.specs.attention import attentions
 from hf_zipit.specs.cuts import cut_labels, cut_names
 from hf_zipit.specs.plan import Plan
 from hf_zipit.text import load_errors, si, table
@@ -50,6 +51,7 @@ class MergePlan:
         parameters: of the merge; `None` with a budget.
         parents_flops: summed over all models.
         parents_parameters: summed over all models.
+        heads: merged attention heads of each layer that keeps those of all models, by its module.
         memory: bytes for parents, statistics and merge, and for the refit if there is one: its copy of the merge, the
             images' activations that it keeps, and its regressions. The activations of a batch are not counted.
         note: a remark on what the numbers leave out.
@@ -66,6 +68,7 @@ class MergePlan:
     parameters: int | None
     parents_flops: int
     parents_parameters: int
+    heads: dict[str, int]
     memory: dict[str, int]
     note: str | None = None
 
@@ -117,6 +120,11 @@ def plan_merge(
         parameters=cost.parameters if budget is None else None,
         parents_flops=alone.flops,
         parents_parameters=alone.parameters,
+        heads={
+            layer.module: len(sources) * layer.heads
+            for axis, layer in attentions(plan.binding).items()
+            if axis in plan.kept
+        },
         memory=_memory(recipe, parents, plan, spaces, alone if budget is not None else cost),
         note=_note(recipe),
     )
@@ -153,7 +161,7 @@ def _memory(recipe: Recipe, parents: Parents, plan: Plan, spaces: Iterable[str],
     """
     found = {
         "parents": 2 * BYTES * sum(one.parameters for one in parents.costs),
-        "statistics": _statistics_bytes(recipe, parents, spaces) if recipe.needs_statistics else 0,
+        "statistics": _statistics_bytes(recipe, parents, plan, spaces) if recipe.needs_statistics else 0,
         "merged": BYTES * merged.parameters,
     }
     if CALIBRATIONS[recipe.calibrate].refits:
@@ -165,11 +173,15 @@ def _memory(recipe: Recipe, parents: Parents, plan: Plan, spaces: Iterable[str],
     return found
 
 
-def _statistics_bytes(recipe: Recipe, parents: Parents, spaces: Iterable[str]) -> int:
-    """Bytes of the second moments: one float64 matrix for each space and data set."""
+def _statistics_bytes(recipe: Recipe, parents: Parents, plan: Plan, spaces: Iterable[str]) -> int:
+    """Bytes of the second moments, in float64: a matrix for each space and data set, and those of kept heads."""
     sets = max(1, len(recipe.data or []))
+    models = len(parents.sources)
     known = parents.binding.spaces
-    return 8 * sets * sum((len(parents.sources) * known[name].size) ** 2 for name in spaces if known[name].probes)
+    matched = [known[name] for name in spaces if known[name].probes and known[name].group_axis not in plan.kept]
+    kept = [layer for axis, layer in attentions(plan.binding).items() if plan.kept.get(axis, layer.units) < layer.units]
+    heads = sum((models * x.values.size) ** 2 + 2 * models * x.values.size * x.units for x in kept)
+    return 8 * (sets * sum((models * space.size) ** 2 for space in matched) + heads)
 
 
 def check_result(sources: Sequence[Source], recipe: Recipe, library: str, license: str | None) -> None:
@@ -210,12 +222,19 @@ def plan_text(plan: MergePlan) -> str:
         table(["model", "params"], models),
         f"{plan.spec}: {len(plan.spaces)} spaces of {sum(plan.spaces.values())} units are merged {where}",
         f"{len(plan.cuts)} legal cuts: {', '.join(cut_labels(plan.cuts))}" if plan.cuts else "no legal cuts",
+        *([_heads_text(plan)] if plan.heads else []),
         table(["all tasks, one image", "FLOPs", "params"], costs),
         f"approximate memory without activations: {memory}",
         f"to download: {', '.join(missing) or 'nothing'}",
         *([plan.note] if plan.note else []),
     ]
     return "\n\n".join(lines)
+
+
+def _heads_text(plan: MergePlan) -> str:
+    """The attention heads that are kept, in words."""
+    counts = " or ".join(str(count) for count in dict.fromkeys(plan.heads.values()))
+    return f"the attention heads of all models are kept in {len(plan.heads)} layers: {counts} in each"
 
 
 def _note(recipe: Recipe) -> str | None:

@@ -13,7 +13,8 @@ from hf_zipit.recipe import Recipe
 from hf_zipit.saving.license import license_of
 from hf_zipit.saving.provenance import Provenance
 from hf_zipit.sources.source import Source
-from hf_zipit.transform.heads import Matches
+from hf_zipit.transform.heads import HeadMatch, Matches
+from hf_zipit.transform.match import Match
 
 
 def provenance(parents: Parents, run: Recipe, recipe: Recipe, passes: Passes, matches: Matches) -> Provenance:
@@ -35,8 +36,16 @@ def provenance(parents: Parents, run: Recipe, recipe: Recipe, passes: Passes, ma
         sources=[recorded(source) for source in parents.sources],
         recipe=options,
         data=[_recorded_data(part) for part in passes.images],
-        spaces=[{"name": name, "width": match.width, **match.composition()} for name, match in matches.items()],
+        spaces=[_recorded_space(name, match) for name, match in matches.items()],
     )
+
+
+def _recorded_space(name: str, match: Match | HeadMatch) -> dict[str, Any]:
+    """The record of a merged space."""
+    record = {"name": name, "width": match.width, **match.composition()}
+    if isinstance(match, HeadMatch):
+        record |= {"heads": match.merged_heads, "kept": round(match.score, 4)}
+    return record
 
 
 def recorded(source: Source) -> dict[str, Any]:

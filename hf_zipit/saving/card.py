@@ -210,7 +210,12 @@ def _metric_lines(results: Results, tasks: Sequence[str]) -> list[str]:
 def _how(about: Provenance) -> dict[str, Any]:
     """Method, images and software of the merge, as far as they are recorded."""
     images = ", ".join(f"{part['num_images']} of {part['name']}" for part in about.data)
-    how = {"method": about.recipe.get("method"), "unlabelled images": images or "none", "software": about.generator}
+    how = {
+        "method": about.recipe.get("method"),
+        "attention heads": about.kept_heads and f"those of all parents: {about.kept_heads}",
+        "unlabelled images": images or "none",
+        "software": about.generator,
+    }
     return {key: value for key, value in how.items() if value is not None}
 
 

@@ -21,7 +21,8 @@ class Provenance:
         recipe: the options of the merge by their names in a recipe, such as `method` and `calibrate`.
         data: one entry per data set of unlabelled images: `name`, `num_images`, and `ref` (on the Hub) or `folder`.
         spaces: one entry per merged feature space: `name`, `width`, and how many of its units are `shared` by models,
-            merged `within` one model, or `alone`.
+            merged `within` one model, or `alone`. Where the attention heads of all parents are kept, also the number of
+            `heads`, and the share of the variance that their units have `kept`.
         balance: how `balance="auto"` chose its value: `by` which criterion, and the values `tried`.
     """
 
@@ -59,6 +60,16 @@ class Provenance:
             if isinstance(value, list) != (name in LISTS) or not all(isinstance(x, kind | None) for x in entries):
                 raise SourceError(f"config.json: 'zipit.{name}' is {value!r:.60}: the record of the merge is damaged")
         return cls(**values)
+
+    @property
+    def kept_heads(self) -> str | None:
+        """The attention heads that are kept of all parents, in words; `None` if there are none.
+
+        >>> Provenance(spaces=[{"name": "qk", "width": 192, "heads": 12, "kept": 0.97}]).kept_heads
+        '12 of 16 units'
+        """
+        found = [(s["heads"], s["width"] // s["heads"]) for s in self.spaces if s.get("heads")]
+        return ", ".join(f"{heads} of {units} units" for heads, units in dict.fromkeys(found)) or None
 
     def to_dict(self) -> dict[str, Any]:
         """The plain values that `config.json` holds; `generator` and `balance` are left out where they are `None`."""

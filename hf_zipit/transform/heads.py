@@ -63,6 +63,11 @@ class HeadMatch:
         """Counts of merged units by their members, as for other matches: each has units of one head alone."""
         return {"shared": 0, "within": 0, "alone": self.width}
 
+    @property
+    def merged_heads(self) -> int:
+        """The number of merged heads, N * H."""
+        return len(self.sizes) * self.heads
+
     def _placed(self, maps: Tensor, model: int) -> Tensor:
         """The maps of one model's heads `(H, r, u)` as one matrix, `(width, H * u)`."""
         heads, units, size = maps.shape

@@ -10,11 +10,14 @@ import hf_zipit
 from hf_zipit.data.batches import Passes
 from hf_zipit.data.images import open_all
 from hf_zipit.errors import OptionError
+from hf_zipit.evaluation.inspection import merge_inspection, merge_text
 from hf_zipit.find_spec import find_spec
 from hf_zipit.heads.check import keeps_function, key_parts, truncation
 from hf_zipit.heads.match import read_row, read_tokens
 from hf_zipit.heads.plan import with_heads
 from hf_zipit.matching.options import Options
+from hf_zipit.merging.dry_run import plan_merge, plan_text
+from hf_zipit.recipe import Recipe
 from hf_zipit.running import logits_of
 from hf_zipit.saving.load import load_merged
 from hf_zipit.saving.plain import plain_model
@@ -256,3 +259,31 @@ def test_only_tokens_that_are_read_count(kind):
     found = read_tokens(model, readers, Passes(open_all(DATA[:4], 1, None), 4, "cpu"))
     last = list(found.values())
     assert [mask.nonzero().flatten().tolist() for mask in last] == ([] if READ[kind] is None else [READ[kind]])
+
+
+def test_a_dry_run_states_heads_and_costs(tmp_path):
+    refs = [str(tmp_path / name) for name in "ab"]
+    for seed, ref in enumerate(refs):
+        hf_vit(seed).save_pretrained(ref)
+        transformers.ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(ref)
+    recipe = Recipe(sources=refs, method="select", calibrate="none", num_images=8)
+    for heads in ("auto", "all-full", "pair"):
+        plan = plan_merge(recipe.changed(heads=heads))
+        merged = hf_zipit.merge(refs, DATA, method="select", calibrate="none", heads=heads)
+        assert plan.flops == flops(merged, DATA[:1])
+        assert plan.parameters == sum(p.numel() for p in merged.parameters())
+        counts = {f"vit.layers.{i}.attention": 8 for i in range(3)}
+        assert plan.heads == ({} if heads == "pair" else counts)
+    assert "heads of all models are kept in 3 layers: 8 in each" in plan_text(plan_merge(recipe))
+
+
+def test_card_and_inspection_state_the_heads(tmp_path):
+    merged = hf_zipit.merge([hf_vit(0), hf_vit(1)], DATA, method="select", calibrate="none")
+    merged.save_pretrained(tmp_path)
+    found = merge_inspection(load_merged(tmp_path))
+    assert found["attention"] == "8 of 3 units"
+    assert "attention heads of all parents: 8 of 3 units" in merge_text(found)
+    (space,) = (s for s in found["spaces"] if s["name"] == "vit.layers.0.qk")
+    assert space["heads"] == 8
+    assert 0.5 < space["kept"] < 1
+    assert "those of all parents: 8 of 3 units" in (tmp_path / "README.md").read_text()

@@ -66,7 +66,7 @@ CALIBRATIONS = {
     ),
     "refit-joint": Calibration(
         "hf_zipit.calibration.refit.joint:refit_joint",
-        summary="refit, then fit the heads for the joint prediction over all tasks",
+        summary="refit, then fit the heads to have no opinion on images of other tasks, for the joint prediction",
         after="refit",
         joint=True,
         refits=True,

@@ -1,6 +1,5 @@
 """The refit: its parts beside slow, obvious oracles, and what a refit may and may not do to a merge."""
 
-import copy
 import functools
 from types import SimpleNamespace
 
@@ -465,40 +464,6 @@ def test_heads_alone_are_refit_on_the_images_of_their_task():
             wanted = centred(parent(pixels))
             errors = [(centred(m(pixels).task_logits[task]) - wanted).square().mean() for m in (heads, plain)]
             assert errors[0] < errors[1]
-
-
-def renewed(model, data):
-    """A copy whose batch norms have the statistics of some images."""
-    model = copy.deepcopy(model).train()
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.reset_running_stats()
-            module.momentum = None
-    with torch.no_grad():
-        for pixels in data:
-            model(pixels)
-    return model.eval()
-
-
-@pytest.mark.slow
-def test_a_joint_refit_aims_its_heads_between_the_parents_and_their_renewed_selves():
-    sources, data = [SMALL(seed) for seed in (0, 1)], images(40, seed=3)
-    options = {"tasks": ["a", "b"], "batch_size": len(data[0])}
-    alone, joint = (hf_zipit.merge(sources, data, calibrate=name, **options) for name in ("refit", "refit-joint"))
-    trunk = alone.trunk.state_dict()
-    assert all(torch.equal(value, trunk[name]) for name, value in joint.trunk.state_dict().items())
-    with torch.no_grad():
-        pixels = torch.cat(data)
-        for task, parent in zip("ab", sources, strict=True):
-            middle = (parent(pixels) + renewed(parent, data)(pixels)) / 2
-            errors = [(model(pixels).task_logits[task] - middle).square().mean() for model in (joint, alone)]
-            assert errors[0] < errors[1]
-
-
-def test_a_joint_refit_without_batch_norms_is_the_refit():
-    sources, data = [hf_vit(seed) for seed in (0, 1)], images(20, seed=3)
-    alone, joint = (hf_zipit.merge(sources, data, calibrate=c, tasks=["a", "b"]) for c in ("refit", "refit-joint"))
-    assert all(torch.equal(value, alone.state_dict()[name]) for name, value in joint.state_dict().items())
 
 
 @pytest.mark.parametrize("cut", [None, "half"])

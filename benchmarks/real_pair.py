@@ -14,7 +14,7 @@ COLOURS = {"batchnorm": "tab:grey", "refit": "tab:blue", "refit-joint": "tab:ora
 
 
 def draw(results: list[dict], out: Path) -> None:
-    """Plot task average and joint accuracy of every merge, and the ensemble as a star."""
+    """Plot task average and joint accuracy of every merge, and the ensembles as stars."""
     unit = next(row["flops"] for row in results if row["method"].startswith("parent:"))
     figure = Figure(figsize=(11, 3.4), layout="constrained")
     for axes, score in zip(figure.subplots(1, 2), ("average", "joint"), strict=True):
@@ -25,8 +25,10 @@ def draw(results: list[dict], out: Path) -> None:
                 label = method if calibrate == "batchnorm" else f"{method}, {calibrate}"
                 if points:
                     axes.plot(*zip(*points, strict=True), marker + "-", color=colour, label=label)
-        ensemble = next(row for row in results if row["method"] == "ensemble")
-        axes.plot(ensemble["flops"] / unit, 100 * ensemble[score], "k*", ms=12, label="ensemble of the parents")
+        for row in (row for row in results if row["method"] == "ensemble"):
+            label = ", ".join(["ensemble of the parents", *filter(None, [row["calibrate"]])])
+            colour = COLOURS.get(row["calibrate"], "black")
+            axes.plot(row["flops"] / unit, 100 * row[score], "*", color=colour, ms=12, label=label)
         axes.set(xlabel="FLOPs for both tasks, relative to one parent", ylabel=f"{score} accuracy, %")
         axes.grid(alpha=0.3)
     figure.legend(*axes.get_legend_handles_labels(), fontsize=7, loc="outside right upper")

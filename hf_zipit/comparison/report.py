@@ -90,7 +90,7 @@ def plain(row: Result) -> dict[str, Any]:
     if row.error:
         del measured["flops"], measured["parameters"]  # which nothing has
     if not row.merged:
-        return {"method": row.model, "cut": None, "calibrate": None, **measured}
+        return {"method": row.model, "cut": None, "calibrate": settings.get("calibrate"), **measured}
     del measured["model"]
     return {"method": row.model, **settings, **measured}
 
@@ -190,7 +190,9 @@ def _costs(
     ensemble = [row for row in results if row.model == "ensemble"]
     parents = [row for row in results if row.model.startswith("parent:")]
     for row in ensemble:
-        axes.axhline(100 * (getattr(row, score) or 0), color="black", lw=1, label="ensemble of the parents")
+        name = ", ".join(["ensemble of the parents", *row.settings.values()])
+        line = "--" if row.settings else "-"
+        axes.axhline(100 * (getattr(row, score) or 0), color="black", lw=1, ls=line, label=name)
         axes.plot(row.flops / unit, 100 * (getattr(row, score) or 0), "*", ms=12, color="black")
     for i, row in enumerate(parents):
         axes.axhline(100 * (getattr(row, score) or 0), color="grey", lw=1, ls=("--", ":", "-.")[i % 3], label=row.model)

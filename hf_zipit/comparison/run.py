@@ -13,10 +13,12 @@ from typing import Any
 from accelerate.utils import broadcast_object_list
 
 from hf_zipit.assembly.parents import Merged
+from hf_zipit.calibration.refit.joint import refit_ensemble
 from hf_zipit.comparison.measure import open_evaluation
 from hf_zipit.comparison.report import ROWS, check_report
 from hf_zipit.data.batches import remembered
 from hf_zipit.errors import OptionError, OutputError, ZipItError
+from hf_zipit.evaluation.classification import Classification
 from hf_zipit.evaluation.fidelity import feature_correlation
 from hf_zipit.evaluation.results import Result, relative
 from hf_zipit.merging.balance import accuracy_on, merge_settled
@@ -25,6 +27,7 @@ from hf_zipit.progress import progress
 from hf_zipit.recipe import Recipe
 from hf_zipit.statistics.content import content_of, versions
 
+JOINT = "refit-joint"
 _log = logging.getLogger("hf_zipit")
 
 
@@ -93,10 +96,14 @@ class Comparison:
     def run(self, wanted: Sequence[Recipe]) -> list[Result]:
         """Make the missing merges. Returns the rows of all merges in order, then those of the parents and the ensemble.
 
+        Where a merge is calibrated for the joint prediction, the ensemble is as well, in a further row.
+
         The row of a merge that fails says why, in `error`; it is tried again when the comparison is resumed.
         """
         self._observe([recipe for recipe in wanted if self._key(self._decisions(recipe)) not in self.known])
         parents = self.parents()
+        if any(recipe.calibrate == JOINT for recipe in wanted):
+            parents += self._fitted_ensemble()
         found = [self._row(recipe) for recipe in progress(wanted, "Comparing", self.merger.passes.accelerator)]
         return [relative(row, parents) if row.scores else row for row in [*found, *parents]]
 
@@ -110,6 +117,25 @@ class Comparison:
             for key, row in zip(keys, rows, strict=True):
                 self._keep(key, row)
         return [self.known[key] for key in keys]
+
+    def _fitted_ensemble(self) -> list[Result]:
+        """The row of the ensemble with classifiers that are fitted as those of a merge are; see `refit_ensemble`.
+
+        There is none unless joint accuracies are measured, on models with a data set each and linear classifiers.
+        """
+        merger = self.merger
+        if not (isinstance(self.evaluation, Classification) and self.evaluation.joint):
+            return []
+        key = self._key(["ensemble", JOINT, merger.recipe.seed])
+        if key not in self.known:
+            sources = merger.parents.sources
+            nets = refit_ensemble(sources, merger.parents.binding, merger.passes, merger.recipe.seed)
+            if nets is None:
+                return []
+            fitted = [replace(source, model=net) for source, net in zip(sources, nets, strict=True)]
+            row = self.evaluation.of_parents(fitted)[-1] if self.main else Result("ensemble", 0, 0)
+            self._keep(key, replace(row, settings={"calibrate": JOINT}))
+        return [self.known[key]]
 
     def _observe(self, wanted: Sequence[Recipe]) -> None:
         """Collect in one pass the statistics of all spaces that the merges need."""

@@ -28,7 +28,7 @@ class Result:
         scores: task -> metric -> value, for tasks with outputs of different kinds.
         correlation: of merged units with the parents' units, by space.
         seconds: time of the merge, in seconds.
-        settings: the options that distinguish this merge, by name.
+        settings: the options that distinguish this merge, by name; of an ensemble, how it is calibrated, if it is.
         error: why the merge could not be made; then nothing was measured.
     """
 

@@ -14,8 +14,10 @@ from hf_zipit.calibration.refit import foreign
 from hf_zipit.calibration.refit import joint as refit_joint_module
 from hf_zipit.calibration.refit.classifiers import Classifier, are_last, read_opinions
 from hf_zipit.calibration.refit.foreign import Opinions, choose_weight, draw_folds, fit_opinions
+from hf_zipit.calibration.refit.joint import refit_ensemble
 from hf_zipit.data.batches import Passes
 from hf_zipit.data.images import open_images
+from hf_zipit.find_spec import find_spec
 from hf_zipit.merging.merger import Merger
 from hf_zipit.sources.load import load_source
 from hf_zipit.transform.permute import randomise
@@ -371,3 +373,19 @@ def test_heads_that_do_not_end_in_linear_layers_are_left(caplog, monkeypatch):
     alone, joint = merged_pair([hf_vit(seed) for seed in (0, 1)], data, tasks=["a", "b"])
     assert not changed(alone, joint)
     assert "the heads do not end in linear layers" in caplog.text
+
+
+def test_an_ensemble_is_treated_in_the_same_way(certain):
+    sources = [load_source(tiny("cifar_resnet20", seed)) for seed in (0, 1)]
+    before = [copy.deepcopy(source.model.state_dict()) for source in sources]
+    parts = [opened(24, seed) for seed in (3, 4)]
+    binding = find_spec(sources[0])
+    nets = refit_ensemble(sources, binding, Passes(parts), seed=0)
+    for k, (net, source) in enumerate(zip(nets, sources, strict=True)):
+        state = source.model.state_dict()
+        assert all(torch.equal(value, before[k][name]) for name, value in state.items())
+        assert {n for n, v in net.state_dict().items() if not torch.equal(v, state[n])} == {"fc.weight", "fc.bias"}
+        pixels = torch.cat(images(24, seed=4 - k))  # those of the other
+        with torch.no_grad():
+            assert centred(net(pixels)).square().sum() < centred(source.model(pixels)).square().sum() / 2
+    assert refit_ensemble(sources, binding, Passes(parts[:1]), seed=0) is None

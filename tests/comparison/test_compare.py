@@ -302,6 +302,34 @@ def test_the_report(tmp_path):
     assert (tmp_path / "results.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_the_ensemble_is_calibrated_for_the_joint_prediction_as_the_merges_are(tmp_path):
+    mine = merger(data=[images(24, seed=seed) for seed in (1, 2)], cache=False)
+    chosen = wanted(mine, ["permute"], [None], ["none", "refit-joint"])
+    plainly, *rows = Comparison(mine, tmp_path, labelled()).run(chosen)
+    assert [row.model for row in rows] == ["permute", "parent:a", "parent:b", "ensemble", "ensemble"]
+    ensemble, fitted = rows[-2:]
+    assert [row.settings for row in rows[-2:]] == [{}, {"calibrate": "refit-joint"}]
+    assert (fitted.flops, fitted.parameters) == (ensemble.flops, ensemble.parameters)
+    pixels, labels = labelled()[0]
+    nets = joint.refit_ensemble(mine.parents.sources, mine.parents.binding, mine.passes, 0)
+    with torch.no_grad():
+        own = [(net(pixels).argmax(1) == labels).double().mean().item() for net in nets]
+        both = torch.cat([net(pixels).log_softmax(1) for net in nets], 1).argmax(1)
+    assert list(fitted.tasks.values()) == own
+    assert fitted.joint == sum((both == labels + 5 * k).double().mean().item() for k in (0, 1)) / 2
+    assert comparison_table([plainly, *rows], TASKS).splitlines()[-1].split()[:3] == ["ensemble", "-", "refit-joint"]
+    assert [plain(row)["calibrate"] for row in rows[-2:]] == [None, "refit-joint"]
+    write_report([plainly, *rows], TASKS, tmp_path)
+    assert Comparison(mine, tmp_path, labelled()).run(chosen) == [plainly, *rows]
+    assert Comparison(mine, tmp_path, labelled()).run(chosen[:1]) == [plainly, *rows[1:-1]]
+
+
+def test_without_a_data_set_for_each_model_the_ensemble_stays_as_it_is(tmp_path):
+    mine = merger([tiny("cifar_resnet20", seed) for seed in (0, 1)], images(16), cache=False)
+    rows = Comparison(mine, tmp_path, labelled()).run(wanted(mine, ["permute"], [None], ["refit-joint"]))
+    assert [row.model for row in rows] == ["permute", "parent:a", "parent:b", "ensemble"]
+
+
 SIZES = {"widths": [1, 1.5], "flops_budgets": [1.3, 1.6]}
 
 

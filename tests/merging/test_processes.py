@@ -45,16 +45,20 @@ def test_two_processes_merge_as_one(digits, digits_data, tmp_path):
 
 
 def calibrated(calibrate, batch_size):
-    """Seven batches of 4 of 26 images, or one, for both tasks; the classifiers read more units than that."""
+    """Seven batches of 4 of 26 images, or one, for both tasks; the classifiers read more units than that.
+
+    A refit for the joint prediction gets half of them for each task.
+    """
     sources = [tiny("cifar_resnet20", seed) for seed in (0, 1)]
     options = {"calibrate": calibrate, "batch_size": batch_size, "tasks": ["a", "b"]}
-    merged = hf_zipit.merge(sources, images(26), **options)
+    data = [images(13, seed=seed) for seed in (0, 1)] if calibrate == "refit-joint" else images(26)
+    merged = hf_zipit.merge(sources, data, **options)
     return {f"{calibrate}.{name}": value.contiguous() for name, value in merged.state_dict().items()}
 
 
 @pytest.mark.slow
 def test_two_processes_calibrate_as_one(tmp_path):
-    """Normal equations, samples and the ridge chosen for every layer, over batches that two processes share unevenly.
+    """Normal equations, samples, what classifiers read and what is chosen, over batches that two processes share.
 
     A repair corrects batch by batch, so that it depends on their size, but not on the processes that share them.
     """
@@ -63,14 +67,14 @@ def test_two_processes_calibrate_as_one(tmp_path):
     env = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     done = subprocess.run([str(c) for c in command], env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    two, one = load_file(out), calibrated("refit", 32) | calibrated("repair", 4)
+    two, one = load_file(out), calibrated("refit", 32) | calibrated("repair", 4) | calibrated("refit-joint", 32)
     assert set(two) == set(one)
     for name, value in one.items():
         torch.testing.assert_close(two[name], value, rtol=1e-3, atol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
 
 
 if __name__ == "__main__":  # one of the processes of the test above
-    state = calibrated("refit", 4) | calibrated("repair", 4)
+    state = calibrated("refit", 4) | calibrated("repair", 4) | calibrated("refit-joint", 4)
     assert torch.distributed.get_world_size() == 2
     if torch.distributed.get_rank() == 0:
         save_file(state, sys.argv[1])

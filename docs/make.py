@@ -14,7 +14,7 @@ from hf_zipit.matching.methods import METHODS, Method
 from hf_zipit.recipe import Recipe
 
 ROOT = Path(__file__).parents[1]
-OFTEN = ("method", "cut", "calibrate", "num_images", "width", "flops_budget", "alpha", "beta", "compat")
+OFTEN = ("method", "cut", "calibrate", "num_images", "heads", "width", "flops_budget", "alpha", "beta", "compat")
 NO_OPTION = ("sources", "generator")
 PAGE = """# Options
 

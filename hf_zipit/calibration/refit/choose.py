@@ -60,7 +60,8 @@ class PartFit:
 
         What is chosen is the ridge, and whether it pulls towards the merged weights as they are or with batch norms
         re-estimated. Units that are not read everywhere are first fitted at all positions. Then this fit is what the
-        ridge pulls towards in a fit at the positions that are read. Of wide layers only some outputs take part.
+        ridge pulls towards in a fit at the positions that are read. Of wide layers only some outputs take part. Once
+        this is chosen, the held-out images are fitted as well.
         """
         if not self.fit.count or not self.test.count:
             return None
@@ -68,16 +69,25 @@ class PartFit:
         priors: list[Tensor | None] = [None]
         if folded.normed:
             priors.append((folded.reset(everywhere) - folded.weight)[:, self.units])
-        best = self._chosen(everywhere, RIDGES, priors, folded.intercept)
+        intercept = folded.intercept
+        ridge, prior = self._chosen(everywhere, RIDGES, priors, intercept)
+        best = everywhere.solve(ridge, prior, intercept)
+        error = self.test.error(*best).sum()
+        narrow = None
         if self.rest is not None:
-            narrow = self._chosen(self.fit, FEW, [best[0]], folded.intercept)
-            best = min(best, narrow, key=lambda solution: float(self.test.error(*solution).sum()))
-        return best if self.test.error(*best).sum() < self.test.error().sum() else None
+            narrow, _ = self._chosen(self.fit, FEW, [best[0]], intercept)
+            left = self.test.error(*self.fit.solve(narrow, best[0], intercept)).sum()
+            narrow = narrow if left < error else None
+            error = torch.minimum(error, left)
+        if error >= self.test.error().sum():
+            return None
+        best = together(everywhere, self.test).solve(ridge, prior, intercept)
+        return best if narrow is None else together(self.fit, self.test).solve(narrow, best[0], intercept)
 
     def _chosen(
         self, fit: Regression, ridges: tuple[float, ...], priors: Sequence[Tensor | None], intercept: bool
-    ) -> Solution:
-        """The solution with the ridge and the prior that are best on the held-out images."""
+    ) -> tuple[float, Tensor | None]:
+        """The ridge and the prior that are best on the held-out images."""
         some = slice(None, None, -(-len(self.units) // OUTPUTS))
         few, trial = fit.of(some), self.test.of(some)
         scores = {}
@@ -86,7 +96,7 @@ class PartFit:
                 solved = few.solve(ridge, None if prior is None else prior[:, some], intercept)
                 scores[ridge, i] = float(trial.error(*solved).sum())
         ridge, i = min(scores, key=lambda key: scores[key])
-        return fit.solve(ridge, priors[i], intercept)
+        return ridge, priors[i]
 
 
 def split(mask: Tensor | None, units: int) -> list[tuple[Tensor, Tensor | None]]:

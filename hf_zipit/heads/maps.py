@@ -59,7 +59,8 @@ def logit_maps(queries: Tensor, keys: Tensor, units: int) -> tuple[Tensor, Tenso
     root = values[..., :units, None].sqrt()
     a = root * left[..., :units].mT @ power(queries, -0.5)
     b = root * right[..., :units, :] @ power(keys, -0.5)
-    return a, b
+    signs = _signs(a)
+    return a * signs, b * signs
 
 
 def value_maps(moment: Tensor, written: Sequence[Tensor], units: int) -> Tensor:
@@ -91,7 +92,7 @@ def value_maps(moment: Tensor, written: Sequence[Tensor], units: int) -> Tensor:
             maps[h] = inverse[h] @ (left[:, :units] * values[:units])
             fitted[mine] = maps[h] @ right[:units]
     maps /= maps.norm(dim=1, keepdim=True).clamp(min=1e-30)
-    return maps.mT.contiguous()
+    return _signs(maps.mT) * maps.mT
 
 
 def best_reader(moment: Tensor, written: Sequence[Tensor], maps: Tensor) -> tuple[Tensor, Tensor]:
@@ -136,6 +137,12 @@ def random_maps(heads: int, size: int, units: int, seed: int) -> Tensor:
     square = torch.randn(heads, size, size, dtype=torch.float64, generator=generator)
     maps: Tensor = torch.linalg.qr(square)[0][:, :units]
     return maps
+
+
+def _signs(maps: Tensor) -> Tensor:
+    """Signs that make the largest entry of every row positive, `(..., r, 1)`: a decomposition leaves them open."""
+    largest = maps.abs().argmax(-1, keepdim=True)
+    return torch.where(maps.gather(-1, largest) < 0, -1.0, 1.0).to(maps)
 
 
 def _slices(heads: int, size: int) -> list[slice]:

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import hf_zipit
-from tests.helpers.models import images, tiny
+from tests.helpers.models import hf_vit, images, tiny
 
 
 def merge(launcher, digits, digits_data, out, *more, cache):
@@ -56,6 +56,13 @@ def calibrated(calibrate, batch_size):
     return {f"{calibrate}.{name}": value.contiguous() for name, value in merged.state_dict().items()}
 
 
+def with_heads(batch_size):
+    """A merge of ViTs that keeps the heads of both."""
+    options = {"method": "select", "calibrate": "none", "batch_size": batch_size, "cache": False}
+    merged = hf_zipit.merge([hf_vit(0), hf_vit(1)], images(26), **options)
+    return {f"heads.{name}": value.contiguous() for name, value in merged.state_dict().items()}
+
+
 @pytest.mark.slow
 def test_two_processes_calibrate_as_one(tmp_path):
     """Normal equations, samples, what classifiers read and what is chosen, over batches that two processes share.
@@ -68,13 +75,14 @@ def test_two_processes_calibrate_as_one(tmp_path):
     done = subprocess.run([str(c) for c in command], env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     two, one = load_file(out), calibrated("refit", 32) | calibrated("repair", 4) | calibrated("refit-joint", 32)
+    one |= with_heads(32)
     assert set(two) == set(one)
     for name, value in one.items():
         torch.testing.assert_close(two[name], value, rtol=1e-3, atol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
 
 
 if __name__ == "__main__":  # one of the processes of the test above
-    state = calibrated("refit", 4) | calibrated("repair", 4) | calibrated("refit-joint", 4)
+    state = calibrated("refit", 4) | calibrated("repair", 4) | calibrated("refit-joint", 4) | with_heads(4)
     assert torch.distributed.get_world_size() == 2
     if torch.distributed.get_rank() == 0:
         save_file(state, sys.argv[1])

@@ -59,7 +59,8 @@ class Classifiers(Parents):
 
     def equally_loud(self, passes: Passes) -> "Parents":
         """The same models with residual streams on one scale, where that is free; see `loudness`."""
-        return replace(self, sources=equally_loud(self.sources, self.binding, passes))
+        sources = equally_loud(self.sources, self.binding, passes)
+        return self if sources is self.sources else replace(self, sources=sources)
 
     def gathers(self, plan: Plan) -> bool:
         """Whether each head gathers its own model's units from the trunk."""

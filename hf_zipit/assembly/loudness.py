@@ -18,6 +18,7 @@ from hf_zipit.specs.spaces import Binding
 from hf_zipit.transform.permute import randomise
 
 IMAGES = 64  # of each data set, to measure streams on
+BATCH = 16
 CLOSE = 1.1  # streams whose scales differ by less than this factor stay as they are
 TOLERANCE = 1e-3  # on float32 outputs of ordinary scale: layer norms add a constant to the variance
 _log = logging.getLogger("hf_zipit")
@@ -70,15 +71,16 @@ def _loudness(model: nn.Module, norms: Mapping[str, Sequence[str]], passes: Pass
     sums: dict[str, list[Tensor]] = {space: [] for space in norms}
 
     def adding(space: str) -> Callable[..., None]:
-        return lambda _, args: sums[space].append(args[0].var(-1, correction=0).mean().double())
+        return lambda _, args: sums[space].append(args[0].double().var(-1, correction=0).mean())
 
     with ExitStack() as stack:
         for space, paths in norms.items():
             for path in paths:
                 stack.callback(model.get_submodule(path).register_forward_pre_hook(adding(space)).remove)
         for images in passes.images:
-            for i in range(min(len(images), IMAGES)):
-                model(images[i][None].to(passes.device, next(model.parameters()).dtype))
+            for some in torch.split(torch.arange(min(len(images), IMAGES)), BATCH):
+                pixels = torch.stack([images[i] for i in some.tolist()])
+                model(pixels.to(passes.device, next(model.parameters()).dtype))
     return torch.stack([torch.stack(found).mean().sqrt() for found in sums.values()]).cpu()
 
 

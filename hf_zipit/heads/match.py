@@ -53,12 +53,12 @@ def match_heads(
     else:
         maps = random_maps(len(written), layer.units, units, seed).to(covariance)
         a = b = maps.reshape(models, layer.heads, units, -1) * (layer.units / units) ** 0.5
+    score = logits_kept(queries, moments, a, b)
     a = a * (units / layer.units) ** 0.5  # the module divides the logits by the root of the units
-    key = next((part for part in layer.pair if part in keys), layer.pair[1])
     reads = value_reads(covariance, written, maps)
     shaped = [value.reshape(models, layer.heads, *value.shape[1:]).cpu() for value in (maps, reads)]
-    writes = {part: (b if part == key else a).cpu() for part in layer.pair}
-    logits = HeadMatch(sizes, layer.heads, writes, score=logits_kept(queries, moments, units))
+    writes = {part: (b if part in keys else a).cpu() for part in layer.pair}
+    logits = HeadMatch(sizes, layer.heads, writes, score=score)
     score = values_kept(covariance, written, maps)
     values = HeadMatch(sizes, layer.heads, {layer.value: shaped[0]}, shaped[1], score)
     _log.info(
@@ -151,7 +151,7 @@ def matches_of_heads(
     layers = [layer for layer in kept if plan.kept[layer.axis] < layer.units]
     if not layers:
         return found
-    keys = key_parts(models[0], plan.binding, layers, size)
+    keys = key_parts(models[0], layers, size)
     rows = {x.axis: read_row(x, plan.binding) for x in layers}
     readers = {axis: row.parameter.rpartition(".")[0] for axis, row in rows.items()}
     read = read_tokens(models[0], readers, passes)

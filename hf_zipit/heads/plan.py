@@ -37,16 +37,15 @@ def with_heads(
     if wanted == PAIR:
         return plan
     layers = [x for x in attentions(plan.binding).values() if merged.issuperset(x.spaces)]
-    units = {x.axis: _units(x, models, wanted, options.width) for x in layers}
+    units = {x.axis: x.units if wanted == FULL else int(options.width * x.units / models + 1e-9) for x in layers}
     found = able(model, plan, layers, size, models, units)
-    stated = options.heads not in (AUTO, PAIR)
-    if not found and stated and layers:
-        units = {x.axis: x.units for x in layers}
-        found = able(model, plan, layers, size, models, units) if wanted != FULL else []
-        if found:
-            _log.warning("heads keep all of their units, as these models allow no others; this costs more")
-    if not found and stated:
+    if options.heads == AUTO or found:
+        return _planned(plan, found, model, models, units)
+    units = {x.axis: x.units for x in layers}
+    found = able(model, plan, layers, size, models, units) if wanted != FULL else []
+    if not found:
         raise OptionError(f"heads is '{options.heads}': {_reason(layers)}; use heads pair")
+    _log.warning("heads keep all of their units, because these models allow no fewer; this costs more")
     return _planned(plan, found, model, models, units)
 
 
@@ -58,17 +57,18 @@ def able(
     models: int,
     units: Mapping[str, int],
 ) -> list[Attention]:
-    """Those attention layers that can have the heads of all models, with so many units each."""
-    if not layers or keeps_function(model, plan.binding, layers, size, models, units):
-        return list(layers)
-    return [x for x in layers if keeps_function(model, plan.binding, [x], size, models, units)]
+    """Those attention layers that can have the heads of all models, with so many units each.
 
-
-def _units(layer: Attention, models: int, wanted: str, width: float) -> int:
-    """Units of each merged head: as many as fit into the width of one model, or all of them."""
-    if wanted == FULL:
-        return layer.units
-    return min(layer.units, max(1, int(width * layer.units / models + 1e-9)))
+    Of each kind of layer, the first is tried alone; then all that are left are tried together.
+    """
+    kinds: dict[object, list[Attention]] = {}
+    for layer in layers:
+        if 0 < units[layer.axis] <= layer.units and (layer.logits is not None or units[layer.axis] == layer.units):
+            kind = type(model.get_submodule(layer.module)), layer.heads, layer.units
+            kinds.setdefault(kind, []).append(layer)
+    alike = [same for same in kinds.values() if keeps_function(model, plan.binding, same[:1], size, models, units)]
+    found = [layer for same in alike for layer in same]
+    return found if found and keeps_function(model, plan.binding, found, size, models, units) else []
 
 
 def _planned(plan: Plan, layers: Sequence[Attention], model: nn.Module, models: int, units: Mapping[str, int]) -> Plan:

@@ -12,19 +12,33 @@ from torch import Tensor
 from hf_zipit.heads.maps import best_reader, logit_spectrum
 
 
-def logits_kept(queries: Tensor, keys: Tensor, units: int) -> float:
-    """The share of the variance of the logits of some heads that r units of each can give, 0 to 1.
+def logit_shares(queries: Tensor, keys: Tensor) -> Tensor:
+    """The share of the variance of the logits of some heads that 1, 2, ... u units of each can keep, `(u,)`.
 
     Args:
         queries: second moments of the queries, `(..., u, u)`.
         keys: those of the keys, centred over the tokens of each image, `(..., u, u)`.
-        units: r.
 
-    >>> logits_kept(torch.eye(4, dtype=torch.float64), torch.eye(4, dtype=torch.float64), 3)
-    0.75
+    >>> logit_shares(torch.eye(4, dtype=torch.float64), torch.eye(4, dtype=torch.float64)).tolist()
+    [0.25, 0.5, 0.75, 1.0]
     """
-    squares = logit_spectrum(queries, keys).square()
-    return float(squares[..., :units].sum() / squares.sum().clamp(min=1e-30))
+    squares = logit_spectrum(queries, keys).square().reshape(-1, queries.shape[-1]).sum(0)
+    shares: Tensor = squares.cumsum(0) / squares.sum().clamp(min=1e-30)
+    return shares
+
+
+def logits_kept(queries: Tensor, keys: Tensor, a: Tensor, b: Tensor) -> float:
+    """The share of the variance of the logits of some heads that given maps keep; below 0 if they add to the error.
+
+    Args:
+        queries: second moments of the queries, `(..., u, u)`.
+        keys: those of the keys, centred over the tokens of each image, `(..., u, u)`.
+        a: maps of the queries, `(..., r, u)`.
+        b: maps of the keys, `(..., r, u)`.
+    """
+    change = a.mT @ b - torch.eye(a.shape[-1]).to(a)
+    lost = ((change.mT @ queries @ change) * keys).sum()
+    return 1 - float(lost / (queries * keys).sum().clamp(min=1e-30))
 
 
 def values_kept(moment: Tensor, written: Sequence[Tensor], maps: Tensor) -> float:

@@ -1,5 +1,6 @@
 """Any number of merges of the same models: observe, match, transform, build, calibrate."""
 
+import copy
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -50,7 +51,8 @@ class Merger:
 
     Attributes:
         recipe: the options of the run, and the defaults of every merge.
-        parents: the models, with the part that they share.
+        parents: the models, with the part that they share, and streams on one scale.
+        given: the same models, as they were given.
         tasks: the name of every task.
         transform: PIL image -> pixels `(channels, height, width)`; `None` if no source has one.
         passes: passes over the images.
@@ -86,7 +88,8 @@ class Merger:
         images = [] if data is None else open_all(data, len(opened), self.transform, **chosen)
         self.passes = Passes(images, recipe.batch_size, recipe.device)
         check_models_run(self.parents.wholes, self.passes)
-        self.parents = self.parents.equally_loud(self.passes)
+        self.given = self.parents
+        self.parents = self.given.equally_loud(self.passes)
         self.places = places_of(self.parents.sources, images)
         self.memo: dict[Any, Any] = {}
 
@@ -104,6 +107,8 @@ class Merger:
             if name not in PER_MERGE:
                 raise OptionError(f"{name} is an option of all merges of a Merger: give it when the Merger is made")
         recipe = (recipe or self.recipe).changed(**options)
+        if recipe.compat and self.parents is not self.given:  # the authors take streams as they are
+            return self._once("as given", self._as_given).merge(recipe)
         calibration = CALIBRATIONS[recipe.calibrate]
         if calibration.joint and not self.parents.predicts_jointly:
             raise OptionError(f"{recipe.calibrate} needs classifiers only, each for one class of several; use refit")
@@ -129,6 +134,13 @@ class Merger:
         check_finite(merged, f"{recipe.method} with {recipe.calibrate}", self.passes)
         merged.to("cpu").eval()
         return merged
+
+    def _as_given(self) -> "Merger":
+        """A merger of the same models, with streams on the scales that they were given with."""
+        out = copy.copy(self)
+        out.parents = self.given
+        out.memo = {}
+        return out
 
     def _calibrate(self, state: MergeState, recipe: Recipe) -> None:
         """Calibrate a merge in place; stages that the previous merge with the same options and cut ran are reused."""

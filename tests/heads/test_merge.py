@@ -75,7 +75,7 @@ def test_every_family_runs_with_other_heads(kind):
     for models in (2, 3):
         units = {layer.axis: max(1, layer.units // models) for layer in layers}
         assert keeps_function(model, binding, layers, source.input_size, models, units)
-    keys = key_parts(model, binding, layers, source.input_size)
+    keys = key_parts(model, layers, source.input_size)
     assert len(keys) == len(layers)
     for layer in layers:
         (key,) = set(layer.pair) & keys

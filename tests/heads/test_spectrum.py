@@ -3,19 +3,20 @@
 import pytest
 import torch
 
-from hf_zipit.heads.maps import value_maps
-from hf_zipit.heads.spectrum import logits_kept, stream_spectrum, values_kept
+from hf_zipit.heads.maps import logit_maps, value_maps
+from hf_zipit.heads.spectrum import logit_shares, logits_kept, stream_spectrum, values_kept
 from tests.heads.test_maps import UNITS, covariance, fit_error, outputs, random, second
 
 
 def test_the_share_of_the_logits():
     queries, keys = second(UNITS, 0), second(UNITS, 2)
-    shares = [logits_kept(queries, keys, units) for units in range(UNITS + 1)]
+    shares = logit_shares(queries, keys).tolist()
     assert shares == sorted(shares)
-    assert shares[0] == 0
     assert shares[-1] == pytest.approx(1)
+    for units in range(1, UNITS + 1):
+        assert logits_kept(queries, keys, *logit_maps(queries, keys, units)) == pytest.approx(shares[units - 1])
     variances = torch.linalg.eigvals(queries @ keys).real  # of the logits, whose sum is the trace
-    assert shares[1] == pytest.approx(float(variances.max() / variances.sum()))
+    assert shares[0] == pytest.approx(float(variances.max() / variances.sum()))
 
 
 def test_the_share_of_the_values_is_that_of_the_best_reader():

@@ -108,11 +108,14 @@ def test_a_layer_read_in_part_is_fitted_there_with_the_fit_at_all_positions_as_p
     def error(solution):
         return (e[:6, 0] - x[:6, 0] @ solution[0].T - solution[1]).square().sum()
 
-    flat = x[6:].flatten(0, 1), e[6:].flatten(0, 1)
-    wide = min((ridge(*flat, penalty, torch.zeros(3, 5).double()) for penalty in RIDGES), key=error)
-    narrow = min((ridge(x[6:, 0], e[6:, 0], penalty, wide[0]) for penalty in FEW), key=error)
-    best = min(wide, narrow, key=error)
-    assert best is narrow
+    flat = [value[6:].flatten(0, 1) for value in (x, e)]
+    zeros = torch.zeros(3, 5).double()
+    broad = min(RIDGES, key=lambda penalty: error(ridge(*flat, penalty, zeros)))
+    wide = ridge(*flat, broad, zeros)
+    close = min(FEW, key=lambda penalty: error(ridge(x[6:, 0], e[6:, 0], penalty, wide[0])))
+    assert error(ridge(x[6:, 0], e[6:, 0], close, wide[0])) < error(wide)
+    more = [torch.cat([value, one[:6, 0]]) for value, one in zip(flat, (x, e), strict=True)]  # and the held-out images
+    best = ridge(x[:, 0], e[:, 0], close, ridge(*more, broad, zeros)[0])
     torch.testing.assert_close(weight[0], best[0])
     torch.testing.assert_close(shift[0], best[1])
 

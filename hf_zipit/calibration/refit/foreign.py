@@ -16,7 +16,7 @@ from hf_zipit.calibration.refit.normal_equations import NormalEquations
 FOLDS = 5  # of a cross-validation
 DRAWS = 3  # of the folds, because the choice of a weight depends on them
 RIDGES = (1.0, 1e-1, 1e-2, 1e-3)  # as multiples of the mean second moment of an input
-DOUBT = 1.5  # standard errors by which a larger weight must be better
+DOUBT = 0.5  # standard errors by which a larger weight must be better
 WEIGHTS = (0.0, 0.01, 0.03, 0.1, 0.3)  # of a foreign image, ascending; 1 as for an own one costs the tasks too much
 
 Solution = tuple[Tensor, Tensor]  # weight (m, d) and bias (m,)

@@ -119,9 +119,10 @@ def test_the_smallest_weight_is_chosen_that_is_as_good_as_the_best():
     confused = [sure, sure]
     assert choose_weight({0.0: [confused], 0.1: [unsure], 1.0: [unsure]}, two, origin) == 0.1
     assert choose_weight({0.0: [unsure], 0.1: [confused], 1.0: [unsure]}, two, origin) == 0.0
-    nearly = [value.clone() for value in unsure]
-    nearly[0][:1] = nearly[0][:1].flip(1)  # one image of 200 is within the noise
-    assert choose_weight({0.0: [nearly], 0.1: [unsure], 1.0: [confused]}, two, origin) == 0.0
+    nearly, best = ([value.clone() for value in unsure] for _ in range(2))
+    nearly[0][:3] = nearly[0][:3].flip(1)  # three images of 200, and two others, are the same but for noise
+    best[0][3:5] = best[0][3:5].flip(1)
+    assert choose_weight({0.0: [nearly], 0.1: [best], 1.0: [confused]}, two, origin) == 0.0
 
 
 def test_a_class_that_a_parent_hardly_prefers_costs_little():

@@ -23,6 +23,7 @@ from hf_zipit.sources.source import Source
 from hf_zipit.specs.cuts import channel_axis
 from hf_zipit.specs.plan import Plan, gathered
 from hf_zipit.specs.spaces import Binding
+from hf_zipit.text import load_errors
 from hf_zipit.transform.heads import Matches
 from hf_zipit.transform.match import Match
 from hf_zipit.transform.transform import merge_states, unmerge_reads
@@ -148,7 +149,7 @@ class Classifiers(Parents):
 
     def build(self, config: Any, state: Mapping[str, Tensor]) -> ZipItForImageClassification:
         """The merged model with this state. Shapes that differ from the config's architecture are added to it."""
-        with torch.device("meta"):
+        with torch.device("meta"), load_errors("the merge cannot be built from its config", ValueError):
             planned = ZipItForImageClassification(config).state_dict()
         config.shapes = {k: list(v.shape) for k, v in state.items() if k in planned and v.shape != planned[k].shape}
         backbones = [copy.deepcopy(source.model).eval() for source in self.sources for _ in source.parts]

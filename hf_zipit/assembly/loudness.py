@@ -46,11 +46,14 @@ def equally_loud(sources: Sequence[Source], binding: Binding, passes: Passes) ->
     writing = next((some for some in ([], first[:1], first) if _is_free(sources[0], binding, norms, some)), None)
     if writing is None:
         return sources
-    _log.info("streams differ in scale by a factor of up to %.2f: set equal", float(factors.max() / factors.min()))
-    return [
+    found = [
         replace(source, model=scaled(source.model, binding, dict(zip(norms, mine.tolist(), strict=True)), writing))
         for source, mine in zip(sources, factors, strict=True)
     ]
+    if not all(_same(a.model, b.model, passes) for a, b in zip(sources, found, strict=True)):
+        return sources  # a stream as quiet as what its norms add to the variance
+    _log.info("streams differ in scale by a factor of up to %.2f: set equal", float(factors.max() / factors.min()))
+    return found
 
 
 def stream_norms(model: nn.Module, binding: Binding) -> dict[str, list[str]]:
@@ -106,10 +109,23 @@ def scaled(
 
 
 @torch.no_grad()
+def _same(model: nn.Module, other: nn.Module, passes: Passes) -> bool:
+    """Whether two models have the same logits on an image."""
+    pixels = passes.images[0][0][None].to(passes.device)
+    copies = (working_copy(one, passes.device) for one in (model, other))
+    a, b = (logits_of(net(pixels.to(next(net.parameters()).dtype))) for net in copies)
+    return _close(a, b)
+
+
+def _close(a: Tensor, b: Tensor) -> bool:
+    return float((a - b).abs().max()) <= TOLERANCE * max(1.0, b.abs().max().item())
+
+
+@torch.no_grad()
 def _is_free(source: Source, binding: Binding, spaces: Iterable[str], writing: Collection[str]) -> bool:
     """Whether the scale of the streams makes no difference, by trying on random weights and an image of noise."""
     net = randomise(copy.deepcopy(source.model).float().eval(), seed=0)
     pixels = torch.randn(1, *source.input_size, generator=torch.Generator().manual_seed(0))
     wanted = logits_of(net(pixels))
     found = logits_of(scaled(net, binding, dict.fromkeys(spaces, 3.0), writing)(pixels))
-    return float((found - wanted).abs().max()) <= TOLERANCE * max(1.0, wanted.abs().max().item())
+    return _close(found, wanted)

@@ -2,9 +2,11 @@
 
 import copy
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from hf_zipit.costs import resized
 from hf_zipit.heads.modules import Attributes, head_attributes
@@ -136,7 +138,7 @@ def _logits(net: nn.Module, state: Mapping[str, Tensor], attributes: Attributes,
 def key_parts(model: nn.Module, layers: Sequence[Attention], size: Sequence[int]) -> set[Part]:
     """Which of the two parts of each attention layer are keys: softmax ignores what is common to all keys.
 
-    Where this tells neither of them, it is the second.
+    Layers that are not like this, or whose queries or keys are those of a single token, have no entry.
 
     Args:
         model: the model; it is not changed.
@@ -144,17 +146,29 @@ def key_parts(model: nn.Module, layers: Sequence[Attention], size: Sequence[int]
         size: channels, height and width of an image.
     """
     net, pixels = _random(model, size)
-    wanted = logits_of(net(pixels))
-    layers = [layer for layer in layers if layer.pair]
+    layers, wanted = _with_tokens(net, layers, pixels)
     for number in (1, 0):
         parts = [layer.pair[number] for layer in layers]
         if _close(_shifted(net, parts, layers, pixels), wanted):
             return set(parts)
-    apart = (
-        next((part for part in layer.pair if _close(_shifted(net, [part], [layer], pixels), wanted)), layer.pair[1])
-        for layer in layers
-    )
-    return set(apart)
+    tried = ((part, _shifted(net, [part], [layer], pixels)) for layer in layers for part in layer.pair)
+    free = {part for part, found in tried if _close(found, wanted)}
+    return {part for layer in layers for part in layer.pair if free.intersection(layer.pair) == {part}}
+
+
+def _with_tokens(net: nn.Module, layers: Sequence[Attention], pixels: Tensor) -> tuple[list[Attention], Tensor]:
+    """Those layers whose queries and keys are those of two tokens or more, and the logits of the model."""
+    seen: dict[str, torch.Size] = {}
+
+    def watch(path: str) -> RemovableHandle:
+        return net.get_submodule(path).register_forward_hook(lambda _, __, out: seen.update({path: out.shape}))
+
+    with ExitStack() as stack:
+        for path in {path for layer in layers for path, _ in layer.pair}:
+            stack.callback(watch(path).remove)
+        logits = logits_of(net(pixels))
+    several = {path for path, shape in seen.items() if len(shape) > 2 and shape[1:-1].numel() > 1}
+    return [layer for layer in layers if layer.pair and all(path in several for path, _ in layer.pair)], logits
 
 
 def _shifted(net: nn.Module, parts: Sequence[Part], layers: Sequence[Attention], pixels: Tensor) -> Tensor:

@@ -9,19 +9,20 @@ import torch
 from torch import Tensor
 
 FLOOR = 1e-9  # eigenvalues below this share of the largest count as this share
+ZERO = 1e-30  # a moment below this is that of units that never change
 RIDGE = 1e-3  # of the fit of all heads' outputs, as a multiple of the mean second moment
 SWEEPS = 6  # rounds over the heads
 
 
 def power(moment: Tensor, exponent: float) -> Tensor:
-    """A power of symmetric positive semi-definite matrices, `(..., n, n)`; tiny eigenvalues are raised.
+    """A power of symmetric positive semi-definite matrices, `(..., n, n)`; tiny eigenvalues are raised, 0 stays 0.
 
     >>> power(torch.tensor([[4.0]], dtype=torch.float64), 0.5)
     tensor([[2.]], dtype=torch.float64)
     """
     values, vectors = torch.linalg.eigh(moment)
-    largest = values[..., -1:].clamp(min=torch.finfo(values.dtype).tiny)
-    values = torch.maximum(values, FLOOR * largest) ** exponent
+    largest = values[..., -1:]
+    values = torch.where(largest > ZERO, torch.maximum(values, FLOOR * largest).clamp(min=ZERO) ** exponent, 0)
     out: Tensor = (vectors * values[..., None, :]) @ vectors.mT
     return out
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from torch import nn
 
 from hf_zipit.errors import OptionError
-from hf_zipit.heads.check import keeps_function
+from hf_zipit.heads.check import keeps_function, key_parts
 from hf_zipit.heads.modules import Attributes, head_attributes
 from hf_zipit.matching.options import Options
 from hf_zipit.specs.attention import Attention, attentions
@@ -68,6 +68,10 @@ def able(
             kinds.setdefault(kind, []).append(layer)
     alike = [same for same in kinds.values() if keeps_function(model, plan.binding, same[:1], size, models, units)]
     found = [layer for same in alike for layer in same]
+    fewer = [layer for layer in found if units[layer.axis] < layer.units]
+    if fewer and not next(model.parameters()).is_meta:
+        shown = key_parts(model, fewer, size)
+        found = [layer for layer in found if layer not in fewer or not shown.isdisjoint(layer.pair)]
     return found if found and keeps_function(model, plan.binding, found, size, models, units) else []
 
 

@@ -115,7 +115,8 @@ def _add(statistics: HeadStatistics, seen: Sequence[Mapping[str, Tensor]], read:
     tokens = slice(None) if read is None or len(read) != outputs.shape[1] else read.to(outputs.device)
     statistics.outputs.update(outputs[:, tokens])
     for model, mine in enumerate(seen):
-        queries = mine["queries"][:, tokens].flatten(0, 1)  # (T, H, u)
+        alike = mine["queries"].shape[1] == outputs.shape[1]
+        queries = (mine["queries"][:, tokens] if alike else mine["queries"]).flatten(0, 1)  # (T, H, u)
         centred = (mine["keys"] - mine["keys"].mean(1, keepdim=True)).flatten(0, 1)
         statistics.queries[model] += torch.einsum("thu,thv->huv", queries, queries)
         statistics.keys[model] += torch.einsum("thu,thv->huv", centred, centred)

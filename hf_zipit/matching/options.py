@@ -92,6 +92,11 @@ class Options(Settings):
         if not self.how.takes(self.width):
             supported = "only width 1, as it compares nothing" if self.how.fixed else "no width below 1"
             raise OptionError(f"width is {self.width:g}: method '{self.method}' supports {supported}")
+        if self.heads == "all-full" and self.flops_budget is not None:
+            raise OptionError(
+                f"heads is 'all-full' and flops_budget is {self.flops_budget:g}: heads with all of their units are not "
+                "counted in a budget; use heads all"
+            )
         if self.heads not in ("auto", "pair") and (not self.how.activations or self.compat):
             why = "compat pairs heads, as the authors do" if self.compat else f"'{self.method}' reads no activations"
             raise OptionError(f"heads is '{self.heads}', which is fitted to activations: {why}; use heads pair")

@@ -59,8 +59,20 @@ def _is_unmerge(value: Any) -> bool:
     return is_map(value) and is_whole(value.get("axis"), -4) and is_whole(value.get("size"), 1)
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST
+def _keeps_heads(space: Any) -> bool:
+    return isinstance(space, dict) and bool(space.get("heads"))
+
+
+def _are_attributes(values: Any) -> bool:
+    """Whether these are numbers that depend on the number of attention heads, none of them absurd."""
+    return isinstance(values, dict) and all(
+        is_text(name)
+        and any(word in name for word in ("head", "scal", "dim"))
+        and isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and 1e-4 <= value <= LARGEST
+        for name, value in values.items()
+    )
 
 
 def _short(value: Any) -> str:
@@ -83,8 +95,8 @@ RULES: dict[str, Rule] = {
     "heads": ("a list of mappings", lambda value: are(value, is_map)),
     "shapes": ("a mapping of names to shapes", lambda value: is_map(value, lambda v: are(v, is_whole))),
     "attributes": (
-        "a mapping of modules to mappings of attributes to numbers, none of them above 10 million",
-        lambda value: is_map(value, lambda held: is_map(held, _is_number)),
+        "a mapping of modules to mappings of the attributes of attention heads to positive numbers",
+        lambda value: is_map(value, _are_attributes),
     ),
     "active_task": _TEXT,
     "zipit": ("a mapping", is_map),
@@ -166,6 +178,8 @@ class ZipItConfig(PreTrainedConfig):
             value = getattr(self, key)
             if value is not None and not accepts(value):
                 raise ValueError(f"{key} is {_short(value)}, not {what}")
+        if not self.attributes and any(_keeps_heads(space) for space in (self.zipit or {}).get("spaces") or []):
+            raise ValueError("attributes are missing: the merge has other numbers of attention heads than its parents")
         self.heads = [{**head, "id2label": self._classes(n, head)} for n, head in enumerate(self.heads or [])]
         if len(set(self.tasks)) < len(self.tasks):
             raise ValueError(f"heads name a task twice: {', '.join(self.tasks)}")

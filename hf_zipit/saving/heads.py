@@ -41,7 +41,7 @@ def _agrees(backbone: dict[str, Any], wanted: Mapping[str, Mapping[str, int | fl
     try:
         with torch.device("meta"):
             net = build_backbone(backbone, 2)
-    except (ValueError, TypeError, AssertionError, RuntimeError):  # the width is no multiple of the heads
+    except Exception:  # a library fails in many ways, as where the width is no multiple of the heads
         return False
     return all(
         vars(net.get_submodule(path)).get(name) == value
@@ -54,9 +54,7 @@ def _candidates(backbone: dict[str, Any], wanted: Mapping[str, Mapping[str, int 
     """Descriptions with other numbers of heads."""
     with torch.device("meta"):
         net = build_backbone(backbone, 2)
-    pairs = [
-        (_heads(net, path), value) for path, held in wanted.items() for name, value in held.items() if name in KEYS
-    ]
+    pairs = [(_heads(net, path), value) for path, held in wanted.items() for value in _new_heads(held)]
     factors = {new / old for old, new in pairs if old}
     if len(factors) != 1:
         return
@@ -64,10 +62,14 @@ def _candidates(backbone: dict[str, Any], wanted: Mapping[str, Mapping[str, int 
     if backbone["library"] == "transformers":
         yield {**backbone, "config": _multiplied(backbone["config"], factor)}
         return
-    counts = [int(new) for _, new in pairs]
-    stages = [n for i, n in enumerate(counts) if not i or n != counts[i - 1]]
-    for value in (counts[0], stages):
+    counts = {path.partition(".blocks.")[0]: int(value) for path, held in wanted.items() for value in _new_heads(held)}
+    for value in (next(iter(counts.values())), list(counts.values())):
         yield {**backbone, "model_args": {**backbone.get("model_args", {}), "num_heads": value}}
+
+
+def _new_heads(held: Mapping[str, int | float]) -> list[int | float]:
+    """The number of heads among the attributes of a module."""
+    return [value for name, value in held.items() if name in KEYS]
 
 
 def _heads(net: nn.Module, path: str) -> int:

@@ -40,19 +40,24 @@ class LayerGroup:
 def find_layers(net: nn.Module, stages: Sequence[Callable[[Tensor], Tensor]], value: Tensor) -> list[LayerGroup]:
     """The layers of a network that can be refit, in running order.
 
-    Layers that run more than once, or whose weight is computed from other parameters, are left out.
+    Layers that run more than once, whose weight is computed from other parameters, or that read nothing of the image
+    (a table of positions) are left out.
 
     Args:
         net: the network, in eval mode.
         stages: functions whose composition is a forward pass of the net.
         value: what the first of them reads; one image is enough.
     """
-    with torch.no_grad(), _LayerFinder(net) as finder:
-        for stage in stages:
-            value = stage(value)
-            finder.stage += 1
-    runs = Counter(found.affine.module for found in finder.outputs)
-    once = [found for found in finder.outputs if runs[found.affine.module] == 1]
+    generator = torch.Generator().manual_seed(0)
+    other = value + torch.randn(value.shape, generator=generator).to(value)
+    mine, others = (_found(net, stages, one) for one in (value.clone(), other))
+    runs = Counter(found.affine.module for found in mine)
+    inputs = {found.affine.module: found.input for found in others}
+    once = [
+        found
+        for found in mine
+        if runs[found.affine.module] == 1 and not torch.equal(found.input, inputs[found.affine.module])
+    ]
     groups: list[LayerGroup] = []
     before: _FoundMap | None = None
     for found in once:
@@ -71,6 +76,16 @@ def find_layers(net: nn.Module, stages: Sequence[Callable[[Tensor], Tensor]], va
             groups.append(LayerGroup((layer,), first, last))
         before = found if len(mates) == 1 else None
     return groups
+
+
+def _found(net: nn.Module, stages: Sequence[Callable[[Tensor], Tensor]], value: Tensor) -> list["_FoundMap"]:
+    """Every affine map that runs in a forward pass, in running order."""
+    with torch.no_grad(), _LayerFinder(net) as finder:
+        for stage in stages:
+            value = stage(value)
+            finder.stage += 1
+    out: list[_FoundMap] = finder.outputs
+    return out
 
 
 @dataclass(eq=False)

@@ -75,3 +75,9 @@ def test_streams_that_are_about_equal_stay_as_they_are():
     parents = [hf_vit(0), louder(hf_vit(0), 1.01)]
     merger = Merger(parents, DATA)
     assert [source.model for source in merger.parents.sources] == parents
+
+
+def test_a_stream_as_quiet_as_the_epsilon_of_its_norms_stays_as_it_is():
+    parents = [hf_vit(0), louder(hf_vit(1), 1e-7)]
+    merger = Merger(parents, DATA)
+    assert [source.model for source in merger.parents.sources] == parents

@@ -1,8 +1,10 @@
 """Merges that keep the heads of all parents: what they compute, what they cost, and where they load."""
 
 import copy
+import json
 
 import pytest
+import timm
 import torch
 import transformers
 
@@ -24,6 +26,7 @@ from hf_zipit.saving.plain import plain_model
 from hf_zipit.sources.load import load_source
 from hf_zipit.specs.attention import attentions
 from hf_zipit.specs.plan import Plan
+from hf_zipit.transform.permute import randomise
 from tests.helpers.families import FAMILIES
 from tests.helpers.marks import slow_but
 from tests.helpers.measure import flops
@@ -287,3 +290,57 @@ def test_card_and_inspection_state_the_heads(tmp_path):
     assert space["heads"] == 8
     assert 0.5 < space["kept"] < 1
     assert "those of all parents: 8 of 3 units" in (tmp_path / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"attributes": None},
+        {"attributes": {}},
+        {"attributes": {"vit.layers.0.attention": {"scaling": -1}}},
+        {"attributes": {"vit.layers.0.attention": {"head_dim": 0}}},
+        {"attributes": {"vit.layernorm": {"eps": 1.0}}},
+        {"attributes": {"vit.layers.0.attention": {"num_heads": 8}}},
+        {"attributes": {"vit.nowhere": {"num_attention_heads": 8}}},
+    ],
+)
+def test_a_config_without_the_right_heads_is_refused(config, tmp_path):
+    merged = hf_zipit.merge([hf_vit(0), hf_vit(1)], DATA, method="select", calibrate="none")
+    merged.save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | config))
+    with pytest.raises(hf_zipit.ZipItError):
+        load_merged(tmp_path)
+
+
+def test_heads_of_fewer_units_than_models_are_paired():
+    parents = [hf_vit(seed, num_attention_heads=24) for seed in (0, 1)]  # of one unit each
+    merged = hf_zipit.merge(parents, DATA, method="select", calibrate="none")
+    assert merged.config.attributes is None
+
+
+def test_a_budget_does_not_count_heads_of_all_units():
+    with pytest.raises(OptionError, match=r"all-full.*flops_budget is 1.2"):
+        hf_zipit.merge([hf_vit(0), hf_vit(1)], DATA, method="select", heads="all-full", flops_budget=1.2)
+
+
+def test_layers_with_a_single_key_are_paired():
+    """At 32 pixels, every layer of a PVT reduces its keys to those of one token."""
+    config = {"depths": [1, 1, 1, 1], "hidden_sizes": [8, 8, 16, 16], "num_attention_heads": [1, 1, 2, 2]}
+    config |= {"image_size": 32, "num_labels": 3}
+    parents = [transformers.PvtV2ForImageClassification(transformers.PvtV2Config(**config)).eval() for _ in range(2)]
+    merged = hf_zipit.merge([randomise(parent, seed) for seed, parent in enumerate(parents)], DATA, method="select")
+    assert merged.config.attributes is None
+
+
+def test_stages_with_equal_heads_export(tmp_path):
+    args = {"img_size": 32, "patch_size": 2, "embed_dim": 16, "depths": (1, 1), "num_heads": (4, 4), "window_size": 4}
+    refs = []
+    for seed in (0, 1):
+        model = randomise(timm.create_model("swin_tiny_patch4_window7_224", num_classes=5, **args).eval(), seed)
+        model.pretrained_cfg["input_size"] = (3, 32, 32)
+        refs.append(load_source(model, model_args=args))
+    merged = hf_zipit.merge(refs, DATA, method="select", calibrate="none")
+    plain = plain_model(merged, "timm")
+    with torch.no_grad():
+        assert close(plain(DATA), torch.cat(list(outputs(merged).values()), 1), 1e-5)

@@ -492,3 +492,13 @@ def test_steps_with_arguments_are_run_and_every_layer_behind_them_is_refit(name,
                 wanted = centred(logits_of(parent(held)))
                 error, before = ((centred(m(held).task_logits[task]) - wanted).square().mean() for m in (merged, plain))
                 assert error < before
+
+
+def test_layers_that_do_not_read_the_image_are_left_out():
+    """A Swin v2 computes its relative positions by an MLP over a table."""
+    args = {"img_size": 32, "patch_size": 2, "embed_dim": 16, "depths": (1, 1), "num_heads": (2, 4), "window_size": 4}
+    net = randomise(timm.create_model("swinv2_tiny_window8_256", num_classes=3, **args).eval(), 0)
+    groups = find_layers(net, [net], torch.randn(1, 3, 32, 32))
+    found = [layer.maps[0].module for group in groups for layer in group.layers]
+    assert any("mlp.fc1" in path for path in found)
+    assert not any("cpb_mlp" in path for path in found)

@@ -54,9 +54,7 @@ def find_layers(net: nn.Module, stages: Sequence[Callable[[Tensor], Tensor]], va
     runs = Counter(found.affine.module for found in mine)
     inputs = {found.affine.module: found.input for found in others}
     once = [
-        found
-        for found in mine
-        if runs[found.affine.module] == 1 and not torch.equal(found.input, inputs[found.affine.module])
+        found for found in mine if runs[found.affine.module] == 1 and _differ(found.input, inputs[found.affine.module])
     ]
     groups: list[LayerGroup] = []
     before: _FoundMap | None = None
@@ -86,6 +84,11 @@ def _found(net: nn.Module, stages: Sequence[Callable[[Tensor], Tensor]], value: 
             finder.stage += 1
     out: list[_FoundMap] = finder.outputs
     return out
+
+
+def _differ(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors differ; those without values are taken to."""
+    return a.is_meta or not torch.equal(a, b)
 
 
 @dataclass(eq=False)

@@ -153,6 +153,31 @@ def resized(
     return net
 
 
+@torch.no_grad()
+def runs_at(
+    model: nn.Module,
+    binding: Binding,
+    ratios: Mapping[str, float],
+    input_size: Sequence[int],
+    attributes: Mapping[str, Mapping[str, int | float]] | None = None,
+) -> bool:
+    """Whether a model runs when spaces have other widths, and modules other attributes.
+
+    Args:
+        model: the model; it is not changed.
+        binding: its spec.
+        ratios: by space, relative to the model's own width.
+        input_size: (channels, height, width).
+        attributes: path of a module -> attribute -> new value.
+    """
+    net = resized(model, binding, ratios, attributes=attributes)
+    try:
+        net(torch.empty(1, *input_size, device="meta"))
+    except Exception:  # a network fails in many ways with widths that it does not take
+        return False
+    return True
+
+
 @dataclass(frozen=True)
 class _Layer:
     """One linear or convolutional layer, and the widths that its FLOPs depend on.

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from hf_zipit.costs import resized
+from hf_zipit.costs import runs_at
 from hf_zipit.heads.modules import Attributes, head_attributes
 from hf_zipit.models.modeling_zipit import resize, set_attributes
 from hf_zipit.running import logits_of
@@ -83,7 +83,9 @@ def keeps_function(
     for layer in layers:
         attributes |= head_attributes(model, layer, models * layer.heads, units[layer.axis])
     if next(model.parameters()).is_meta:
-        return _runs(model, binding, layers, size, models, units, attributes)
+        ratios = {name: models * units[x.axis] / x.units for x in layers for name in x.spaces}
+        ratios |= {name: float(models) for x in layers for name in x.tables}
+        return runs_at(model, binding, ratios, size, attributes)
     net, pixels = _random(model, size)
     state = net.state_dict()
     zeroed = head_matches(binding, {x.axis: zeroing(x, units[x.axis]) for x in layers}, layers, 1)
@@ -96,25 +98,6 @@ def keeps_function(
     except Exception:  # a module fails in many ways with widths that it does not take
         return False
     return _close(found, wanted)
-
-
-def _runs(
-    model: nn.Module,
-    binding: Binding,
-    layers: Sequence[Attention],
-    size: Sequence[int],
-    models: int,
-    units: Mapping[str, int],
-    attributes: Attributes,
-) -> bool:
-    """Whether a model without weights takes the shapes; arguments as for `keeps_function`."""
-    ratios = {name: models * units[x.axis] / x.units for x in layers for name in x.spaces}
-    ratios |= {name: float(models) for x in layers for name in x.tables}
-    try:
-        resized(model, binding, ratios, attributes=attributes)(torch.empty(1, *size, device="meta"))
-    except Exception:  # as above
-        return False
-    return True
 
 
 def _random(model: nn.Module, size: Sequence[int]) -> tuple[nn.Module, Tensor]:

@@ -13,7 +13,7 @@ from hf_zipit.matching.options import Options
 from hf_zipit.specs.attention import Attention, attentions
 from hf_zipit.specs.plan import Plan
 
-ALL, FULL, PAIR, AUTO = "all", "all-full", "pair", "auto"
+FULL, PAIR, AUTO = "all-full", "pair", "auto"
 _log = logging.getLogger("hf_zipit")
 
 
@@ -31,7 +31,7 @@ def with_heads(
         models: number of models.
 
     Raises:
-        OptionError: heads are `all` or `all-full`, and the models have none that can be kept.
+        OptionError: the options ask for the heads of all models, and these have none that can be kept.
     """
     wanted = options.keeps_heads
     if wanted == PAIR:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from hf_zipit.costs import LayerCosts, resized
+from hf_zipit.costs import LayerCosts, runs_at
 from hf_zipit.errors import OptionError
 from hf_zipit.matching.widen import unit_count
 from hf_zipit.specs.spaces import Binding
@@ -35,24 +35,6 @@ def free_spaces(model: nn.Module, binding: Binding, input_size: Sequence[int]) -
     if runs_at(model, binding, dict.fromkeys(spaces, 2.0), input_size):
         return spaces
     return {name for name in spaces if runs_at(model, binding, {name: 2.0}, input_size)}
-
-
-@torch.no_grad()
-def runs_at(model: nn.Module, binding: Binding, ratios: Mapping[str, float], input_size: Sequence[int]) -> bool:
-    """Whether the model runs when spaces have other widths.
-
-    Args:
-        model: the model; it is not changed.
-        binding: its spec.
-        ratios: by space, relative to the model's own width.
-        input_size: (channels, height, width).
-    """
-    net = resized(model, binding, ratios)
-    try:
-        net(torch.empty(1, *input_size, device="meta"))
-    except (RuntimeError, ValueError):
-        return False
-    return True
 
 
 def unexplained(statistics: SpaceStatistics, match: Match) -> float:

@@ -4,10 +4,11 @@ import logging
 from collections.abc import Callable, Iterable
 
 from hf_zipit.assembly.parents import Parents
+from hf_zipit.costs import runs_at
 from hf_zipit.errors import OptionError
 from hf_zipit.heads.plan import with_heads
 from hf_zipit.matching.widen import unit_count
-from hf_zipit.merging.budget import GRID, Depth, free_spaces, runs_at, spend, unexplained
+from hf_zipit.merging.budget import GRID, Depth, free_spaces, spend, unexplained
 from hf_zipit.recipe import Recipe
 from hf_zipit.specs.plan import Plan
 from hf_zipit.statistics.collect import SpaceStatistics

@@ -3,31 +3,31 @@
 A recipe is plain data. It can name models and images, but it cannot hold a token or allow third-party code to run.
 """
 
-import inspect
-import textwrap
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
-from hf_zipit.calibration.methods import CALIBRATIONS, check_calibration
+from hf_zipit.calibration.methods import AUTO, CALIBRATIONS, check_calibration
 from hf_zipit.calibration.methods import described as calibrations
+from hf_zipit.calibration.presets import PRESETS, expanded
+from hf_zipit.calibration.presets import described as presets
+from hf_zipit.data.draw import USEFUL
 from hf_zipit.errors import OptionError
 from hf_zipit.files import documents
 from hf_zipit.files.references import located
-from hf_zipit.matching.options import AUTO, Options
+from hf_zipit.matching.options import Options
 from hf_zipit.settings import Settings, shown
 
 SUFFIXES = (".yml", ".yaml")
 OF_THE_RUN = frozenset({"device", "cache", "generator"})  # they do not affect the result
-NO_OPTIONS = frozenset({"sources", "data", "generator"})  # the inputs, and the program that wrote the recipe
 REFERENCES = ("sources", "data", "balance_data")  # keys that name models or data sets
-WIDTH = 116  # of generated docstrings, in characters
 NO_CUT = "none"  # as a cut: all layers are merged
 MAX_TASK = 100  # characters of a task's name
+ALL = "all"  # as a number of images: those of the whole data set
 Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
-_Function = TypeVar("_Function", bound=Callable[..., Any])
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class PinnedSource(BaseModel):
@@ -84,6 +84,11 @@ class Recipe(Options, Inputs):
     """
 
     model_config = ConfigDict(title="hf-zipit recipe")
+    preset: str | None = Field(
+        None,
+        description=f"The settings of a paper, for options that are not given.\n\n{presets()}",
+        json_schema_extra=lambda schema: schema.update(enum=list(PRESETS)),
+    )
     balance_data: list[str] | None = Field(
         None,
         description="Labelled images, as for data. With balance auto, the merge that is most accurate on them is kept, "
@@ -94,10 +99,20 @@ class Recipe(Options, Inputs):
         description="Merge up to this step or stage, e.g. layer2; each task keeps its own layers after it. "
         "Default: none, which merges all layers except the classifiers.",
     )
-    num_images: Count | list[Count] | None = Field(
+    num_images: Count | list[Count] | Literal["all"] | None = Field(
         None,
-        description="Images per data set, selected by the seed; one number for all data sets, or one per data set. "
-        "Default: all.",
+        description="Images per data set, spread over it at random by the seed: one number for all data sets, one per "
+        f"data set, or all. Default: {USEFUL}, or as many as there are.",
+    )
+    verdict: bool = Field(
+        True,
+        description="Hold out images, and say how often the merge answers as its parents do on them, beside the best "
+        "trunk of one parent.",
+    )
+    parent_accuracy: list[Share] | None = Field(
+        None,
+        description="Accuracy of each parent on its own task, 0 to 1, in the order of the tasks; the verdict then "
+        "states what to expect of the merge. Default: what the parents' model cards state.",
     )
     skip_bad_images: int = Field(
         0,
@@ -111,9 +126,9 @@ class Recipe(Options, Inputs):
     )
     batch_size: int = Field(32, ge=1, le=10**6, description="Images per forward pass.")
     calibrate: str = Field(
-        "batchnorm",
+        AUTO,
         description=f"How the merged model is calibrated on the images.\n\n{calibrations()}",
-        json_schema_extra=lambda schema: schema.update(enum=list(CALIBRATIONS)),
+        json_schema_extra=lambda schema: schema.update(enum=[AUTO, *CALIBRATIONS]),
     )
     tasks: list[str] | None = Field(
         None, description="Names of the tasks, in the order of the models. Default: the models' names."
@@ -136,12 +151,20 @@ class Recipe(Options, Inputs):
     )
     generator: str | None = Field(None, description="Program that wrote the recipe; ignored.")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _with_preset(cls, values: Any) -> Any:
+        """The values, with those of a preset where none are given."""
+        return expanded(values)
+
     @field_validator("num_images", mode="before")
     @classmethod
     def _one_number(cls, value: Any) -> Any:
         if value == []:
             raise OptionError("num_images is an empty list: leave it out, or give a number of images")
-        return value[0] if isinstance(value, list) and len(value) == 1 else value
+        numbers = value if isinstance(value, list) else [value]
+        numbers = [int(n) if isinstance(n, str) and n.removeprefix("-").isdecimal() else n for n in numbers]
+        return numbers[0] if len(numbers) == 1 else numbers
 
     @field_validator("calibrate")
     @classmethod
@@ -201,8 +224,20 @@ class Recipe(Options, Inputs):
 
     @property
     def reads_images(self) -> bool:
-        """Whether the merge reads images."""
+        """Whether the merge reads images, if there are any."""
         return self.needs_statistics or self.calibrate != "none"
+
+    @property
+    def needs_images(self) -> bool:
+        """Whether the merge cannot do without images."""
+        matched = self.needs_statistics and self.method != AUTO
+        sized = self.flops_budget is not None
+        return matched or sized or self.calibrate not in (AUTO, "none")
+
+    @property
+    def automatic(self) -> bool:
+        """Whether the method or the calibration is yet to be chosen."""
+        return AUTO in (self.method, self.calibrate)
 
     @property
     def decisions(self) -> dict[str, Any]:
@@ -215,7 +250,7 @@ class Recipe(Options, Inputs):
         Raises:
             OptionError: A key is unknown, or a value has the wrong type or is out of range.
         """
-        return Recipe(**{**dict(self), **changes}) if changes else self
+        return Recipe(**{**dict(self), **expanded(changes)}) if changes else self
 
     def recorded(self) -> dict[str, Any]:
         """Plain values for a recipe file, without unset options and options that do not affect the result."""
@@ -259,32 +294,3 @@ def _refuses(changes: Mapping[str, Any], error: OptionError) -> bool:
     except OptionError as own:
         return str(own) == str(error)
     return False
-
-
-def takes_options(function: _Function) -> _Function:
-    """List the options of a recipe in the signature and the docstring of a function that takes `**options`.
-
-    `{options}` in the `Args` section of the docstring is replaced by their descriptions.
-    """
-    signature = inspect.signature(function)
-    own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
-    left_out = NO_OPTIONS.union(signature.parameters)
-    fields = {name: field for name, field in Recipe.model_fields.items() if name not in left_out}
-    keywords = [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=field.annotation)
-        for name, field in fields.items()
-    ]
-    before = [p for p in own if p.kind is not p.KEYWORD_ONLY]
-    after = [p for p in own if p.kind is p.KEYWORD_ONLY]
-    function.__signature__ = signature.replace(parameters=[*before, *keywords, *after])  # type: ignore[attr-defined]
-    entries = "\n".join(_docstring_entry(name, field.description or "") for name, field in fields.items())
-    function.__doc__ = (function.__doc__ or "").replace("        {options}", entries)
-    return function
-
-
-def _docstring_entry(name: str, description: str) -> str:
-    """An entry of an `Args` section; the paragraphs of the description after the first are indented below it."""
-    first, *others = description.split("\n\n")
-    lines = [textwrap.fill(f"{name}: {first}", WIDTH, initial_indent=" " * 8, subsequent_indent=" " * 12)]
-    lines += [textwrap.fill(text, WIDTH, initial_indent=" " * 12, subsequent_indent=" " * 14) for text in others]
-    return "\n".join(lines)

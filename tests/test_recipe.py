@@ -13,10 +13,10 @@ from pydantic import Field
 
 import hf_zipit
 from hf_zipit import cli
-from hf_zipit import recipe as recipes
 from hf_zipit.calibration.methods import CALIBRATIONS
 from hf_zipit.errors import DataError, OptionError, SourceError
 from hf_zipit.matching.methods import METHODS
+from hf_zipit.merging import signature
 from hf_zipit.merging.dry_run import plan_merge
 from hf_zipit.merging.merge import merge_recipe
 from hf_zipit.recipe import OF_THE_RUN, Recipe, read_recipe
@@ -36,7 +36,7 @@ def merged(digits, digits_data, tmp_path_factory):
     home = tmp_path_factory.mktemp("recipes")
     parents = [shutil.copytree(d, home / d.name) for d in digits]
     data = shutil.copytree(digits_data, home / "images")
-    options = {"cut": "layer2", "alpha": 0.2, "beta": 0.5, "compat": True, "seed": 3, "batch_size": 16}
+    options = {"method": "zip", "cut": "layer2", "alpha": 0.2, "beta": 0.5, "compat": True, "seed": 3, "batch_size": 16}
     model = hf_zipit.merge(parents, [data, f"{data}:test"], num_images=[40, 56], tasks=["low", "high"], **options)
     return saving.save(model, home / "merged")
 
@@ -67,9 +67,9 @@ def test_a_new_option_is_one_field(monkeypatch):
     class Longer(Recipe):
         extra: int = Field(3, ge=1, description="One more.")
 
-    monkeypatch.setattr(recipes, "Recipe", Longer)
+    monkeypatch.setattr(signature, "Recipe", Longer)
 
-    @recipes.takes_options
+    @signature.takes_options
     def function(sources, **options):
         """Do it.
 
@@ -92,6 +92,8 @@ def test_everything_that_decides_the_result_is_recorded(merged):
         "balance_data",
         "flops_budget",
         "label_column",
+        "parent_accuracy",
+        "preset",
     }  # a balance that was chosen is recorded
     assert recorded["data"] == ["../images", "../images:test"]
     assert recorded["num_images"] == [40, 56]
@@ -156,7 +158,7 @@ def test_models_and_data_without_a_place_must_be_named(tmp_path):
         ("data: []", "data is an empty list"),
         ("device: [cpu]", "device is .*input should be a valid string"),
         ("spec: 3", "spec is 3: input should be a valid string"),
-        ("method: none", "unknown method 'none'; methods: zip"),
+        ("method: none", "unknown method 'none'; methods: auto, zip"),
         ("- a", "is not a recipe: it holds"),
         ("", "is not a recipe: it is empty"),
         ("# nothing", "is not a recipe: it is empty"),
@@ -208,8 +210,8 @@ def test_the_json_schema_refuses_unknown_keys_and_explains_every_key():
     schema = Recipe.model_json_schema()
     assert schema["additionalProperties"] is False
     assert all(json.dumps(value["description"]) for value in schema["properties"].values())
-    assert schema["properties"]["method"]["enum"] == list(METHODS)
-    assert schema["properties"]["calibrate"]["enum"] == list(CALIBRATIONS)
+    assert schema["properties"]["method"]["enum"] == ["auto", *METHODS]
+    assert schema["properties"]["calibrate"]["enum"] == ["auto", *CALIBRATIONS]
     assert schema["properties"]["num_images"]["anyOf"][1]["items"]["minimum"] == 1
     assert Recipe(sources=["a/b"], data="d").data == ["d"]
 

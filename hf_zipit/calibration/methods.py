@@ -45,6 +45,7 @@ class Calibration:
         self.resolve()(merge)
 
 
+AUTO = "auto"
 CALIBRATIONS = {
     "batchnorm": Calibration(
         "hf_zipit.calibration.batchnorm:batchnorm",
@@ -87,7 +88,8 @@ def described() -> str:
     >>> described().splitlines()[-1]
     '- none: leave the merged model as it is.'
     """
-    return "\n\n".join(f"- {name}: {entry.summary}." for name, entry in CALIBRATIONS.items())
+    automatic = f"- {AUTO}: refit-joint where it improves the joint prediction, else refit; none without images."
+    return "\n\n".join([automatic, *(f"- {name}: {entry.summary}." for name, entry in CALIBRATIONS.items())])
 
 
 def stages_of(name: str) -> list[str]:
@@ -106,5 +108,5 @@ def check_calibration(name: str) -> None:
     Raises:
         OptionError: no calibration has this name.
     """
-    if name not in CALIBRATIONS:
-        raise OptionError(f"unknown calibration '{name}'; calibrations: {', '.join(CALIBRATIONS)}")
+    if name != AUTO and name not in CALIBRATIONS:
+        raise OptionError(f"unknown calibration '{name}'; calibrations: {', '.join([AUTO, *CALIBRATIONS])}")

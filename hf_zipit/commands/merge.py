@@ -8,7 +8,7 @@ import typer
 from hf_zipit.commands.hub_flags import CreatePr, Message, Private, PushTo, Revision, takes_access
 from hf_zipit.commands.options import Format, Json, License, Overwrite
 from hf_zipit.commands.recipe_flags import takes_recipe
-from hf_zipit.commands.terminal import show, show_json
+from hf_zipit.commands.terminal import show, show_aside, show_json
 from hf_zipit.errors import OptionError
 from hf_zipit.recipe import SUFFIXES, Recipe, read_recipe
 from hf_zipit.sources.access import Access
@@ -34,6 +34,15 @@ def merge(
             "--eval-data", help="Labelled images to evaluate the merge on, for its model card. Can be repeated."
         ),
     ] = None,
+    require: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            help="Share of held-out images on which every task must answer as its parent; if one does not, nothing "
+            "is written, and the exit code is 1.",
+        ),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what would be merged and what it costs, and write nothing.")
     ] = False,
@@ -50,7 +59,7 @@ def merge(
     Models and options can be read from a recipe file; models and flags on the command line override it.
     """
     recipe = _recipe(models, given)
-    _check_format(recipe, library, eval_data)
+    _check_flags(recipe, library, eval_data, require)
     if dry_run:
         return _plan(recipe, access, library, license, as_json)
     if out is None and push_to is None:
@@ -80,7 +89,9 @@ def merge(
             evaluation.extend((_evaluation(found, sources, eval_data), sources))
 
     merged = merge_recipe(recipe, access, check)
-    if not make_accelerator().is_main_process:
+    main = make_accelerator().is_main_process
+    _report(Provenance.of(merged.config), require, quiet=as_json or not main)
+    if not main:
         return
     rows = evaluation[0].results(merged, evaluation[1]) if eval_data else []
     saving.save(merged, out, overwrite=overwrite, library=library, license=license)
@@ -98,7 +109,22 @@ def merge(
         show(address or out)
 
 
-def _check_format(recipe: Recipe, library: str, eval_data: list[str] | None) -> None:
+def _report(about: Any, require: float | None, quiet: bool) -> None:
+    """Print what was chosen for the user, why, and how good the result is; refuse it if it is not as required."""
+    from hf_zipit.merging.verdict import check_required, verdict_text
+
+    if about.choice is not None and not quiet:
+        chosen = f"method {about.recipe['method']}, calibrate {about.recipe['calibrate']}"
+        show_aside("\n".join([f"Chosen: {chosen}", *(f"- {reason}" for reason in about.choice["reasons"])]) + "\n")
+    if about.verdict is not None and not quiet:
+        show_aside(verdict_text(about.verdict) + "\n")
+    if require is not None:
+        check_required(about.verdict, require)
+
+
+def _check_flags(recipe: Recipe, library: str, eval_data: list[str] | None, require: float | None) -> None:
+    if require is not None and not recipe.verdict:
+        raise OptionError(f"--require is {require:g}, which takes a verdict: leave out --no-verdict")
     if library != "zipit" and (recipe.cut is not None or recipe.width != 1 or recipe.flops_budget is not None):
         raise OptionError(
             f"--format {library} is only for full merges at the parents' width: leave out --cut, --width and "

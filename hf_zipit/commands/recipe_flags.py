@@ -61,9 +61,9 @@ def _kind(annotation: Any) -> Any:
     """The type of a flag: a list if the key may have one, otherwise the first type, or text for a choice of words."""
     union = typing.get_origin(annotation) in (UnionType, typing.Union)
     kinds = [_bare(kind) for kind in (typing.get_args(annotation) if union else (annotation,))]
-    if any(typing.get_origin(kind) is typing.Literal for kind in kinds):  # a number or a word, which the recipe checks
-        return str
     lists = [kind for kind in kinds if typing.get_origin(kind) is list]
+    if any(typing.get_origin(kind) is typing.Literal for kind in kinds):  # numbers or a word, which the recipe checks
+        return list[str] if lists else str
     return lists[0] if lists else kinds[0]
 
 

@@ -23,6 +23,12 @@ def show(text: Any) -> None:
     typer.echo(text)
 
 
+def show_aside(text: str) -> None:
+    """Print what a user should read beside the result; hidden by `-q`."""
+    if logging.getLogger("hf_zipit").isEnabledFor(logging.WARNING):
+        typer.echo(text, err=True)
+
+
 def show_json(value: Any) -> None:
     """Print a result as JSON."""
     typer.echo(json.dumps(value, indent=2))

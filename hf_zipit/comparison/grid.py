@@ -7,8 +7,8 @@ from typing import Any
 
 from hf_zipit.calibration.methods import check_calibration
 from hf_zipit.errors import OptionError
-from hf_zipit.matching.methods import METHODS, balanced
-from hf_zipit.matching.options import AUTO, Options
+from hf_zipit.matching.methods import AUTO, METHODS, balanced
+from hf_zipit.matching.options import Options
 from hf_zipit.merging.merger import Merger
 from hf_zipit.merging.sizing import check_width
 from hf_zipit.recipe import NO_CUT, Recipe

@@ -82,8 +82,9 @@ def group_sizes(count: int) -> list[int]:
 
 def remembered(images: Images, limit: int = 2**30) -> Images:
     """The same images, each decoded once and then kept in memory, if all of them fit into `limit` bytes."""
-    first = images[0]
-    return images if first.nbytes * len(images) > limit else replace(images, get=cache(images.get))
+    if images[0].nbytes * len(images) > limit:
+        return images
+    return replace(images, get=cache(images.get), held=images.held and remembered(images.held, limit))
 
 
 def make_accelerator() -> Accelerator:

@@ -21,6 +21,7 @@ class Images(Dataset[Tensor]):
         labels: the columns that may hold their labels.
         ref: the Hub id or path that opens the data set again, if it has one.
         asked: the number of images that were chosen, with those that cannot be read and are skipped.
+        held: images of the same data set that are held out; `None` if there are none.
     """
 
     get: Callable[[int], Tensor]
@@ -30,6 +31,7 @@ class Images(Dataset[Tensor]):
     labels: tuple[Labels, ...] = ()
     ref: str | None = None
     asked: int | None = None
+    held: "Images | None" = None
 
     def __len__(self) -> int:
         return self.count

@@ -1,12 +1,14 @@
 """Open images to merge on: from Hub ids, folders, parquet files, `datasets.Dataset`s, or batches of pixels."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from hf_zipit.data.dataset import Images
+from hf_zipit.data.draw import Sample
 from hf_zipit.data.labels import label_columns
 from hf_zipit.data.pixels import pixel_batches
 from hf_zipit.data.rows import TRAIN, pinned, rows_of
@@ -14,9 +16,7 @@ from hf_zipit.data.stored import (
     PIXELS,
     StoredImages,
     Transform,
-    check_number,
     check_transform,
-    chosen_rows,
     image_column,
     stored_rows,
 )
@@ -32,6 +32,8 @@ def open_images(
     channels: int = 3,
     splits: Sequence[str] = TRAIN,
     num_images: int | None = None,
+    most: int | None = None,
+    held_out: bool = False,
     seed: int = 0,
     token: str | None = None,
     label_column: str | None = None,
@@ -47,8 +49,11 @@ def open_images(
         transform: makes pixels `(channels, H, W)` from a PIL image. Pixels need none.
         channels: of the images that the models read; images are converted to grey or RGB for 1 or 3.
         splits: the splits to prefer if none is named.
-        num_images: use this many images, chosen by the seed, or the first ones of pixel batches; `None` uses all.
-        seed: of that choice.
+        num_images: use this many images, spread over the data set at random by the seed; of an iterable that is neither
+            a list nor a tensor, the first ones. `None` uses all.
+        most: with `num_images` `None`, use at most so many.
+        held_out: hold out further images, as `Images.held`; where few are left, they are taken from those to be used.
+        seed: of the draw.
         token: an access token for the Hub.
         label_column: the column that holds the labels; by default, columns of class labels, or `label` or `labels`.
         skip_bad_images: how many images that cannot be decoded are left out; if there are more, they are an error. A
@@ -60,26 +65,29 @@ def open_images(
 
     >>> images = open_images("user/pets:train", source.transform, num_images=100)  # doctest: +SKIP
     """
-    check_number(num_images)
+    sample = Sample(num_images, most, held_out, seed)
     if skip_bad_images < 0:
         raise OptionError(f"skip_bad_images is {skip_bad_images}: it must be at least 0")
     if isinstance(data, str | Path) or type(data).__module__.startswith("datasets."):
         rows, name = rows_of(data, splits, token)
     elif isinstance(data, Iterable):
-        return pixel_batches([data] if isinstance(data, Tensor) and data.ndim == 4 else data, num_images)
+        return pixel_batches([data] if isinstance(data, Tensor) and data.ndim == 4 else data, sample)
     else:
         raise DataError(f"data of type {type(data).__name__}: give a Hub id, a path, a Dataset or pixel batches")
     column = image_column(rows, name)
-    chosen = chosen_rows(len(rows), num_images, seed, name)
     if column != PIXELS:
         check_transform(transform, channels, name)
-    stored = StoredImages(stored_rows(rows, column), column, chosen, name, transform, channels)
-    if skip_bad_images and column != PIXELS:
-        stored.skip_bad(skip_bad_images)
-    labels = label_columns(rows.with_format(None).select(stored.chosen), label_column, name)
-    ref = pinned(str(data), rows) if isinstance(data, str | Path) else None
-    count = len(stored.chosen)
-    return Images(stored.__getitem__, count, name, stored.fingerprint, labels, ref, asked=len(chosen))
+
+    def opened(chosen: Sequence[int]) -> Images:
+        stored = StoredImages(stored_rows(rows, column), column, chosen, name, transform, channels)
+        if skip_bad_images and column != PIXELS:
+            stored.skip_bad(skip_bad_images)
+        labels = label_columns(rows.with_format(None).select(stored.chosen), label_column, name)
+        ref = pinned(str(data), rows) if isinstance(data, str | Path) else None
+        return Images(stored.__getitem__, len(stored.chosen), name, stored.fingerprint, labels, ref, asked=len(chosen))
+
+    chosen, held = sample.rows(len(rows), name)
+    return replace(opened(chosen), held=opened(held) if held else None)
 
 
 def open_all(

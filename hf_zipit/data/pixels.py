@@ -1,26 +1,29 @@
 """Batches of preprocessed pixels as a data set."""
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 
 from hf_zipit.data.dataset import Images
+from hf_zipit.data.draw import Sample
 from hf_zipit.data.hashing import tensor_digest
 from hf_zipit.data.labels import Labels, plain_label
-from hf_zipit.errors import DataError, OptionError
+from hf_zipit.errors import DataError
 
 NAME = "the given batches"
 
 
-def pixel_batches(data: Iterable[Any], num_images: int | None) -> Images:
-    """Keep the pixels of an iterable of batches, which is read once and only as far as needed.
+def pixel_batches(data: Iterable[Any], sample: Sample) -> Images:
+    """Keep the pixels of an iterable of batches, which is read once: a list to its end, others as far as needed.
 
     Raises:
         DataError: a batch has another form, or they hold no images.
-        OptionError: there are fewer than `num_images`.
+        OptionError: there are fewer than were asked for.
     """
+    limit = None if isinstance(data, list | tuple) else sample.limit
     pixels: list[Tensor] = []
     labels: list[Any] = []
     for batch, target in _unpacked(data):
@@ -30,16 +33,17 @@ def pixel_batches(data: Iterable[Any], num_images: int | None) -> Images:
             raise DataError(f"a batch of {len(batch)} images has {len(given)} labels: give one for each image")
         pixels += list(batch.unbind())
         labels += given
-        if num_images is not None and len(pixels) >= num_images:
+        if limit is not None and len(pixels) >= limit:
             break
-    if not pixels:
-        raise DataError(f"{NAME} hold no images")
-    if num_images is not None and len(pixels) < num_images:
-        raise OptionError(f"{NAME} hold {len(pixels)} images, {num_images} were asked for")
-    pixels = pixels[:num_images]
-    column = Labels("labels", labels[:num_images])
-    mark = lambda: tensor_digest(enumerate(pixels))  # noqa: E731
-    return Images(pixels.__getitem__, len(pixels), NAME, mark, (column,) if column.count() else ())
+
+    def chosen(numbers: Sequence[int]) -> Images:
+        mine = [pixels[number] for number in numbers]
+        column = Labels("labels", [labels[number] for number in numbers])
+        mark = lambda: tensor_digest(enumerate(mine))  # noqa: E731
+        return Images(mine.__getitem__, len(mine), NAME, mark, (column,) if column.count() else ())
+
+    read, held = sample.rows(len(pixels) if limit is None else min(len(pixels), limit), NAME)
+    return replace(chosen(read), held=chosen(held) if held else None)
 
 
 def _check(batch: Tensor, first: Tensor | None) -> None:

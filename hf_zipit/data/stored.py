@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from hf_zipit.data.decode import content, decode, with_channels
-from hf_zipit.errors import DataError, OptionError
+from hf_zipit.errors import DataError
 from hf_zipit.sources.source import MODES
 from hf_zipit.text import first_line
 
@@ -164,16 +164,6 @@ class StoredImages:
         return self.rows[self.chosen[index]][self.column]
 
 
-def check_number(num_images: int | None) -> None:
-    """Refuse a number of images below 1.
-
-    Raises:
-        OptionError: the message holds the number.
-    """
-    if num_images is not None and num_images < 1:
-        raise OptionError(f"num_images is {num_images}: it must be at least 1")
-
-
 def check_transform(transform: Transform | None, channels: int, name: str) -> Transform:
     """The preprocessing of the models, if it can be used for images.
 
@@ -215,20 +205,3 @@ def image_column(rows: Any, name: str) -> str:
         return PIXELS
     shown = ", ".join(f"{key} ({type(feature).__name__})" for key, feature in rows.features.items()) or "none"
     raise DataError(f"{name} has {len(found)} image columns and needs exactly one; its columns: {shown}")
-
-
-def chosen_rows(length: int, num_images: int | None, seed: int, name: str) -> list[int]:
-    """The numbers of the chosen rows, in order.
-
-    Raises:
-        DataError: there are no rows.
-        OptionError: there are fewer than `num_images`.
-    """
-    if not length:
-        raise DataError(f"{name} holds no images")
-    if num_images is None:
-        return list(range(length))
-    if num_images > length:
-        raise OptionError(f"{name} holds {length} images, {num_images} were asked for; lower num_images")
-    order = torch.randperm(length, generator=torch.Generator().manual_seed(seed))
-    return sorted(order[:num_images].tolist())

@@ -10,9 +10,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from hf_zipit.data.alignment import cut, window_of
+from hf_zipit.data.draw import Sample
 from hf_zipit.data.hashing import tensor_digest
 from hf_zipit.data.rows import TEST, rows_of
-from hf_zipit.data.stored import USUAL, StoredImages, Transform, check_number, check_transform, chosen_rows, stored_rows
+from hf_zipit.data.stored import USUAL, StoredImages, Transform, check_transform, stored_rows
 from hf_zipit.errors import DataError, OptionError
 
 IGNORED = 255  # label of pixels that are left out
@@ -99,11 +100,11 @@ def open_targets(
     """
     if not from_datasets(data):
         return given_targets(data, kind)
-    check_number(num_images)
+    sample = Sample(num_images, seed=seed)
     rows, name = rows_of(data, TEST)
     transform = check_transform(transform, channels, name)
     image, target = _columns(rows, kind, name, label_column)
-    chosen = chosen_rows(len(rows), num_images, seed, name)
+    chosen, _ = sample.rows(len(rows), name)
     images = StoredImages(stored_rows(rows, image), image, chosen, name, transform, channels)
     if skip_bad_images:
         images.skip_bad(skip_bad_images)

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
 from hf_zipit.data.batches import Passes
@@ -158,3 +159,11 @@ def _correlation(sums: Tensor) -> float:
 def _reduced(sums: Tensor, accelerator: Accelerator) -> Tensor:
     """The sum over all processes."""
     return sums if accelerator.num_processes == 1 else accelerator.reduce(sums, "sum")
+
+
+def same_everywhere(accelerator: Accelerator, score: float) -> float:
+    """The main process's score, so that all processes choose alike."""
+    shared = [score]
+    if accelerator.num_processes > 1:
+        broadcast_object_list(shared)
+    return shared[0]

@@ -166,9 +166,26 @@ METHODS: dict[str, Method] = {
 }
 
 
+AUTO = "auto"
+CHOSEN_LATER = Method(  # what may be said of a method that is yet to be chosen; see `merging.automatic`
+    f"{_ROOM}.select:select_match",
+    "the method that suits these models and images: select, or what is nearer to the models if they have one base",
+    activations=True,
+    within=True,
+    sized=True,
+    read=True,
+    heads=True,
+)
+
+
+def method_of(name: str) -> Method:
+    """The entry of a method, or what may be said of one that is yet to be chosen."""
+    return CHOSEN_LATER if name == AUTO else METHODS[name]
+
+
 def balanced(method: str) -> bool:
     """Whether a method weighs the similarity of weights against that of activations."""
-    return METHODS[method].weights and METHODS[method].activations
+    return method_of(method).weights and method_of(method).activations
 
 
 def described() -> str:
@@ -177,5 +194,6 @@ def described() -> str:
     >>> described().splitlines()[-1]
     '- random (control): match units one-to-one at random.'
     """
-    names = {name: f"{name} (control)" if method.control else name for name, method in METHODS.items()}
-    return "\n\n".join(f"- {names[name]}: {method.summary}." for name, method in METHODS.items())
+    entries = {AUTO: CHOSEN_LATER, **METHODS}
+    names = {name: f"{name} (control)" if method.control else name for name, method in entries.items()}
+    return "\n\n".join(f"- {names[name]}: {method.summary}." for name, method in entries.items())

@@ -5,10 +5,8 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from hf_zipit.errors import OptionError
-from hf_zipit.matching.methods import METHODS, Method, balanced, described
+from hf_zipit.matching.methods import AUTO, METHODS, Method, balanced, described, method_of
 from hf_zipit.settings import Settings
-
-AUTO = "auto"  # a balance that is chosen by trying several
 
 
 class Options(Settings):
@@ -19,9 +17,9 @@ class Options(Settings):
     """
 
     method: str = Field(
-        "zip",
+        AUTO,
         description=f"How units are matched.\n\n{described()}",
-        json_schema_extra=lambda schema: schema.update(enum=list(METHODS)),
+        json_schema_extra=lambda schema: schema.update(enum=[AUTO, *METHODS]),
     )
     alpha: float = Field(
         0.1,
@@ -72,8 +70,8 @@ class Options(Settings):
     @field_validator("method")
     @classmethod
     def _known(cls, value: str) -> str:
-        if value not in METHODS:
-            raise OptionError(f"unknown method '{value}'; methods: {', '.join(METHODS)}")
+        if value != AUTO and value not in METHODS:
+            raise OptionError(f"unknown method '{value}'; methods: {', '.join([AUTO, *METHODS])}")
         return value
 
     @field_validator("balance")
@@ -85,6 +83,10 @@ class Options(Settings):
 
     @model_validator(mode="after")
     def _fits(self) -> "Options":
+        if self.compat and self.method == AUTO:
+            raise OptionError(
+                "compat follows the authors' code of one method: name it, such as method zip, or a preset"
+            )
         if self.flops_budget is not None and self.width != 1:
             raise OptionError(
                 f"width is {self.width:g} and flops_budget is {self.flops_budget:g}: give only one of them"
@@ -112,8 +114,8 @@ class Options(Settings):
 
     @property
     def how(self) -> Method:
-        """The registry entry of the method."""
-        return METHODS[self.method]
+        """The registry entry of the method; of `auto`, what may be said before it is chosen."""
+        return method_of(self.method)
 
     @property
     def needs_statistics(self) -> bool:

@@ -6,13 +6,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from accelerate.utils import broadcast_object_list
-
 from hf_zipit.assembly.parents import Merged
 from hf_zipit.errors import OptionError
 from hf_zipit.evaluation.classification import Classification
-from hf_zipit.evaluation.fidelity import distance
-from hf_zipit.matching.options import AUTO
+from hf_zipit.evaluation.fidelity import same_everywhere
+from hf_zipit.matching.methods import AUTO
 from hf_zipit.merging.merger import Merger
 from hf_zipit.progress import progress
 from hf_zipit.recipe import Recipe
@@ -24,7 +22,7 @@ Score = Callable[[Merged], float]
 
 
 def merge_settled(merger: Merger, recipe: Recipe, data: Any = None) -> tuple[Merged, Recipe]:
-    """One merge, and the recipe that made it. If its balance is `auto`, the balance is chosen first.
+    """One merge, and the recipe that made it. What is `auto` in the recipe is chosen first.
 
     Args:
         merger: the models and their images.
@@ -36,7 +34,9 @@ def merge_settled(merger: Merger, recipe: Recipe, data: Any = None) -> tuple[Mer
     """
     if recipe.balance == AUTO:
         return merge_balanced(merger, recipe, recipe.balance_data if data is None else data)
-    return merger.merge(recipe), recipe
+    merged = merger.merge(recipe)
+    made = Provenance.of(merged.config).recipe
+    return merged, recipe.changed(method=made["method"], calibrate=made["calibrate"])
 
 
 def merge_balanced(merger: Merger, recipe: Recipe, data: Any = None) -> tuple[Merged, Recipe]:
@@ -58,14 +58,14 @@ def merge_balanced(merger: Merger, recipe: Recipe, data: Any = None) -> tuple[Me
     """
     if any(len(source.tasks) != 1 for source in merger.parents.sources):
         raise OptionError("one of the models is a merge, so it has no single output; give balance as a number")
-    score = _accuracy(merger, data) if data is not None else _nearness(merger)
+    score = _accuracy(merger, data) if data is not None else merger.nearness
     tried: dict[float, float] = {}
     best: tuple[Merged, Recipe] | None = None
     highest = -math.inf
     for balance in progress(GRID, "Choosing the balance", merger.passes.accelerator):
         mine = recipe.changed(balance=balance, balance_data=None)
         merged = merger.merge(mine)
-        found = _same_everywhere(merger, score(merged))
+        found = same_everywhere(merger.passes.accelerator, score(merged))
         tried[balance] = -math.inf if math.isnan(found) else found
         if best is None or tried[balance] > highest:
             best = merged, mine
@@ -103,16 +103,6 @@ def accuracy_on(merger: Merger, data: Any) -> Classification:
     return opened
 
 
-def _nearness(merger: Merger) -> Score:
-    """A score: minus the error of the outputs relative to the parents', averaged over tasks."""
-
-    def score(merged: Merged) -> float:
-        found = distance(merged, merger.parents.wholes, merger.passes).values()
-        return -sum(task.error for task in found) / len(found)
-
-    return score
-
-
 def _accuracy(merger: Merger, data: Any) -> Score:
     """A score: the accuracy averaged over tasks."""
     evaluation = accuracy_on(merger, data)
@@ -121,11 +111,3 @@ def _accuracy(merger: Merger, data: Any) -> Score:
         return float(evaluation.result("merged", merged).average or 0)
 
     return score
-
-
-def _same_everywhere(merger: Merger, score: float) -> float:
-    """The main process's score, so that all processes choose the same balance."""
-    shared = [score]
-    if merger.passes.accelerator.num_processes > 1:
-        broadcast_object_list(shared)
-    return shared[0]

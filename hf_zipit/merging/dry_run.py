@@ -9,8 +9,10 @@ from hf_zipit.assembly.parents import Parents
 from hf_zipit.calibration.methods import CALIBRATIONS
 from hf_zipit.calibration.refit.memory import refit_bytes
 from hf_zipit.costs import Cost
+from hf_zipit.data.draw import USEFUL
 from hf_zipit.data.rows import hub_data
 from hf_zipit.errors import OptionError, SpecError, TraceError
+from hf_zipit.merging.automatic import likely
 from hf_zipit.merging.merge import check_recipe
 from hf_zipit.merging.provenance import recorded, task_names
 from hf_zipit.merging.sizing import sized_plan
@@ -97,6 +99,7 @@ def plan_merge(
     if None in refs:
         raise OptionError("the recipe does not record where its models are; pass the models along with it")
     check_recipe(recipe, len(refs), data=[])
+    recipe = likely(recipe)
     outlines = [outline(str(ref), access) for ref in refs]
     sources = [source for source, _ in outlines]
     check_result(sources, recipe, library, license)
@@ -165,12 +168,18 @@ def _memory(recipe: Recipe, parents: Parents, plan: Plan, spaces: Iterable[str],
         "merged": BYTES * merged.parameters,
     }
     if CALIBRATIONS[recipe.calibrate].refits:
-        images = recipe.num_images
-        if images is not None:
-            images = sum(images) if isinstance(images, list) else images * max(1, len(recipe.data or []))
+        images = _images(recipe)
         regressions = refit_bytes(parents.sources, plan, parents.input_size, images, recipe.batch_size)
         found["refit"] = BYTES * merged.parameters + regressions
     return found
+
+
+def _images(recipe: Recipe) -> int | None:
+    """How many images a merge reads, at most; `None` if that depends on the data."""
+    number = recipe.num_images or USEFUL
+    if isinstance(number, str):
+        return None
+    return sum(number) if isinstance(number, list) else number * max(1, len(recipe.data or []))
 
 
 def _statistics_bytes(recipe: Recipe, parents: Parents, plan: Plan, spaces: Iterable[str]) -> int:

@@ -3,19 +3,24 @@
 import inspect
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from hf_zipit.assembly.parents import Merged
+from hf_zipit.data.draw import FEWEST
 from hf_zipit.data.images import NO_DATA
 from hf_zipit.errors import OptionError, SourceError
 from hf_zipit.merging.balance import merge_settled
+from hf_zipit.merging.judge import judge
 from hf_zipit.merging.merger import Merger
 from hf_zipit.merging.provenance import check_count
-from hf_zipit.recipe import PinnedSource, Recipe, read_recipe, takes_options
+from hf_zipit.merging.signature import takes_options
+from hf_zipit.recipe import PinnedSource, Recipe, read_recipe
 from hf_zipit.running import device_of
+from hf_zipit.saving.provenance import Provenance
 from hf_zipit.sources.access import NOTHING, Access
 from hf_zipit.sources.load import load_source
 from hf_zipit.sources.source import Source
@@ -113,7 +118,7 @@ def check_recipe(recipe: Recipe, models: int, data: Any) -> None:
     check_count(models)
     if recipe.device is not None:
         device_of(recipe.device, recipe.device)
-    if data is None and recipe.reads_images:
+    if data is None and recipe.needs_images:
         raise OptionError(NO_DATA)
 
 
@@ -122,7 +127,15 @@ def _run(recipe: Recipe, sources: Sequence[Source], data: Any, balance_data: Any
     for name in recipe.ignored:
         _log.warning("%s is %s, which %s does not use", name, getattr(recipe, name), recipe.method)
     merger = Merger(sources, data if recipe.reads_images else None, recipe.changed(sources=[], data=None), token=token)
-    return merge_settled(merger, recipe, balance_data)[0]
+    merged, settled = merge_settled(merger, recipe, balance_data)
+    verdict = judge(merger, merged, settled) if recipe.verdict else None
+    if verdict is not None:
+        merged.config.zipit = replace(Provenance.of(merged.config), verdict=verdict.to_dict()).to_dict()
+        for sentence in verdict.advice:
+            _log.warning("%s", sentence)
+    elif recipe.verdict and merger.passes.images:
+        _log.warning("there is no verdict on this merge: it takes %d images of each data set or more", FEWEST)
+    return merged
 
 
 def _opened(entry: str | PinnedSource, number: int, access: Access) -> Source:

@@ -3,6 +3,7 @@
 import copy
 import logging
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,22 +16,28 @@ from hf_zipit.calibration.merge_state import MergeState
 from hf_zipit.calibration.methods import CALIBRATIONS, stages_of
 from hf_zipit.data.batches import Passes, remembered
 from hf_zipit.data.dataset import Images
+from hf_zipit.data.draw import USEFUL
 from hf_zipit.data.images import open_all
 from hf_zipit.errors import OptionError
+from hf_zipit.evaluation.fidelity import distance, same_everywhere
 from hf_zipit.heads.match import matches_of_heads
 from hf_zipit.matching.matcher import Matcher
-from hf_zipit.matching.options import AUTO, Options
+from hf_zipit.matching.methods import AUTO
+from hf_zipit.matching.options import Options
+from hf_zipit.merging.automatic import Choice, choose
+from hf_zipit.merging.observe import statistics_of
 from hf_zipit.merging.provenance import places_of, provenance, task_names
+from hf_zipit.merging.relation import relation
 from hf_zipit.merging.sanity import check_finite, check_models_run
 from hf_zipit.merging.sizing import budget_plan, sized_plan
-from hf_zipit.recipe import Recipe
+from hf_zipit.recipe import ALL, Recipe
 from hf_zipit.running import working_copy
+from hf_zipit.saving.provenance import Provenance
 from hf_zipit.saving.sidecars import sidecar_files
 from hf_zipit.sources.load import load_source
 from hf_zipit.sources.source import Source
 from hf_zipit.specs.plan import Plan
-from hf_zipit.statistics.cache import StatisticsCache
-from hf_zipit.statistics.collect import SpaceStatistics, collect
+from hf_zipit.statistics.collect import SpaceStatistics
 from hf_zipit.transform.heads import Matches
 
 _log = logging.getLogger("hf_zipit")
@@ -56,6 +63,7 @@ class Merger:
         tasks: the name of every task.
         transform: PIL image -> pixels `(channels, height, width)`; `None` if no source has one.
         passes: passes over the images.
+        held_out: passes over images that no merge has seen; `None` without a verdict, or if there are too few images.
         places: where models and images were found on this machine.
         memo: results that several merges share: statistics, plans, matches and calibrated weights.
 
@@ -84,9 +92,13 @@ class Merger:
         self.tasks = task_names(opened, recipe.tasks)
         self.transform = next((source.transform for source in opened if source.transform), None)
         self.parents = open_parents(opened, recipe.spec, recipe.backbone)
-        chosen = {**self._of_images, "num_images": recipe.num_images}
+        number = None if recipe.num_images == ALL else recipe.num_images
+        most = USEFUL if recipe.num_images is None else None
+        chosen = {**self._of_images, "num_images": number, "most": most, "held_out": recipe.verdict}
         images = [] if data is None else open_all(data, len(opened), self.transform, **chosen)
         self.passes = Passes(images, recipe.batch_size, recipe.device)
+        held = [part.held for part in images if part.held is not None]
+        self.held_out = Passes(held, recipe.batch_size, recipe.device) if held and len(held) == len(images) else None
         check_models_run(self.parents.wholes, self.passes)
         self.given = self.parents
         self.parents = self.given.equally_loud(self.passes)
@@ -109,6 +121,8 @@ class Merger:
         recipe = (recipe or self.recipe).changed(**options)
         if recipe.compat and self.parents is not self.given:  # the authors take streams as they are
             return self._once("as given", self._as_given).merge(recipe)
+        if recipe.automatic:
+            return self._nearest(recipe)
         calibration = CALIBRATIONS[recipe.calibrate]
         if calibration.joint and not self.parents.predicts_jointly:
             raise OptionError(f"{recipe.calibrate} needs classifiers only, each for one class of several; use refit")
@@ -134,6 +148,32 @@ class Merger:
         check_finite(merged, f"{recipe.method} with {recipe.calibrate}", self.passes)
         merged.to("cpu").eval()
         return merged
+
+    def choice(self, recipe: Recipe) -> Choice:
+        """What suits these models and images where the method or the calibration of a recipe is `auto`."""
+        related = self._once("relation", lambda: relation(self.given.states, self.given.binding))
+        return choose(recipe, self.parents, self.passes.images, related)
+
+    def _nearest(self, recipe: Recipe) -> Merged:
+        """The merge that suits these models and images; of several, the one that is nearest to the parents."""
+        choice = self.choice(recipe)
+        for reason in choice.reasons:
+            _log.info("%s", reason)
+        tried = {mine.method: self.merge(mine) for mine in choice.recipes}
+        scores = {method: self.nearness(merged) for method, merged in tried.items()} if len(tried) > 1 else {}
+        best = tried[max(tried, key=lambda method: scores.get(method, 0))]
+        about = {"reasons": choice.reasons, "tried": {name: round(score, 4) for name, score in scores.items()}}
+        best.config.zipit = replace(Provenance.of(best.config), choice=about).to_dict()
+        return best
+
+    def nearness(self, merged: Merged) -> float:
+        """How near a merge is to its parents: minus the error of its outputs, relative to the variance of theirs.
+
+        It is the mean over the tasks, on the images that are held out, or else on the merger's own.
+        """
+        alone = [task for whole in self.parents.wholes for task in whole.alone()]
+        found = distance(merged, alone, self.held_out or self.passes).values()
+        return same_everywhere(self.passes.accelerator, -sum(task.error for task in found) / len(found))
 
     def _as_given(self) -> "Merger":
         """A merger of the same models, with streams on the scales that they were given with."""
@@ -229,38 +269,12 @@ class Merger:
     def statistics(self, names: Iterable[str], compat: bool = False) -> dict[str, SpaceStatistics]:
         """The statistics of the named spaces; those not known yet take one pass over the images.
 
-        With a cache, that pass observes all spaces, so that later merges of these models need no pass.
-
         Args:
             names: of the spaces; those without probes are left out.
             compat: compute the statistics as the authors' code does.
         """
-        spaces = self.parents.binding.spaces
         known: dict[str, SpaceStatistics] = self._once(("statistics", compat), dict)
-        wanted = {name for name in names if spaces[name].probes}
-        missing = wanted - set(known)
-        if missing and self.recipe.cache and self.passes.images:
-            stored = StatisticsCache(self.parents.sources, self.parents.binding, self.passes, compat)
-            known |= stored.read(spaces[name] for name in sorted(missing))
-            if missing - set(known):
-                found = self._observe({name for name in spaces if spaces[name].probes} - set(known), compat)
-                stored.write(found)
-                known |= found
-        elif missing:
-            known |= self._observe(missing, compat)
-        return {name: known[name] for name in known if name in wanted}
-
-    def _observe(self, spaces: set[str], compat: bool) -> dict[str, SpaceStatistics]:
-        """Compute the statistics of the named spaces in one pass over the images."""
-        sources = self.parents.sources
-        return collect(
-            [working_copy(source.model, self.passes.device, channels_last=not compat) for source in sources],
-            self.parents.binding,
-            self.passes,
-            spaces=spaces,
-            names=[source.name for source in sources],
-            compat=compat,
-        )
+        return statistics_of(names, self.parents, self.passes, known, self.recipe.cache, compat)
 
     def _once(self, key: Any, make: Callable[[], Made]) -> Made:
         """The result of `make`, computed on the first request and kept in `memo`."""

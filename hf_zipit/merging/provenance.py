@@ -31,6 +31,7 @@ def provenance(parents: Parents, run: Recipe, recipe: Recipe, passes: Passes, ma
     options = {**recipe.options.model_dump(), "calibrate": recipe.calibrate}
     options |= {"seed": run.seed, "num_images": counts or None, "batch_size": run.batch_size, "backbone": run.backbone}
     options |= {"skip_bad_images": run.skip_bad_images} if run.skip_bad_images else {}
+    options |= {} if run.verdict else {"verdict": False}  # which holds out no images
     return Provenance(
         generator=f"hf-zipit {__version__}",
         sources=[recorded(source) for source in parents.sources],

@@ -18,14 +18,20 @@ def license_of(folder: Path | None) -> dict[str, str]:
     >>> license_of(Path("user/pets"))  # doctest: +SKIP
     {'license': 'mit'}
     """
+    data = card_data(folder)
+    return {key: str(data[key]) for key in KEYS if data.get(key)}
+
+
+def card_data(folder: Path | None) -> dict[str, Any]:
+    """The metadata in a model's README.md; empty if there is none, or none that can be read."""
     card = folder / "README.md" if folder else None
     if card is None or not card.is_file():
         return {}
     try:
-        data = ModelCard.load(card, ignore_metadata_errors=True).data.to_dict()
-    except (ValueError, OSError, yaml.YAMLError):  # an unreadable card states no license
+        data: dict[str, Any] = ModelCard.load(card, ignore_metadata_errors=True).data.to_dict()
+    except (ValueError, OSError, yaml.YAMLError):  # an unreadable card states nothing
         return {}
-    return {key: str(data[key]) for key in KEYS if data.get(key)}
+    return data
 
 
 def agreed_license(sources: Iterable[Mapping[str, Any]]) -> dict[str, str]:

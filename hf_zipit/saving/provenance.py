@@ -24,6 +24,9 @@ class Provenance:
             merged `within` one model, or `alone`. Where the attention heads of all parents are kept, also the number of
             `heads`, and the share of the variance that their units have `kept`.
         balance: how `balance="auto"` chose its value: `by` which criterion, and the values `tried`.
+        choice: why `method="auto"` and `calibrate="auto"` chose what the recipe holds: `reasons`, and the methods
+            `tried` with minus the error of their outputs.
+        verdict: how near the merge is to its parents; see `merging.verdict`.
     """
 
     generator: str | None = None
@@ -32,6 +35,8 @@ class Provenance:
     data: list[dict[str, Any]] = field(default_factory=list)
     spaces: list[dict[str, Any]] = field(default_factory=list)
     balance: dict[str, Any] | None = None
+    choice: dict[str, Any] | None = None
+    verdict: dict[str, Any] | None = None
 
     @classmethod
     def of(cls, config: ZipItConfig) -> "Provenance":
@@ -72,6 +77,6 @@ class Provenance:
         return ", ".join(f"{heads} of {units} units" for heads, units in dict.fromkeys(found)) or None
 
     def to_dict(self) -> dict[str, Any]:
-        """The plain values that `config.json` holds; `generator` and `balance` are left out where they are `None`."""
+        """The plain values that `config.json` holds; entries that are `None` are left out."""
         values = {one.name: getattr(self, one.name) for one in fields(self)}
         return {name: value for name, value in values.items() if value is not None}

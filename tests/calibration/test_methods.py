@@ -37,7 +37,7 @@ def test_what_runs_before():
 
 def test_an_unknown_calibration_is_refused():
     check_calibration("refit")
-    with pytest.raises(OptionError, match="unknown calibration 'hope'; calibrations: batchnorm, repair, refit, "):
+    with pytest.raises(OptionError, match="unknown calibration 'hope'; calibrations: auto, batchnorm, repair, refit, "):
         check_calibration("hope")
 
 

@@ -202,7 +202,7 @@ def test_layers_that_cannot_be_refit_on_their_own_are_seen():
 
 def merged_pair(make, **options):
     sources = [make(seed) for seed in (0, 1)]
-    options = {"calibrate": "refit", "tasks": ["a", "b"], **options}
+    options = {"method": "zip", "calibrate": "refit", "tasks": ["a", "b"], **options}
     return sources, hf_zipit.merge(sources, images(), **options)
 
 

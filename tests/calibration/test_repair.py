@@ -34,7 +34,9 @@ MODELS = {
 
 def merged(models, calibrate, data=None, **options):
     tasks = [f"t{i}" for i in range(len(models))]
-    return hf_zipit.merge(models, data or images(64), calibrate=calibrate, tasks=tasks, cache=False, **options)
+    return hf_zipit.merge(
+        models, data or images(64), calibrate=calibrate, tasks=tasks, cache=False, **{"method": "zip", **options}
+    )
 
 
 def outputs(model, path, data):

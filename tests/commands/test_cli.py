@@ -19,7 +19,8 @@ UNDESCRIBED = "test_efficientnet"  # a small architecture of timm that no spec d
 
 def test_merge_and_eval(run, digits, digits_data, tmp_path):
     out = tmp_path / "merged"
-    options = ["--cut", "layer2", "--method", "zip", "--alpha", 0.1, "--beta", 0.8, "--num-images", 128]
+    options = ["--cut", "layer2", "--method", "zip", "--calibrate", "batchnorm", "--alpha", 0.1, "--beta", 0.8]
+    options += ["--num-images", 128]
     code, printed, _ = run("merge", *digits, "--data", digits_data, "--data", digits_data, *options, "-o", out)
     assert code == 0
     assert printed.strip() == str(out)
@@ -28,7 +29,7 @@ def test_merge_and_eval(run, digits, digits_data, tmp_path):
     rows = json.loads(printed)["rows"]
     assert [row["model"] for row in rows] == ["merged", "parent:digits-0-4", "parent:digits-5-9", "ensemble"]
     assert set(rows[0]) == {"model", "tasks", "average", "joint", "flops", "parameters", "images"}
-    assert rows[0]["images"] == {"digits-0-4": 71, "digits-5-9": 79}
+    assert rows[0]["images"] == {"digits-0-4": 77, "digits-5-9": 73}
     assert rows[1]["flops"] < rows[0]["flops"] < rows[3]["flops"]
     code, printed, _ = run("eval", out, "--data", digits_data, *few, "--update-card")
     assert code == 0
@@ -237,7 +238,7 @@ EXITS = [
     ([*MERGE, "--beta", "-1"], 2, "beta is -1"),
     ([*MERGE, "--method", "magic"], 2, "unknown method 'magic'"),
     ([*MERGE, "--calibrate", "magic"], 2, "unknown calibration 'magic'"),
-    ([*MERGE, "--num-images", "100000"], 2, "1347 images, 100000 were asked for"),
+    ([*MERGE, "--num-images", "100000"], 2, "1347 images, and num_images is 100000; lower it"),
     ([*MERGE, "--num-images", "0"], 2, "num_images is 0: it must be at least 1"),
     ([*MERGE, "--alpha", "nan"], 2, "alpha is nan: input should be a finite number"),
     ([*MERGE, "--width", "inf"], 2, "width is inf: input should be a finite number"),
@@ -267,7 +268,7 @@ EXITS = [
     (["merge", "A", "B", "--data", "GONE", "-o", "OUT"], 1, "no data at"),
     (["merge", "A", "GONE", "--data", "D", "-o", "OUT"], 1, "neither a folder nor a Hub id"),
     (["merge", "A", "--data", "D", "-o", "OUT"], 2, "1 model given: a merge needs two or more"),
-    (["merge", "A", "B", "-o", "OUT"], 2, "no data: merging needs images"),
+    (["merge", "A", "B", "--method", "zip", "-o", "OUT"], 2, "no data: merging needs images"),
     (["merge", "A", "B", "--data", "D"], 2, "with --out, or a repository with --push-to"),
     (["merge", "GONE.yml", "-o", "OUT"], 2, "cannot read the recipe"),
     (["merge"], 2, "Missing argument"),
@@ -434,7 +435,7 @@ def test_help_and_readme_name_every_method_and_calibration(run, monkeypatch):
     readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
     for key, registry in (("method", METHODS), ("calibrate", CALIBRATIONS)):
         (text,) = [parameter.help for parameter in parameters("merge") if parameter.name == key]
-        assert re.findall(r"^- ([\w-]+)", text, re.MULTILINE) == list(registry)
+        assert re.findall(r"^- ([\w-]+)", text, re.MULTILINE) == ["auto", *registry]
         for name, entry in registry.items():
             assert f"{entry.summary}.\n" in text
             assert re.search(rf"- {name}( \(control\))?: {re.escape(entry.summary)}\.", shown)

@@ -64,7 +64,15 @@ def test_rows_are_those_of_single_merges_and_evaluations(tmp_path):
         *(("permute", "layer1"), ("permute", None), ("average", "layer1"), ("average", None)),
         *(("parent:a", None), ("parent:b", None), ("ensemble", None)),
     ]
-    merged = hf_zipit.merge(mine.parents.sources, images(32), method="permute", cut="layer1", tasks=TASKS, cache=False)
+    merged = hf_zipit.merge(
+        mine.parents.sources,
+        images(32),
+        method="permute",
+        calibrate="batchnorm",
+        cut="layer1",
+        tasks=TASKS,
+        cache=False,
+    )
     alone = {row.model: row.to_dict() for row in hf_zipit.evaluate(merged, labelled(), parents=mine.parents.sources)}
     for row, name in ((rows[0], "merged"), (rows[5], "parent:b"), (rows[6], "ensemble")):
         mine = plain(row)

@@ -107,8 +107,8 @@ def test_every_batch_mixes_the_data_sets_in_proportion():
             lambda d: rows(3).remove_columns("image"),
             r"has 0 image columns and needs exactly one; its columns: label \(ClassLabel",
         ),
-        (lambda d: rows(3).select([]), "holds no images"),
-        (lambda d: [], "hold no images"),
+        (lambda d: rows(3).select([]), "there are no images"),
+        (lambda d: [], "there are no images"),
         (lambda d: [torch.zeros(3, 4)], r"shape \(3, 4\)"),
         (lambda d: [torch.zeros(1, 3, 4, 4, dtype=torch.uint8)], r"is torch\.uint8: give preprocessed pixels"),
         (lambda d: "nowhere", "no data at nowhere: it is neither a file nor a folder, and a Hub id has the form"),
@@ -136,7 +136,7 @@ def test_less_than_one_image_is_refused(folder, count):
 
 
 def test_fewer_images_than_asked_for_are_refused(folder):
-    with pytest.raises(OptionError, match="holds 6 images, 7 were asked for"):
+    with pytest.raises(OptionError, match="there are 6 images, and num_images is 7"):
         open_images(folder, pixel, num_images=7)
-    with pytest.raises(OptionError, match="hold 2 images, 3 were asked for"):
+    with pytest.raises(OptionError, match="there are 2 images, and num_images is 3"):
         open_images([torch.zeros(2, 3, 2, 2)], None, num_images=3)

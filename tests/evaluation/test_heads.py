@@ -102,6 +102,6 @@ def test_average_precision_against_a_loop():
 def test_what_outputs_mean_survives_a_change_of_types():
     """A merge in float16 is merged with a model in float32, so its layers are copied."""
     parents = [replace(load_source(hf_vit(seed)), problem="multi-label") for seed in (0, 1)]
-    inner = hf_zipit.merge(parents, pixels_of(8), tasks=["a", "b"], calibrate="none", cache=False)
+    inner = hf_zipit.merge(parents, pixels_of(8), method="zip", tasks=["a", "b"], calibrate="none", cache=False)
     merged = hf_zipit.merge([inner.half(), hf_vit(2)], pixels_of(8), tasks=["a", "b", "c"], cache=False)
     assert [head.get("problem") for head in merged.config.heads] == ["multi-label", "multi-label", None]

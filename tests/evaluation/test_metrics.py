@@ -124,7 +124,7 @@ def test_masks_come_from_the_column_beside_the_images():
     assert torch.equal(target, torch.tensor([[3] * 8] * 4 + [[0] * 8] * 4)[None])
     with pytest.raises(DataError, match="needs an image column and one column of targets"):
         list(open_targets(rows.remove_columns("mask"), "image-segmentation", transform))
-    with pytest.raises(OptionError, match="holds 1 images, 2 were asked for"):
+    with pytest.raises(OptionError, match="there are 1 images, and num_images is 2"):
         open_targets(rows, "image-segmentation", transform, num_images=2)
 
 

@@ -65,8 +65,9 @@ def test_the_most_accurate_merge_on_labelled_images_is_taken():
 
 
 def test_what_cannot_be_chosen_is_refused():
-    with pytest.raises(OptionError, match="method 'zip' has no balance; methods with one: mudsc-align"):
-        hf_zipit.merge(pair(), images(32), balance="auto", cache=False)
+    for method in ("zip", "auto"):
+        with pytest.raises(OptionError, match=f"method '{method}' has no balance; methods with one: mudsc-align"):
+            hf_zipit.merge(pair(), images(32), method=method, balance="auto", cache=False)
     with pytest.raises(OptionError, match=r"balance_data needs balance 'auto', but balance is 0\.5"):
         hf_zipit.merge(pair(), images(32), method="mudsc-zip", balance_data=images(8), cache=False)
     with pytest.raises(DataError, match="has no label column"):

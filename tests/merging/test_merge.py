@@ -141,8 +141,10 @@ def test_same_seed_same_bytes():
 def test_batch_norms_are_re_estimated_on_the_data():
     models = [tiny("resnet18", seed) for seed in (0, 1)]
     data = images(64)
-    merged = hf_zipit.merge(models, data, tasks=["a", "b"], batch_size=16)
-    plain = hf_zipit.merge(models, data, tasks=["a", "b"], batch_size=16, calibrate="none")
+    merged = hf_zipit.merge(
+        models, data, tasks=["a", "b"], batch_size=16, method="zip", calibrate="batchnorm", verdict=False
+    )
+    plain = hf_zipit.merge(models, data, tasks=["a", "b"], batch_size=16, method="zip", calibrate="none", verdict=False)
     with torch.no_grad():
         stem = torch.stack([merged.trunk.conv1(batch).mean((0, 2, 3)) for batch in data]).mean(0)
     torch.testing.assert_close(merged.trunk.bn1.running_mean, stem, rtol=1e-4, atol=1e-5)
@@ -154,7 +156,9 @@ def test_batch_norms_are_re_estimated_on_the_data():
 def test_the_composition_of_every_space_is_recorded():
     models = [tiny("cifar_resnet20", seed) for seed in (0, 1)]
     data = images()
-    merged = hf_zipit.merge(models, data, compat=True, calibrate="none", tasks=["a", "b"], alpha=0.1, beta=0.5)
+    merged = hf_zipit.merge(
+        models, data, method="zip", compat=True, calibrate="none", tasks=["a", "b"], alpha=0.1, beta=0.5
+    )
     record = {space["name"]: space for space in merged.config.zipit["spaces"]}
     assert set(record) == set(resnet_spec_binding(models[0]).spaces)
     assert all(s["shared"] + s["within"] + s["alone"] == s["width"] for s in record.values())
@@ -170,7 +174,7 @@ def test_unknown_modules_are_refused():
     [
         (
             {"method": "magic"},
-            "unknown method 'magic'; methods: zip, select, permute, average, optimal, kmeans, git-rebasin",
+            "unknown method 'magic'; methods: auto, zip, select, permute, average, optimal, kmeans, git-rebasin",
         ),
         ({"cut": "layer9"}, r"unknown cut 'layer9'; legal cuts: conv1, .*layer2, .*global_pool"),
         ({"cut": "fc"}, "unknown cut 'fc'"),
@@ -178,7 +182,7 @@ def test_unknown_modules_are_refused():
         ({"beta": -1.0}, "beta is -1"),
         ({"balance": 1.5}, "balance is 1.5"),
         ({"sweeps": 0}, "sweeps is 0"),
-        ({"calibrate": "hope"}, "unknown calibration 'hope'; calibrations: batchnorm, .*none"),
+        ({"calibrate": "hope"}, "unknown calibration 'hope'; calibrations: auto, batchnorm, .*none"),
         ({"tasks": ["a"]}, "2 different names are needed"),
         ({"tasks": ["a", "a"]}, "the names must differ"),
         ({"batch_size": 0}, "batch_size is 0"),

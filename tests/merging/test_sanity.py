@@ -33,5 +33,7 @@ def test_outputs_that_are_not_finite_are_refused(monkeypatch):
             parameter.data.fill_(3e38)
 
     monkeypatch.setattr("hf_zipit.calibration.none.none", spoil)
-    with pytest.raises(SourceError, match=r"merging by zip with none fails: task '.*' has outputs that are not finite"):
+    with pytest.raises(
+        SourceError, match=r"merging by select with none fails: task '.*' has outputs that are not finite"
+    ):
         merger.merge(calibrate="none")

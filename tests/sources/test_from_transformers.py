@@ -45,7 +45,7 @@ def test_the_spec_describes_the_model(name):
 @pytest.mark.sample(2)
 def test_a_copy_with_permuted_heads_and_units_gives_the_model_back(name, method):
     model = MODELS[name]()
-    merged = hf_zipit.merge([model, shuffled(model)], images(), method=method, tasks=["a", "b"])
+    merged = hf_zipit.merge([model, shuffled(model)], images(), method=method, calibrate="none", tasks=["a", "b"])
     with torch.no_grad():
         expected = logits_of(model(PIXELS))
         for out in merged(PIXELS).task_logits.values():
@@ -61,7 +61,7 @@ def test_every_cut_gives_the_model_back_and_costs_trunk_and_heads(name):
     whole = flops(model, PIXELS[:1])
     merger = Merger([model, other], images(), tasks=["a", "b"], cache=False)
     for cut in cut_names(binding):
-        merged = merger.merge(method="permute", cut=cut)
+        merged = merger.merge(method="permute", calibrate="none", cut=cut)
         with torch.no_grad():
             expected = logits_of(model(PIXELS))
             for out in merged(PIXELS).task_logits.values():
@@ -71,7 +71,9 @@ def test_every_cut_gives_the_model_back_and_costs_trunk_and_heads(name):
 
 
 def test_streams_and_queries_are_matched_one_to_one_and_the_rest_is_zipped():
-    merged = hf_zipit.merge([hf_vit(0), hf_vit(1)], images(), tasks=["a", "b"], alpha=0.1, beta=1.0)
+    merged = hf_zipit.merge(
+        [hf_vit(0), hf_vit(1)], images(), method="zip", calibrate="none", tasks=["a", "b"], alpha=0.1, beta=1.0
+    )
     spaces = {space["name"]: space for space in merged.config.zipit["spaces"]}
     for name, space in spaces.items():
         if name == "x" or name.endswith("qk"):

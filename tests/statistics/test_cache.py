@@ -46,7 +46,9 @@ def pair(name="cifar_resnet20"):
 
 
 def merged(models=None, data=None, **options):
-    return hf_zipit.merge(models or pair(), data or images(32), tasks=TASKS, **options)
+    return hf_zipit.merge(
+        models or pair(), data or images(32), tasks=TASKS, **{"method": "zip", "calibrate": "batchnorm", **options}
+    )
 
 
 def same(a, b):

@@ -57,7 +57,7 @@ def refit(
 
     tracks = [mine.trunk, *mine.heads]
     groups = [find_layers(track.net, track.stages, probes[0]) for track in tracks]
-    groups = groups if trunk else [[], *groups[1:]]
+    groups = groups if trunk else [_classifiers(groups[0], merge), *groups[1:]]
     layers = [[layer for group in some for layer in group.layers] for some in groups]
     read = read_positions(merged, [track.net for track in tracks], layers, probes)
     sweep = _Sweep(merge, Draw([len(images) for images in passes.images], merge.seed), groups, read)
@@ -110,6 +110,12 @@ class _Sweep:
             targets = {layer: identity(nets, layer) for layer in group.layers}
             aims = centre_logits(net, targets, self.merge.plan.binding, [branch])
             fit_layers(replay, self.draw, group, aims, self.read[1 + place], task)
+
+
+def _classifiers(groups: Sequence[LayerGroup], merge: MergeState) -> list[LayerGroup]:
+    """Those layers of a trunk that put out classes: of a model that is merged whole, its heads."""
+    paths = {name.rpartition(".")[0] for name in merge.plan.binding.classifier}
+    return [group for group in groups if all(layer.maps[0].module in paths for layer in group.layers)]
 
 
 def stage_sizes(track: Track, value: Tensor) -> list[int]:

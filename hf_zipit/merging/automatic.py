@@ -1,0 +1,101 @@
+"""`--method auto` and `--calibrate auto`: what suits these models and images.
+
+The rule is short, because `select` with a refit was best, or within half a point of it, on every pair that we measured
+(benchmarks/README.md). Only models of one base have a rival: plain averaging, where no unit has moved. Then both are
+made, and the one that answers more like its parents on held-out images is kept. No label is read.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from hf_zipit.assembly.parents import Parents
+from hf_zipit.data.dataset import Images
+from hf_zipit.errors import OptionError
+from hf_zipit.matching.methods import AUTO
+from hf_zipit.merging.relation import OWN, SAME, Relation
+from hf_zipit.recipe import Recipe
+
+FEW = 10  # with fewer images than this, a refit fits noise
+NORMS = nn.modules.batchnorm._BatchNorm
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What suits some models and images.
+
+    Attributes:
+        recipes: one, or several of which the one that is nearest to the parents is to be taken.
+        reasons: why, one sentence each.
+    """
+
+    recipes: list[Recipe]
+    reasons: list[str]
+
+
+def choose(recipe: Recipe, parents: Parents, images: Sequence[Images], related: Relation) -> Choice:
+    """The method and the calibration of a recipe, where they are `auto`.
+
+    Args:
+        recipe: the options.
+        parents: the models.
+        images: the data sets; none if there are none.
+        related: how the models are related.
+
+    Raises:
+        OptionError: there are no images, and the models have initialisations of their own.
+    """
+    methods, reasons = [recipe.method], []
+    if recipe.method == AUTO:
+        methods, why = _methods(recipe, bool(images), related)
+        reasons += [f"{related}", why]
+    calibrate = recipe.calibrate
+    if calibrate == AUTO:
+        calibrate, why = calibration(parents, images)
+        reasons.append(why)
+    return Choice([recipe.changed(method=method, calibrate=calibrate) for method in methods], reasons)
+
+
+def _methods(recipe: Recipe, images: bool, related: Relation) -> tuple[list[str], str]:
+    """The methods to try, and why."""
+    if not images and related.kind == OWN:
+        raise OptionError(f"{related}, so that a merge without images is hardly better than chance: give --data (data)")
+    if not images:
+        return ["average"], "without images, models of one base are averaged; images would give more"
+    if related.kind == OWN:
+        return ["select"], "select: it keeps what the next layers read, from units that correspond only in part"
+    try:
+        recipe.changed(method="average")
+    except OptionError:  # such as a width, which averaging cannot have
+        return ["select"], "select: the other options leave no choice"
+    if related.kind == SAME:
+        return ["average"], "average: equal trunks stay as they are"
+    return ["select", "average"], "of select and average, the one that is nearer to the models on held-out images"
+
+
+def likely(recipe: Recipe) -> Recipe:
+    """What a recipe will most likely become, for an estimate of its cost before anything is read."""
+    method = recipe.method if recipe.method != AUTO else "select" if recipe.data else "average"
+    calibrate = recipe.calibrate if recipe.calibrate != AUTO else "refit" if recipe.data else "none"
+    return recipe.changed(method=method, calibrate=calibrate) if recipe.automatic else recipe
+
+
+def calibration(parents: Parents, images: Sequence[Images]) -> tuple[str, str]:
+    """The calibration that suits some models and images, and why."""
+    normed = any(isinstance(module, NORMS) for module in parents.sources[0].model.modules())
+    count = sum(map(len, images))
+    if not images:
+        return "none", "none: there are no images to calibrate on"
+    if count < FEW:
+        return ("batchnorm" if normed else "none"), f"no refit: {count} images are too few for it"
+    if not parents.predicts_jointly:
+        return "refit", "refit: the tasks are not classes to choose among, so there is no joint prediction"
+    if len(images) == len(parents.sources) > 1:
+        return "refit-joint", "refit-joint: with a data set per model, it is known which images are of other tasks"
+    if normed:
+        return (
+            "refit-joint",
+            "refit-joint: parents with batch norms renewed on all images are less sure of foreign ones",
+        )
+    return "refit", "refit: with one data set and no batch norms, refit-joint would be the same"

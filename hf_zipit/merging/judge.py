@@ -1,0 +1,148 @@
+"""Judging a merge on held-out images, without labels."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from hf_zipit.assembly.parents import Merged
+from hf_zipit.errors import OptionError
+from hf_zipit.evaluation.agreement import compare_answers
+from hf_zipit.evaluation.fidelity import Distance, distance
+from hf_zipit.merging.accuracies import stated_accuracies
+from hf_zipit.merging.controls import one_trunk
+from hf_zipit.merging.merger import Merger
+from hf_zipit.merging.next_step import next_steps
+from hf_zipit.merging.verdict import FEW, MARGIN, TaskVerdict, Verdict
+from hf_zipit.recipe import Recipe
+
+MERGED = "merged"
+POOR = 0.9  # a merge that keeps less of its parents' accuracy is much worse than they are
+
+
+def judge(merger: Merger, merged: Merged, recipe: Recipe) -> Verdict | None:
+    """The verdict on a merge; `None` if no images are held out.
+
+    Args:
+        merger: has the models and the held-out images.
+        merged: the merge.
+        recipe: its options.
+
+    Raises:
+        OptionError: `parent_accuracy` has not one number per task.
+
+    >>> judge(merger, merged, recipe).worth_it  # doctest: +SKIP
+    True
+    """
+    if merger.held_out is None:
+        return None
+    accuracies = accuracies_of(merger, recipe)
+    models: dict[str, Merged] = {MERGED: merged}
+    names = [source.name for source in merger.parents.wholes]
+    for parent, name in enumerate(names):
+        models[f"{parent}:{name}"] = one_trunk(merger, parent)
+    find = _of_classes if merger.parents.predicts_jointly else _of_outputs
+    return find(merger, models, accuracies, recipe)
+
+
+def accuracies_of(merger: Merger, recipe: Recipe) -> list[float | None]:
+    """The accuracy of the parent of every task: as the recipe states, or else the parents' cards; `None` if unknown.
+
+    Raises:
+        OptionError: the recipe states another number of them than there are tasks.
+    """
+    given = recipe.parent_accuracy
+    if given is not None and len(given) != len(merger.tasks):
+        raise OptionError(f"parent_accuracy has {len(given)} numbers, but there are {len(merger.tasks)} tasks")
+    return list(given) if given is not None else stated_accuracies(merger.parents.wholes)
+
+
+def _of_classes(
+    merger: Merger, models: Mapping[str, Merged], accuracies: Sequence[float | None], recipe: Recipe
+) -> Verdict:
+    """The verdict where every task predicts one class of several."""
+    assert merger.held_out is not None
+    found = compare_answers(models, [whole.alone() for whole in merger.parents.wholes], merger.held_out)
+    known = found.images >= FEW
+    kept = {name: found.kept(name, accuracies)[known] for name in models}
+    means = {name: float(values.mean()) if len(values) else math.nan for name, values in kept.items()}
+    best = max((name for name in models if name != MERGED), key=means.__getitem__)
+    own, other, chance = found.agreement(MERGED), found.agreement(best), found.chance()
+    share = found.kept(MERGED, accuracies)
+    tasks = {}
+    for t, task in enumerate(merger.tasks):
+        accuracy = accuracies[t]
+        tasks[task] = TaskVerdict(
+            images=int(found.images[t]),
+            agreement=_rounded(own[t]),
+            control=_rounded(other[t]),
+            chance=_rounded(chance[t]),
+            kept=_rounded(share[t]),
+            expected=None if accuracy is None else _rounded(accuracy * share[t]),
+        )
+    images = sum(len(part) for part in merger.held_out.images)
+    joint = float(found.joint[MERGED]) / images
+    return _judged(merger, tasks, joint, best, means, recipe)
+
+
+def _of_outputs(
+    merger: Merger, models: Mapping[str, Merged], accuracies: Sequence[float | None], recipe: Recipe
+) -> Verdict:
+    """The verdict where outputs are not one class of several each."""
+    assert merger.held_out is not None
+    alone = [task for whole in merger.parents.wholes for task in whole.alone()]
+    found = {name: distance(model, alone, merger.held_out) for name, model in models.items()}
+    dense = ("image-classification", "image-segmentation")
+    classes = [source.kind in dense and source.problem != "regression" for source in alone]
+
+    def near(one: Distance, number: int) -> float:
+        return one.agreement if classes[number] else max(0.0, 1 - one.error)
+
+    scores = {name: [near(one, i) for i, one in enumerate(each.values())] for name, each in found.items()}
+    means = {name: sum(values) / len(values) for name, values in scores.items()}
+    best = max((name for name in models if name != MERGED), key=means.__getitem__)
+    sets = merger.held_out.images
+    counts = [len(sets[min(i, len(sets) - 1)]) for i in range(len(merger.tasks))]
+    tasks = {}
+    for i, task in enumerate(merger.tasks):
+        mine, theirs = scores[MERGED][i], scores[best][i]
+        tasks[task] = TaskVerdict(counts[i], round(mine, 4), round(theirs, 4), None, round(mine, 4), None)
+    return _judged(merger, tasks, None, best, means, recipe)
+
+
+def _judged(
+    merger: Merger,
+    tasks: dict[str, TaskVerdict],
+    joint: float | None,
+    best: str,
+    means: Mapping[str, float],
+    recipe: Recipe,
+) -> Verdict:
+    """The verdict with its advice."""
+    assert merger.held_out is not None
+    control = best.partition(":")[2]
+    images = sum(len(part) for part in merger.held_out.images)
+    kept, other = means[MERGED], means[best]
+    advice = [
+        f"nothing is known of {task}: only {one.images} held-out images look like its own; give images of its kind"
+        for task, one in tasks.items()
+        if one.images < FEW
+    ]
+    steps = next_steps(merger, recipe)
+    if kept < other + MARGIN:
+        advice.append(
+            f"this merge is no better than the trunk of {control} alone with the heads of all tasks fitted to it. Use "
+            f"that instead (method first-parent or last-parent, calibrate refit), or merge less: {steps}"
+        )
+    elif kept < POOR:
+        worst = min((one.kept, task) for task, one in tasks.items() if one.kept is not None)[1]
+        advice.append(f"this merge is much worse than its parents, most of all on {worst}. Next to try: {steps}")
+    shared = None if joint is None else round(joint, 4)
+    return Verdict(images, tasks, shared, control, round(kept, 4), round(other, 4), tuple(advice))
+
+
+def _rounded(value: Any) -> float | None:
+    """A number for the record; `None` where there is none."""
+    number = float(torch.as_tensor(value))
+    return None if math.isnan(number) else round(number, 4)

@@ -1,0 +1,41 @@
+"""The options of a recipe in the signature and the docstring of a function."""
+
+import inspect
+import textwrap
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from hf_zipit.recipe import Recipe
+
+NO_OPTIONS = frozenset({"sources", "data", "generator"})  # the inputs, and the program that wrote the recipe
+WIDTH = 116  # of generated docstrings, in characters
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+def takes_options(function: _Function) -> _Function:
+    """List the options of a recipe in the signature and the docstring of a function that takes `**options`.
+
+    `{options}` in the `Args` section of the docstring is replaced by their descriptions.
+    """
+    signature = inspect.signature(function)
+    own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    left_out = NO_OPTIONS.union(signature.parameters)
+    fields = {name: field for name, field in Recipe.model_fields.items() if name not in left_out}
+    keywords = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=field.annotation)
+        for name, field in fields.items()
+    ]
+    before = [p for p in own if p.kind is not p.KEYWORD_ONLY]
+    after = [p for p in own if p.kind is p.KEYWORD_ONLY]
+    function.__signature__ = signature.replace(parameters=[*before, *keywords, *after])  # type: ignore[attr-defined]
+    entries = "\n".join(_docstring_entry(name, field.description or "") for name, field in fields.items())
+    function.__doc__ = (function.__doc__ or "").replace("        {options}", entries)
+    return function
+
+
+def _docstring_entry(name: str, description: str) -> str:
+    """An entry of an `Args` section; the paragraphs of the description after the first are indented below it."""
+    first, *others = description.split("\n\n")
+    lines = [textwrap.fill(f"{name}: {first}", WIDTH, initial_indent=" " * 8, subsequent_indent=" " * 12)]
+    lines += [textwrap.fill(text, WIDTH, initial_indent=" " * 12, subsequent_indent=" " * 14) for text in others]
+    return "\n".join(lines)

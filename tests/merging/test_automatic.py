@@ -1,0 +1,139 @@
+"""What is chosen where method and calibration are `auto`: by the relation of the models, and by the data."""
+
+import copy
+import logging
+
+import pytest
+import torch
+
+import hf_zipit
+from hf_zipit.assembly.kinds import open_parents
+from hf_zipit.calibration.presets import PRESETS
+from hf_zipit.errors import OptionError
+from hf_zipit.merging.automatic import calibration, likely
+from hf_zipit.merging.merger import Merger
+from hf_zipit.merging.relation import ONE_BASE, OWN, SAME, relation
+from hf_zipit.recipe import Recipe
+from hf_zipit.sources.load import load_source
+from tests.helpers.models import cifar_vgg, hf_vit, images, shuffled, tiny
+
+
+def tuned(model, seed=9, size=0.1):
+    """A copy that was trained a little: its weights are changed by a tenth."""
+    out = copy.deepcopy(model)
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in out.parameters():
+        noise = torch.randn(parameter.shape, generator=generator)
+        parameter.data += size * parameter.data.std(correction=0) * noise
+    return out
+
+
+def related(*models):
+    parents = open_parents([load_source(model) for model in models])
+    return relation(parents.states, parents.binding)
+
+
+@pytest.mark.parametrize("make", [hf_vit, lambda seed: tiny("resnet50", seed), lambda seed: cifar_vgg(seed)])
+def test_the_relation_is_read_from_the_weights(make):
+    one = make(0)
+    own = related(one, make(1))
+    assert own.kind == OWN
+    assert abs(own.agreement) < 0.1
+    based = related(one, tuned(one))
+    assert based.kind == ONE_BASE
+    assert based.agreement > 0.9
+    assert related(one, one).kind == SAME
+    assert related(one, shuffled(one)).kind == OWN  # the same function, but its units are in another order
+    assert related(one, tuned(one), make(1)).kind == OWN  # of several, the least related two count
+    assert set(based.spaces) <= set(open_parents([load_source(one)]).binding.spaces)
+
+
+def choice(models, sets, **options):
+    merger = Merger(models, sets, cache=False)
+    return merger.choice(merger.recipe.changed(**options))
+
+
+def test_the_rule():
+    one, other = tiny("cifar_resnet20", 0), tiny("cifar_resnet20", 1)
+    both = [images(20), images(20, seed=1)]
+    assert [r.method for r in choice([one, other], images(20)).recipes] == ["select"]
+    assert [r.method for r in choice([one, tuned(one)], images(20)).recipes] == ["select", "average"]
+    assert [r.method for r in choice([one, tuned(one)], images(20), width=1.5).recipes] == ["select"]
+    assert [r.method for r in choice([one, one], images(20)).recipes] == ["average"]
+    (without,) = choice([one, tuned(one)], None).recipes
+    assert (without.method, without.calibrate) == ("average", "none")
+    with pytest.raises(OptionError, match=r"initialisations of their own .* hardly better than chance: give --data"):
+        choice([one, other], None)
+    (named,) = choice([one, other], images(20), method="zip").recipes
+    assert (named.method, named.calibrate) == ("zip", "refit-joint")
+    (kept,) = choice([one, other], both, calibrate="batchnorm").recipes
+    assert (kept.method, kept.calibrate) == ("select", "batchnorm")
+
+
+def test_the_calibration_follows_the_data_and_the_architecture():
+    def chosen(models, sets):
+        merger = Merger(models, sets, cache=False)
+        return calibration(merger.parents, merger.passes.images)[0]
+
+    normed = [tiny("cifar_resnet20", 0), tiny("cifar_resnet20", 1)]
+    plain = [hf_vit(0), hf_vit(1)]
+    assert chosen(normed, None) == "none"
+    assert chosen(normed, images(8)) == "batchnorm"
+    assert chosen(plain, images(8)) == "none"
+    assert chosen(normed, images(20)) == "refit-joint"
+    assert chosen(plain, images(20)) == "refit"
+    assert chosen(plain, [images(20), images(20)]) == "refit-joint"
+    several = [hf_vit(seed, problem_type="multi_label_classification") for seed in (0, 1)]
+    assert chosen(several, [images(20), images(20)]) == "refit"
+
+
+def test_the_plain_call_is_the_merge_that_it_records_and_says_why(caplog):
+    caplog.set_level(logging.INFO, logger="hf_zipit")
+    models = [hf_vit(0), hf_vit(1)]
+    plain = hf_zipit.merge(models, images(24), tasks=["a", "b"], cache=False)
+    named = hf_zipit.merge(
+        models, images(24), tasks=["a", "b"], method="select", calibrate="refit", heads="all", cache=False
+    )
+    assert all(torch.equal(value, named.state_dict()[name]) for name, value in plain.state_dict().items())
+    about = plain.config.zipit
+    assert (about["recipe"]["method"], about["recipe"]["calibrate"]) == ("select", "refit")
+    assert all(reason in caplog.text for reason in about["choice"]["reasons"])
+    assert "choice" not in named.config.zipit
+
+
+def test_of_two_candidates_the_nearer_to_the_parents_is_kept():
+    one = hf_vit(0)
+    merger = Merger([one, tuned(one, size=0.5)], images(100), cache=False)
+    assert merger.held_out is not None
+    chosen = merger.merge()
+    tried = chosen.config.zipit["choice"]["tried"]
+    assert set(tried) == {"select", "average"}
+    scores = {}
+    for method in tried:
+        made = merger.merge(method=method, calibrate="refit")
+        scores[method] = merger.nearness(made)
+        if method == chosen.config.zipit["recipe"]["method"]:
+            assert all(torch.equal(v, made.state_dict()[k]) for k, v in chosen.state_dict().items())
+    assert tried == {method: pytest.approx(score, abs=1e-4) for method, score in scores.items()}
+    assert chosen.config.zipit["recipe"]["method"] == max(scores, key=scores.get)
+
+
+def test_a_dry_run_takes_what_is_likely():
+    assert likely(Recipe(data="d")).decisions == Recipe(method="select", calibrate="refit").decisions
+    assert likely(Recipe()).method == "average"
+    named = Recipe(method="zip", calibrate="none")
+    assert likely(named) is named
+
+
+def test_presets_are_the_settings_of_papers():
+    for name, values in PRESETS.items():
+        recipe = Recipe(preset=name)
+        assert {key: getattr(recipe, key) for key in values} == values
+        assert recipe.preset is None  # what it stands for is recorded
+        assert Recipe().changed(preset=name) == recipe
+    assert Recipe(preset="zipit", calibrate="none").calibrate == "none"
+    assert Recipe(preset="zipit").changed(calibrate="refit").method == "zip"
+    with pytest.raises(OptionError, match="unknown preset 'zippit'; presets: zipit, mudsc"):
+        Recipe(preset="zippit")
+    with pytest.raises(OptionError, match="compat follows the authors' code"):
+        Recipe(compat=True)

@@ -1,6 +1,8 @@
 from .assembly.parents import Merged as Merged
 from .checks import check_spec as check_spec
 from .data.images import open_images as open_images
+from .diagnosis.diagnose import Diagnosis as Diagnosis
+from .diagnosis.diagnose import diagnose as diagnose
 from .errors import DataError as DataError
 from .errors import OptionError as OptionError
 from .errors import OutputError as OutputError

@@ -11,6 +11,7 @@ import typer
 from hf_zipit.commands.cache import cache
 from hf_zipit.commands.check_spec import check_spec
 from hf_zipit.commands.compare import compare
+from hf_zipit.commands.diagnose import diagnose
 from hf_zipit.commands.evaluate import evaluate
 from hf_zipit.commands.export import export
 from hf_zipit.commands.inspect import inspect
@@ -41,6 +42,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "trace": trace,
     "recipe": recipe,
     "compare": compare,
+    "diagnose": diagnose,
     "cache": cache,
 }
 

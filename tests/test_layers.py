@@ -10,8 +10,19 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "hf_zipit"
 ROOMS = [  # from the top down; a room is a folder, or a module beside the folders, and imports only what stands below
-    *("__main__", "cli", "commands", "comparison", "merging", "evaluation", "assembly", "backbones", "find_spec"),
-    *("saving", "recipe", "heads", "calibration", "checks", "tracing", "matching", "settings"),
+    *(
+        "__main__",
+        "cli",
+        "commands",
+        "comparison",
+        "diagnosis",
+        "merging",
+        "evaluation",
+        "assembly",
+        "backbones",
+        "find_spec",
+    ),
+    *("find_spec", "saving", "recipe", "heads", "calibration", "checks", "tracing", "matching", "settings"),
     *("statistics", "data", "sources"),
     *("costs", "running", "transform", "specs", "text", "progress", "models", "files", "errors"),
 ]

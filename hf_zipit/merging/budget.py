@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hf_zipit.costs import LayerCosts, runs_at
 from hf_zipit.errors import OptionError
@@ -40,8 +40,20 @@ def free_spaces(model: nn.Module, binding: Binding, input_size: Sequence[int]) -
 def unexplained(statistics: SpaceStatistics, match: Match) -> float:
     """Share of the variance of all units that no linear function of the merged units recovers, in [0, 1].
 
-    For standardised units with correlation `C (n, n)` and the merge matrix `M (m, n)`, this is
-    `1 - trace(C M^T (M C M^T)^-1 M C) / n`.
+    Args:
+        statistics: moments of the `n` units of all models, pooled over tasks.
+        match: merges them into `m` units.
+    """
+    shares = explained(statistics, match)
+    alive = shares.isfinite()
+    return float(1 - shares[alive].sum() / alive.sum().clamp(min=1))
+
+
+def explained(statistics: SpaceStatistics, match: Match) -> Tensor:
+    """Share of the variance of each unit that a linear function of the merged units recovers, `(n,)`.
+
+    For standardised units with correlation `C (n, n)` and the merge matrix `M (m, n)`, these are the diagonal entries
+    of `C M^T (M C M^T)^-1 M C`. Units that are constant have NaN.
 
     Args:
         statistics: moments of the `n` units of all models, pooled over tasks.
@@ -51,13 +63,12 @@ def unexplained(statistics: SpaceStatistics, match: Match) -> float:
     deviation = covariance.diagonal().sqrt()
     alive = deviation > 1e-6 * deviation.max()
     scale = torch.where(alive, 1 / deviation.clamp(min=1e-30), 0)
-    correlation = covariance * scale[:, None] * scale
-    merge = match.aim.merge.to(correlation)
+    merge = match.aim.merge.to(covariance)
     read = merge @ covariance @ merge.T
     read = read + 1e-6 * read.diagonal().mean() * torch.eye(len(read), dtype=read.dtype, device=read.device)
     cross = (merge @ covariance) * scale  # (m, n)
-    explained = (cross * torch.linalg.solve(read, cross)).sum()
-    return float(1 - explained / correlation.diagonal().sum().clamp(min=1))
+    shares = (cross * torch.linalg.solve(read, cross)).sum(0)
+    return torch.where(alive, shares, torch.nan)
 
 
 @dataclass(frozen=True)

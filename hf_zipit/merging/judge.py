@@ -41,7 +41,10 @@ def judge(merger: Merger, merged: Merged, recipe: Recipe) -> Verdict | None:
     models: dict[str, Merged] = {MERGED: merged}
     names = [source.name for source in merger.parents.wholes]
     for parent, name in enumerate(names):
-        models[f"{parent}:{name}"] = one_trunk(merger, parent)
+        key = ("one trunk", parent)  # the same for all merges of a merger
+        if key not in merger.memo:
+            merger.memo[key] = one_trunk(merger, parent)
+        models[f"{parent}:{name}"] = merger.memo[key]
     find = _of_classes if merger.parents.predicts_jointly else _of_outputs
     return find(merger, models, accuracies, recipe)
 

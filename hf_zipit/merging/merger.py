@@ -27,7 +27,7 @@ from hf_zipit.matching.options import Options
 from hf_zipit.merging.automatic import Choice, choose
 from hf_zipit.merging.observe import statistics_of
 from hf_zipit.merging.provenance import places_of, provenance, task_names
-from hf_zipit.merging.relation import relation
+from hf_zipit.merging.relation import Relation, relation
 from hf_zipit.merging.sanity import check_finite, check_models_run
 from hf_zipit.merging.sizing import budget_plan, sized_plan
 from hf_zipit.recipe import ALL, Recipe
@@ -54,6 +54,7 @@ class Merger:
         recipe: the options of the run (`num_images`, `skip_bad_images`, `label_column`, `batch_size`, `tasks`, `seed`,
             `device`, `spec`, `backbone`, `cache`), and the defaults of every merge.
         token: Hub access token for data sets.
+        most: images to read of each data set at most, if the recipe gives no number.
         options: options that override those of the recipe.
 
     Attributes:
@@ -81,6 +82,7 @@ class Merger:
         recipe: Recipe | None = None,
         *,
         token: str | None = None,
+        most: int = USEFUL,
         **options: Any,
     ) -> None:
         recipe = (recipe or Recipe()).changed(**options)
@@ -93,8 +95,8 @@ class Merger:
         self.transform = next((source.transform for source in opened if source.transform), None)
         self.parents = open_parents(opened, recipe.spec, recipe.backbone)
         number = None if recipe.num_images == ALL else recipe.num_images
-        most = USEFUL if recipe.num_images is None else None
-        chosen = {**self._of_images, "num_images": number, "most": most, "held_out": recipe.verdict}
+        chosen = {**self._of_images, "num_images": number, "held_out": recipe.verdict}
+        chosen |= {"most": most} if recipe.num_images is None else {}
         images = [] if data is None else open_all(data, len(opened), self.transform, **chosen)
         self.passes = Passes(images, recipe.batch_size, recipe.device)
         held = [part.held for part in images if part.held is not None]
@@ -151,8 +153,13 @@ class Merger:
 
     def choice(self, recipe: Recipe) -> Choice:
         """What suits these models and images where the method or the calibration of a recipe is `auto`."""
-        related = self._once("relation", lambda: relation(self.given.states, self.given.binding))
-        return choose(recipe, self.parents, self.passes.images, related)
+        return choose(recipe, self.parents, self.passes.images, self.relation)
+
+    @property
+    def relation(self) -> Relation:
+        """How the models are related."""
+        found: Relation = self._once("relation", lambda: relation(self.given.states, self.given.binding))
+        return found
 
     def _nearest(self, recipe: Recipe) -> Merged:
         """The merge that suits these models and images; of several, the one that is nearest to the parents."""

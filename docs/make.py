@@ -10,11 +10,24 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from hf_zipit.calibration.methods import CALIBRATIONS
+from hf_zipit.calibration.presets import PAPERS, PRESETS
 from hf_zipit.matching.methods import METHODS, Method
 from hf_zipit.recipe import Recipe
 
 ROOT = Path(__file__).parents[1]
-OFTEN = ("method", "cut", "calibrate", "num_images", "heads", "width", "flops_budget", "alpha", "beta", "compat")
+OFTEN = (
+    "method",
+    "preset",
+    "cut",
+    "calibrate",
+    "num_images",
+    "heads",
+    "width",
+    "flops_budget",
+    "alpha",
+    "beta",
+    "compat",
+)
 NO_OPTION = ("sources", "generator")
 PAGE = """# Options
 
@@ -30,6 +43,10 @@ a recipe file. `hf-zipit recipe --schema` prints the JSON schema. This page is w
 ## Calibrations
 
 {calibrations}
+
+## Presets
+
+{presets}
 """
 
 
@@ -75,6 +92,15 @@ def calibrations() -> str:
     return table(["calibration", "what it does"], rows)
 
 
+def presets() -> str:
+    """A table of all presets."""
+    rows = [
+        [f"`{name}`", ", ".join(f"`{key}: {value}`" for key, value in values.items()), PAPERS[name]]
+        for name, values in PRESETS.items()
+    ]
+    return table(["preset", "options", "source"], rows)
+
+
 def filled(text: str, parts: dict[str, str]) -> str:
     """A text with each section between `<!-- NAME -->` and `<!-- end of NAME -->` replaced.
 
@@ -95,7 +121,7 @@ def pages() -> dict[Path, str]:
     every = [name for name in Recipe.model_fields if name not in NO_OPTION]
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     return {
-        ROOT / "docs" / "options.md": PAGE.format(options=options(every), **known),
+        ROOT / "docs" / "options.md": PAGE.format(options=options(every), presets=presets(), **known),
         ROOT / "README.md": filled(readme, {"options": options(OFTEN), **known}),
     }
 

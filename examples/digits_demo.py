@@ -2,9 +2,9 @@
 
     python examples/digits_demo.py [OUT]
 
-The two models are in `examples/digits`, written by `examples/train_digits.py`. They are merged by average, permute,
-zip, partial zip and zip with a refit, along with controls. All merges are evaluated on held-out digits and plotted. OUT
-is `demo_output` by default.
+The two models are in `examples/digits`, written by `examples/train_digits.py`. They are merged by what hf-zipit chooses
+for them, and by average, permute, zip, partial zip and zip with a refit, along with controls. All merges are evaluated
+on held-out digits and plotted. OUT is `demo_output` by default.
 """
 
 import contextlib
@@ -27,12 +27,14 @@ from hf_zipit.evaluation.results import Result
 from hf_zipit.text import table
 
 MODELS = [Path(__file__).parent / "digits" / name for name in ("digits-0-4", "digits-5-9")]
+AUTO = "auto"  # the plain command
 MERGES = {
-    "average": ["--method", "average"],
-    "permute": ["--method", "permute"],
-    "zip": ["--method", "zip"],
-    "zip, cut after layer2": ["--method", "zip", "--cut", "layer2"],
-    "zip, cut after layer1": ["--method", "zip", "--cut", "layer1"],
+    AUTO: [],
+    "average": ["--method", "average", "--calibrate", "batchnorm"],
+    "permute": ["--method", "permute", "--calibrate", "batchnorm"],
+    "zip": ["--preset", "zipit"],
+    "zip, cut after layer2": ["--preset", "zipit", "--cut", "layer2"],
+    "zip, cut after layer1": ["--preset", "zipit", "--cut", "layer1"],
     "zip, refit": ["--method", "zip", "--calibrate", "refit"],
     "control: random, refit": ["--method", "random", "--calibrate", "refit"],
     "control: first-parent, refit": ["--method", "first-parent", "--calibrate", "refit"],
@@ -57,7 +59,8 @@ def main(out: Path) -> None:
     results, spaces = {}, {}
     for name, options in MERGES.items():
         folder = out / re.sub(r"(, cut after |, |: )", "-", name)
-        hf_zipit("merge", *MODELS, "--data", data, *options, "-o", folder, "--overwrite")
+        judged = [] if name == AUTO else ["--no-verdict"]  # the others are measured with labels only
+        hf_zipit("merge", *MODELS, "--data", data, *options, *judged, "-o", folder, "--overwrite")
         rows = json.loads(hf_zipit("eval", folder, "--data", data, "--json"))["rows"]
         results[name] = [Result(**row) for row in rows]
         spaces[name] = json.loads((folder / "config.json").read_text())["zipit"]["spaces"]

@@ -212,11 +212,23 @@ def _how(about: Provenance) -> dict[str, Any]:
     images = ", ".join(f"{part['num_images']} of {part['name']}" for part in about.data)
     how = {
         "method": about.recipe.get("method"),
+        "chosen because": about.choice and "; ".join(about.choice["reasons"]),
         "attention heads": about.kept_heads and f"those of all parents: {about.kept_heads}",
         "unlabelled images": images or "none",
+        "agreement with the parents on held-out images, without labels": about.verdict and _agreements(about.verdict),
         "software": about.generator,
     }
     return {key: value for key, value in how.items() if value is not None}
+
+
+def _agreements(verdict: Mapping[str, Any]) -> str:
+    """How often each task answers as its parent, beside one parent's trunk."""
+    shown = [
+        f"{task} {100 * one['agreement']:.1f} % ({100 * one['control']:.1f} %)"
+        for task, one in verdict["tasks"].items()
+        if one["agreement"] is not None
+    ]
+    return f"{', '.join(shown) or 'unknown'} (in brackets: the trunk of {verdict['control']} alone)"
 
 
 def _limits(about: Provenance, several: bool, library: str, tasks: int) -> list[str]:

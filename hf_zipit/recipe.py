@@ -225,7 +225,7 @@ class Recipe(Options, Inputs):
     @property
     def reads_images(self) -> bool:
         """Whether the merge reads images, if there are any."""
-        return self.needs_statistics or self.calibrate != "none"
+        return self.verdict or self.needs_statistics or self.calibrate != "none"
 
     @property
     def needs_images(self) -> bool:

@@ -49,7 +49,7 @@ def merge(
         sources: Two or more Hub ids, folders, modules or opened sources; none of them is changed.
         data: Images for the statistics; labels are not used. One data set for all models, or a list with one per model:
             a Hub id, an image folder, parquet files, a `datasets.Dataset`, or batches of pixels (see `open_images`).
-            Not read if neither the method nor the calibration needs images.
+            Not read if neither the method nor the calibration needs images, and there is to be no verdict.
         {options}
         balance_data: Labelled images, as for `data`. With balance auto, the most accurate merge on them is kept.
         token: Hub access token for models and data sets. Default: `HF_TOKEN` or `hf auth login`.

@@ -24,7 +24,7 @@ Methods = Annotated[
     str,
     typer.Option(
         show_default=False,
-        help="Methods, separated by commas, e.g. zip,permute,random; all includes the controls. Default: all.",
+        help="Methods, separated by commas, e.g. auto,zip,random; all includes the controls. Default: all.",
     ),
 ]
 Cuts = Annotated[
@@ -34,7 +34,7 @@ Calibrations = Annotated[
     str,
     typer.Option(
         show_default=False,
-        help="Calibrations, separated by commas, e.g. batchnorm,refit; each is run with every method. "
+        help="Calibrations, separated by commas, e.g. auto,batchnorm,refit; each is run with every method. "
         "Default: batchnorm.",
     ),
 ]

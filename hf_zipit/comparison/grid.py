@@ -7,7 +7,7 @@ from typing import Any
 
 from hf_zipit.calibration.methods import check_calibration
 from hf_zipit.errors import OptionError
-from hf_zipit.matching.methods import AUTO, METHODS, balanced
+from hf_zipit.matching.methods import AUTO, METHODS, balanced, method_of
 from hf_zipit.matching.options import Options
 from hf_zipit.merging.merger import Merger
 from hf_zipit.merging.sizing import check_width
@@ -60,7 +60,7 @@ class Grid:
             check_width("width", width, len(merger.parents.sources))
         chosen = list(METHODS) if ALL in self.methods else list(dict.fromkeys(self.methods))
         bases = [self._base(merger.recipe, name) for name in chosen]
-        fixed = [name for name in chosen if METHODS[name].fixed and (self.flops_budgets or set(self.widths) - {1})]
+        fixed = [name for name in chosen if method_of(name).fixed and (self.flops_budgets or set(self.widths) - {1})]
         if fixed:
             _log.warning("methods without a similarity run at width 1 only, without budgets: %s", ", ".join(fixed))
         return [
@@ -97,7 +97,7 @@ class Grid:
     def _base(self, run: Recipe, method: str) -> Recipe:
         """The recipe of a method, with the options of the run and of the grid."""
         options = dict(self.options)
-        if method in METHODS and not balanced(method) and options.get("balance", run.balance) == AUTO:
+        if method in (AUTO, *METHODS) and not balanced(method) and options.get("balance", run.balance) == AUTO:
             options |= {"balance": Options.model_fields["balance"].default}
             run = run.changed(method=SIZED, balance_data=None)
         return run.changed(**{"width": 1.0, "flops_budget": None, "cut": None, **options, "method": method})

@@ -159,7 +159,8 @@ class Comparison:
             if self.save is not None:
                 self.save(settled, merged)
             cut = {"cut": merged.config.cut}  # a budget may have chosen it
-            row = replace(self.measure(merged, settled), seconds=seconds, settings={**settled.decisions, **cut})
+            settings = {**settled.decisions, **cut}
+            row = replace(self.measure(merged, settled), model=recipe.method, seconds=seconds, settings=settings)
             self._keep(key, row)
         return self.known[key]
 

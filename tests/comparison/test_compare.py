@@ -460,3 +460,13 @@ def test_controls_are_compared_by_all_with_every_calibration_and_marked(tmp_path
     lines = comparison_table(rows, TASKS).splitlines()[1:]
     assert [line.split()[0] for line in lines[: len(expected)]] == [f"control:{name}" for name, _ in expected]
     assert comparison_table([replace(rows[0], model="zip")], TASKS).splitlines()[1].startswith("zip ")
+
+
+def test_what_is_chosen_is_a_row_of_its_own(tmp_path):
+    mine = merger(cache=False)
+    grid = Grid(["auto", "select"], calibrations=["auto", "batchnorm"])
+    rows = Comparison(mine, tmp_path, labelled()).run(grid.recipes(mine))[:4]
+    assert [row.model for row in rows] == ["auto", "auto", "select", "select"]
+    assert [row.settings["method"] for row in rows] == ["select"] * 4
+    assert [row.settings["calibrate"] for row in rows] == ["refit-joint", "batchnorm"] * 2
+    assert [row.tasks for row in rows[:2]] == [row.tasks for row in rows[2:]]

@@ -14,7 +14,8 @@ from hf_zipit.assembly.parents import Parents
 from hf_zipit.data.dataset import Images
 from hf_zipit.errors import OptionError
 from hf_zipit.matching.methods import AUTO
-from hf_zipit.merging.relation import OWN, SAME, Relation
+from hf_zipit.merging.cards import common_base
+from hf_zipit.merging.relation import ONE_BASE, OWN, SAME, Relation
 from hf_zipit.recipe import Recipe
 
 FEW = 10  # with fewer images than this, a refit fits noise
@@ -49,7 +50,8 @@ def choose(recipe: Recipe, parents: Parents, images: Sequence[Images], related: 
     methods, reasons = [recipe.method], []
     if recipe.method == AUTO:
         methods, why = _methods(recipe, bool(images), related)
-        reasons += [f"{related}", why]
+        base = common_base(parents.wholes) if related.kind == ONE_BASE else None
+        reasons += [f"{related}{f'; their cards name {base}' if base else ''}", why]
     calibrate = recipe.calibrate
     if calibrate == AUTO:
         calibrate, why = calibration(parents, images)

@@ -10,7 +10,7 @@ from hf_zipit.assembly.parents import Merged
 from hf_zipit.errors import OptionError
 from hf_zipit.evaluation.agreement import compare_answers
 from hf_zipit.evaluation.fidelity import Distance, distance
-from hf_zipit.merging.accuracies import stated_accuracies
+from hf_zipit.merging.cards import stated_accuracies
 from hf_zipit.merging.controls import one_trunk
 from hf_zipit.merging.merger import Merger
 from hf_zipit.merging.next_step import next_steps

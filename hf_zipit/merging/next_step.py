@@ -1,10 +1,12 @@
 """What to try next if a merge is not good enough: a cut or a width, with what it costs, or more images."""
 
 from hf_zipit.data.draw import USEFUL
+from hf_zipit.errors import OptionError
 from hf_zipit.merging.merger import Merger
 from hf_zipit.recipe import Recipe
 from hf_zipit.specs.plan import Plan
 
+ROUNDING = 0.01  # FLOPs, as a multiple of one parent's, that do not count
 WIDER = 1.25  # times the present width
 AFFORDABLE = 1.5  # FLOPs of a merge with a cut, as a multiple of one parent's
 
@@ -16,23 +18,43 @@ def next_steps(merger: Merger, recipe: Recipe) -> str:
         merger: the models and their images.
         recipe: the options of the merge that is not good enough.
     """
-    parents = merger.parents
-    costs = parents.layer_costs()
-    present = parents.depth(recipe.cut)
-    steps = []
-    if not any(source.trunk for source in parents.sources):
-        options = []
-        for step in parents.binding.cuts:
-            depth = parents.binding.steps.index(step) + 1
-            plan = Plan(parents.binding, depth, step, {})
-            options.append((costs.flops(depth, {}, parents.gathers(plan)), step, depth))
-        less = [(flops, step) for flops, step, depth in options if depth < present]
-        within = [entry for entry in less if entry[0] <= AFFORDABLE] or less[-1:]
-        if within:
-            flops, step = max(within)
-            steps.append(f"--cut {step} ({flops:.2f} times the FLOPs of one model)")
-    if recipe.flops_budget is None and recipe.width * WIDER <= len(parents.sources):
-        steps.append(f"--width {recipe.width * WIDER:g} (about {(recipe.width * WIDER) ** 2:.2f} times)")
+    steps = [step for step in (_cut(merger, recipe), _width(merger, recipe)) if step is not None]
     if merger.passes.images and max(map(len, merger.passes.images)) < USEFUL:
         steps.append("more images")
-    return ", or ".join(steps) or "models that have more in common"
+    if not steps:
+        return "models that have more in common"
+    return f"{', or '.join(steps)}; hf-zipit diagnose tries cuts and widths on few images"
+
+
+def _cut(merger: Merger, recipe: Recipe) -> str | None:
+    """An earlier cut: the dearest that is affordable, or else the cheapest; `None` if there is none."""
+    parents = merger.parents
+    if any(source.trunk for source in parents.sources):  # merges with a cut can only be merged again at that cut
+        return None
+    costs = parents.layer_costs()
+    binding = parents.binding
+    earlier = []
+    for step in binding.cuts:
+        depth = binding.steps.index(step) + 1
+        if depth < parents.depth(recipe.cut):
+            earlier.append((costs.flops(depth, {}, parents.gathers(Plan(binding, depth, step, {}))), step))
+    dearer = [(flops, step) for flops, step in earlier if flops > 1 + ROUNDING]
+    if not dearer:
+        return None
+    within = [entry for entry in dearer if entry[0] <= AFFORDABLE]
+    flops, step = max(within) if within else min(dearer)
+    return f"--cut {step} ({flops:.2f} times the FLOPs of one model)"
+
+
+def _width(merger: Merger, recipe: Recipe) -> str | None:
+    """A larger width; `None` if these models cannot have it, or nothing would be wider."""
+    parents = merger.parents
+    width = recipe.width * WIDER
+    if recipe.flops_budget is not None or width > len(parents.sources):
+        return None
+    try:
+        plans = [merger.plan(recipe.changed(width=one)) for one in (recipe.width, width)]
+    except OptionError:
+        return None
+    now, then = (parents.cost(merger.tasks, plan).flops / parents.costs[0].flops for plan in plans)
+    return f"--width {width:g} ({then:.2f} times)" if then > now + ROUNDING else None

@@ -12,7 +12,7 @@ import hf_zipit
 from hf_zipit.errors import OptionError, OutputError
 from hf_zipit.evaluation.agreement import TEMPERATURES, compare_answers
 from hf_zipit.merging import controls
-from hf_zipit.merging.accuracies import stated_accuracies
+from hf_zipit.merging.cards import common_base, stated_accuracies
 from hf_zipit.merging.controls import one_trunk
 from hf_zipit.merging.judge import judge
 from hf_zipit.merging.merger import Merger
@@ -122,12 +122,13 @@ def test_expected_accuracy_uses_what_is_stated():
         judge(merger, merged, Recipe(parent_accuracy=[0.8]))
 
 
-def test_accuracies_are_read_from_the_cards_of_the_parents(digits, tmp_path):
+def test_accuracies_and_the_base_are_read_from_the_cards_of_the_parents(digits, tmp_path):
     sources = [load_source(folder) for folder in digits]
     assert stated_accuracies(sources) == [None, None]
     folder = tmp_path / "stated"
     shutil.copytree(digits[0], folder)
     card = """---
+base_model: user/base
 model-index:
 - name: x
   results:
@@ -137,7 +138,13 @@ model-index:
 ---
 """
     (folder / "README.md").write_text(card)
-    assert stated_accuracies([load_source(folder)]) == [pytest.approx(0.915)]
+    stated = load_source(folder)
+    assert stated_accuracies([stated]) == [pytest.approx(0.915)]
+    assert common_base([stated, stated]) == "user/base"
+    assert common_base([stated, sources[0]]) is None
+    assert common_base(sources) is None
+    (folder / "README.md").write_text(card.replace("user/base", "[user/one, user/other]"))
+    assert common_base([stated]) is None
 
 
 def test_too_few_images_give_no_verdict_and_say_so(caplog):

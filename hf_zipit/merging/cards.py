@@ -1,4 +1,4 @@
-"""The accuracies that the model cards of the parents state."""
+"""What the model cards of the parents state: accuracies, and the model that they were fine-tuned from."""
 
 from collections.abc import Sequence
 
@@ -15,6 +15,17 @@ def stated_accuracies(sources: Sequence[Source]) -> list[float | None]:
         sources: the models, in order.
     """
     return [_stated(source) if len(source.tasks) == 1 else None for source in sources for _ in source.tasks]
+
+
+def common_base(sources: Sequence[Source]) -> str | None:
+    """The model that all cards name as `base_model`; `None` if one names none, several or another.
+
+    Args:
+        sources: the models.
+    """
+    found = {str(card_data(source.folder).get("base_model")) for source in sources}
+    base = found.pop()
+    return None if found or base == "None" or base.startswith("[") else base
 
 
 def _stated(source: Source) -> float | None:

@@ -271,6 +271,7 @@ def read_recipe(file: str | Path, **changes: Any) -> Recipe:
     >>> read_recipe("recipe.yml", cut="layer3")  # doctest: +SKIP
     """
     file = Path(file)
+    changes = expanded(changes)
     try:
         values = documents.load(documents.read_text(file))
     except ValueError as error:

@@ -34,7 +34,7 @@ def expanded(values: Mapping[str, Any]) -> dict[str, Any]:
     """Options with those of their preset, where these are not given.
 
     Raises:
-        OptionError: no preset has this name.
+        OptionError: no preset has this name, or another method is given beside it.
 
     >>> expanded({"preset": "pleas", "calibrate": "none"})
     {'method': 'permute', 'calibrate': 'none', 'preset': None}
@@ -44,4 +44,7 @@ def expanded(values: Mapping[str, Any]) -> dict[str, Any]:
         return dict(values)
     if not isinstance(name, str) or name not in PRESETS:
         raise OptionError(f"unknown preset {shown(name)}; presets: {', '.join(PRESETS)}")
+    own = PRESETS[name]["method"]
+    if values.get("method", own) != own:
+        raise OptionError(f"preset '{name}' is method {own}, and method is '{values['method']}': give only one of them")
     return {**PRESETS[name], **values, "preset": None}

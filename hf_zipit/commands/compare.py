@@ -53,10 +53,11 @@ Budgets = Annotated[
     ),
 ]
 VARIED = ("data", "method", "cut", "calibrate", "width", "flops_budget", "balance_data")
+UNUSED = ("preset", "verdict", "parent_accuracy")  # every method is a row, and rows are measured
 
 
 @takes_access
-@partial(takes_recipe, without=VARIED)
+@partial(takes_recipe, without=(*VARIED, *UNUSED))
 def compare(
     models: Models,
     data: Data,
@@ -92,7 +93,7 @@ def compare(
     from hf_zipit.sources.load import load_source
 
     matching = {name: given.pop(name) for name in list(given) if name in Options.model_fields}
-    recipe = Recipe(**given)
+    recipe = Recipe(**given, verdict=False)
     grid = Grid(
         methods=_listed(methods),
         cuts=_listed(cuts),

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -78,10 +79,13 @@ def open_images(
     if column != PIXELS:
         check_transform(transform, channels, name)
 
+    bad = [0]  # images that are skipped, those held out among them
+
     def opened(chosen: Sequence[int]) -> Images:
         stored = StoredImages(stored_rows(rows, column), column, chosen, name, transform, channels)
         if skip_bad_images and column != PIXELS:
-            stored.skip_bad(skip_bad_images)
+            stored.skip_bad(skip_bad_images - bad[0])
+            bad[0] += len(chosen) - len(stored.chosen)
         labels = label_columns(rows.with_format(None).select(stored.chosen), label_column, name)
         ref = pinned(str(data), rows) if isinstance(data, str | Path) else None
         return Images(stored.__getitem__, len(stored.chosen), name, stored.fingerprint, labels, ref, asked=len(chosen))
@@ -108,7 +112,8 @@ def open_all(
         options: the other options of `open_images`.
 
     Raises:
-        OptionError: there is no data, or the number of data sets or of `num_images` does not fit.
+        OptionError: there is no data, the number of data sets or of `num_images` does not fit, or images are held out
+            of a data set that is given twice with different numbers.
         DataError: as for `open_images`, or the data sets yield images of different shapes.
     """
     if data is None:
@@ -120,12 +125,20 @@ def open_all(
     numbers = list(num_images) if isinstance(num_images, Sequence) else [num_images] * len(data)
     if len(numbers) != len(data):
         raise OptionError(f"{len(numbers)} numbers of images for {len(data)} data sets: give one, or one for each")
+    if options.get("held_out") and len(set(numbers)) > 1 and _repeated(data):
+        raise OptionError(f"num_images is {numbers} for a data set that is given twice: give one number")
     opened = [open_images(d, transform, num_images=n, **options) for d, n in zip(data, numbers, strict=True)]
     shapes = {tuple(images[0].shape): images.name for images in opened}
     if len(shapes) > 1:
         found = ", ".join(f"{list(shape)} ({name})" for shape, name in shapes.items())
         raise DataError(f"the data sets yield images of different shapes: {found}")
     return opened
+
+
+def _repeated(data: Sequence[Any]) -> bool:
+    """Whether a data set is given more than once; some of its images could then be read and held out."""
+    pairs = combinations(data, 2)
+    return any(one is other or (isinstance(one, str | Path) and str(one) == str(other)) for one, other in pairs)
 
 
 def _is_batch(item: Any, alone: bool) -> bool:

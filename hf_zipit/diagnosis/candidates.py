@@ -34,18 +34,20 @@ def candidates(merger: Merger, recipe: Recipe) -> list[Candidate]:
 
     Args:
         merger: the models.
-        recipe: the options of a full merge.
+        recipe: the options of a full merge; its cut is `None`, or that of a merge among the models.
     """
-    found = [_candidate(merger, FULL, recipe.changed(cut=None, width=1.0))]
+    found = [_candidate(merger, FULL, recipe)]
     limit = MOST * len(merger.parents.sources)
     for width in WIDTHS:
         try:
-            wider = _candidate(merger, f"--width {width:g}", recipe.changed(cut=None, width=width))
+            wider = _candidate(merger, f"--width {width:g}", recipe.changed(width=width))
         except OptionError:  # these models, or this method, cannot have the width
             continue
         if found[0].flops * 1.01 < wider.flops < limit:  # else nothing can be wider, or nothing is saved
             found.append(wider)
-    cuts = [_candidate(merger, f"--cut {cut}", recipe.changed(cut=cut, width=1.0)) for cut in ends_of_stages(merger)]
+    if recipe.cut is not None:  # of a merge among the models, which can be merged again at that cut only
+        return found
+    cuts = [_candidate(merger, f"--cut {cut}", recipe.changed(cut=cut)) for cut in ends_of_stages(merger)]
     known = {round(found[0].flops, 2)}  # a cut at the same cost leaves the tasks no layer that counts
     useful = []
     for cut in reversed(cuts):

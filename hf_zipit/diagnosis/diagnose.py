@@ -103,25 +103,29 @@ def diagnose(
     Args:
         sources: two or more models, as for `hf_zipit.merge`.
         data: images, as for `hf_zipit.merge`.
-        recipe: options of the merges; by default, those of `hf_zipit.merge`. Its cut and its width are ignored.
+        recipe: options of the merges; by default, those of `hf_zipit.merge`. It has no cut, width or budget.
         access: token and permissions for reading models and images.
         options: options that override those of the recipe.
 
     Raises:
-        OptionError: there are too few images to hold any out, or an option is out of range.
+        OptionError: there are too few images to hold any out, an option is out of range, or a cut, a width or a budget
+            is given, which a diagnosis varies.
         SourceError, SpecError, DataError: as `hf_zipit.merge` does.
 
     >>> diagnose(["user/pets", "user/birds"], "user/animals").recommended["1.25"]  # doctest: +SKIP
     '--cut layer3'
     """
-    recipe = (recipe or Recipe()).changed(**{"flops_budget": None, "width": 1.0, "cut": None, **options})
+    recipe = (recipe or Recipe()).changed(**options)
+    if recipe.cut is not None or recipe.width != 1 or recipe.flops_budget is not None:
+        raise OptionError("a diagnosis tries cuts and widths: leave out cut, width and flops_budget")
     check_recipe(recipe, len(sources), data)
     few = recipe.changed(sources=[], data=None, verdict=True)
     opened = [load_source(source, access=access) for source in sources]
     merger = Merger(opened, data, few, token=access.token, most=IMAGES)
     if merger.held_out is None:
         raise OptionError("a diagnosis holds images out, and there are too few: give 100 of each data set or more")
-    merged, settled = merge_settled(merger, few)
+    fixed = next((source.cut for source in merger.parents.sources if source.trunk is not None), None)
+    merged, settled = merge_settled(merger, few.changed(cut=fixed))
     known = {FULL: judge(merger, merged, settled)}
     ways = candidates(merger, settled)
     trials = []
@@ -205,7 +209,7 @@ def _survival(merger: Merger, ways: Sequence[Candidate]) -> dict[str, dict[str, 
         seen |= names
     found = {}
     for way in ways:
-        if way.recipe.cut is None:
+        if way.name == FULL or way.recipe.width != 1:
             matches = merger.match(merger.plan(way.recipe), way.recipe)
             statistics = merger.statistics(matches)
             shares = survival(matches, statistics, len(parents.sources))

@@ -12,7 +12,8 @@ def diagnosis_text(found: Diagnosis) -> str:
     """The relation, what survives of each stage, what to expect of each trial, the recommendations and the advice."""
     head = ["way to merge", "FLOPs", "keeps %", *(f"{task} agrees %" for task in found.trials[0].tasks)]
     rows = [_row(trial.name, f"{trial.flops:.2f}x", trial.kept, _agreements(trial)) for trial in found.trials]
-    rows.append(_row(f"control: trunk of {found.control}", "1.00x", found.control_kept, _controls(found.trials[0])))
+    cost = f"{found.trials[0].flops:.2f}x"  # as of a full merge
+    rows.append(_row(f"control: trunk of {found.control}", cost, found.control_kept, _controls(found.trials[0])))
     parts = [f"Relation: {found.relation}", _survival_table(found), table(head, rows)]
     for budget, name in found.recommended.items():
         parts.append(f"Within {budget}x FLOPs: {name}")

@@ -46,5 +46,6 @@ def by_stage(shares: Mapping[str, Sequence[float]], stages: Mapping[str, set[str
 
 
 def _mean(values: Tensor) -> float:
-    """The mean over units that are not constant, whose entry is NaN."""
-    return float(values.nanmean())
+    """The mean over units that vary; constant ones have NaN, and of them nothing can be lost."""
+    alive = values[values.isfinite()]
+    return float(alive.mean()) if len(alive) else 1.0

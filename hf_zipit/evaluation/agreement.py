@@ -19,6 +19,8 @@ TEMPERATURES = tuple(2.0 ** (step / 4) for step in range(-8, 25))
 class Answers:
     """Sums over images, each counted for one task: the one whose parent is surest of it, of those that it may be of.
 
+    Images on which some output is not finite count for none.
+
     Attributes:
         images: for each task the images that count for it, `(T,)`.
         sure: for each task the parents' probability of their own answer, at every temperature, `(T, K)`.
@@ -90,8 +92,10 @@ def compare_answers(
     for pixels, origin in passes("Comparing answers"):
         pixels = pixels.to(passes.device, dtype, memory_format=torch.channels_last)
         logits = [logits_of(net(pixels)).double().cpu() for net in nets]
-        task = _task_of(logits, owner, origin if len(passes.images) > 1 else None)
         answers = {name: list(copy(pixels).task_logits.values()) for name, copy in copies.items()}
+        task = _task_of(logits, owner, origin if len(passes.images) > 1 else None)
+        every = [one.cpu() for one in (*logits, *(each for mine in answers.values() for each in mine))]
+        task[~torch.cat(every, 1).isfinite().all(1)] = -1  # counts for none
         for t, mine in enumerate(logits):
             chosen = task == t
             chances = (mine[chosen, :, None] / temperatures).softmax(1)
@@ -105,7 +109,7 @@ def compare_answers(
                 found.given[name][t] += chances[torch.arange(len(other)), other].sum(0)
         for name in models:
             same = _joint(answers[name]) == _joint(logits)
-            found.joint[name] += same.sum()
+            found.joint[name] += (same & (task >= 0)).sum()
     return _everywhere(found, passes)
 
 

@@ -42,8 +42,9 @@ def distance(merged: ZipItPreTrainedModel, parents: Sequence[Source], passes: Pa
 
     Args:
         merged: The merged model.
-        parents: The parents, in task order.
-        passes: Passes over the images. Every process reads its share, and all return the same result.
+        parents: The models that were merged; one that is a merge itself has several tasks.
+        passes: Passes over the images, of one data set, or of one for each parent. Every process reads its share, and
+            all return the same result.
 
     Returns:
         Task -> distance.
@@ -52,6 +53,8 @@ def distance(merged: ZipItPreTrainedModel, parents: Sequence[Source], passes: Pa
     """
     model: Any = working_copy(merged, passes.device)
     tasks = merged.config.tasks
+    owners = [k for k, parent in enumerate(parents) for _ in parent.tasks]
+    parents = [task for parent in parents for task in parent.alone()]
     copies = [working_copy(parent.model, passes.device) for parent in parents]
     # per task: images, images with the same class, squared errors, squares of the parent's outputs
     sums = torch.zeros(len(tasks), 4, dtype=torch.float64, device=passes.device)
@@ -59,7 +62,7 @@ def distance(merged: ZipItPreTrainedModel, parents: Sequence[Source], passes: Pa
     for pixels, part in passes("Comparing outputs"):
         pixels = pixels.to(passes.device, next(model.parameters()).dtype, memory_format=torch.channels_last)
         for k, (task, copy) in enumerate(zip(tasks, copies, strict=True)):
-            mine = pixels if len(passes.images) == 1 else pixels[part.to(pixels.device) == k]
+            mine = pixels if len(passes.images) == 1 else pixels[part.to(pixels.device) == owners[k]]
             if not len(mine):
                 continue
             answers = model(mine, tasks=task)

@@ -54,7 +54,8 @@ def choose(recipe: Recipe, parents: Parents, images: Sequence[Images], related: 
         reasons += [f"{related}{f'; their cards name {base}' if base else ''}", why]
     calibrate = recipe.calibrate
     if calibrate == AUTO:
-        calibrate, why = calibration(parents, images)
+        equal = related.kind == SAME and methods == ["average"]
+        calibrate, why = ("none", "none: nothing is lost") if equal else calibration(parents, images)
         reasons.append(why)
     return Choice([recipe.changed(method=method, calibrate=calibrate) for method in methods], reasons)
 
@@ -63,17 +64,26 @@ def _methods(recipe: Recipe, images: bool, related: Relation) -> tuple[list[str]
     """The methods to try, and why."""
     if not images and related.kind == OWN:
         raise OptionError(f"{related}, so that a merge without images is hardly better than chance: give --data (data)")
+    if not images and not _averages(recipe):
+        raise OptionError(f"{related}, and without images they can only be averaged, at width 1: give --data (data)")
     if not images:
         return ["average"], "without images, models of one base are averaged; images would give more"
     if related.kind == OWN:
         return ["select"], "select: it keeps what the next layers read, from units that correspond only in part"
-    try:
-        recipe.changed(method="average")
-    except OptionError:  # such as a width, which averaging cannot have
+    if not _averages(recipe):
         return ["select"], "select: the other options leave no choice"
     if related.kind == SAME:
         return ["average"], "average: equal trunks stay as they are"
     return ["select", "average"], "of select and average, the one that is nearer to the models on held-out images"
+
+
+def _averages(recipe: Recipe) -> bool:
+    """Whether averaging can have the other options; it takes no width and no budget."""
+    try:
+        recipe.changed(method="average")
+    except OptionError:
+        return False
+    return recipe.flops_budget is None
 
 
 def likely(recipe: Recipe) -> Recipe:

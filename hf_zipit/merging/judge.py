@@ -1,5 +1,6 @@
 """Judging a merge on held-out images, without labels."""
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import torch
 
 from hf_zipit.assembly.parents import Merged
-from hf_zipit.errors import OptionError
+from hf_zipit.errors import DataError, OptionError
 from hf_zipit.evaluation.agreement import compare_answers
 from hf_zipit.evaluation.fidelity import Distance, distance
 from hf_zipit.merging.cards import stated_accuracies
@@ -18,6 +19,7 @@ from hf_zipit.merging.verdict import FEW, MARGIN, TaskVerdict, Verdict
 from hf_zipit.recipe import Recipe
 
 MERGED = "merged"
+_log = logging.getLogger("hf_zipit")
 POOR = 0.9  # a merge that keeps less of its parents' accuracy is much worse than they are
 
 
@@ -39,12 +41,11 @@ def judge(merger: Merger, merged: Merged, recipe: Recipe) -> Verdict | None:
         return None
     accuracies = accuracies_of(merger, recipe)
     models: dict[str, Merged] = {MERGED: merged}
-    names = [source.name for source in merger.parents.wholes]
-    for parent, name in enumerate(names):
+    for parent in range(len(merger.parents.wholes)):
         key = ("one trunk", parent)  # the same for all merges of a merger
         if key not in merger.memo:
             merger.memo[key] = one_trunk(merger, parent)
-        models[f"{parent}:{name}"] = merger.memo[key]
+        models[f"trunk {parent}"] = merger.memo[key]
     find = _of_classes if merger.parents.predicts_jointly else _of_outputs
     return find(merger, models, accuracies, recipe)
 
@@ -67,9 +68,10 @@ def _of_classes(
     """The verdict where every task predicts one class of several."""
     assert merger.held_out is not None
     found = compare_answers(models, [whole.alone() for whole in merger.parents.wholes], merger.held_out)
-    known = found.images >= FEW
-    kept = {name: found.kept(name, accuracies)[known] for name in models}
-    means = {name: float(values.mean()) if len(values) else math.nan for name, values in kept.items()}
+    known = found.images > 0
+    means = {name: float(found.kept(name, accuracies)[known].mean()) for name in models} if known.any() else {}
+    if not means:
+        raise DataError("the outputs of the models on all held-out images are not finite: check the models and images")
     best = max((name for name in models if name != MERGED), key=means.__getitem__)
     own, other, chance = found.agreement(MERGED), found.agreement(best), found.chance()
     share = found.kept(MERGED, accuracies)
@@ -84,9 +86,9 @@ def _of_classes(
             kept=_rounded(share[t]),
             expected=None if accuracy is None else _rounded(accuracy * share[t]),
         )
-    images = sum(len(part) for part in merger.held_out.images)
-    joint = float(found.joint[MERGED]) / images
-    return _judged(merger, tasks, joint, best, means, recipe)
+    joint = float(found.joint[MERGED] / found.images.sum())
+    broken = sum(map(len, merger.held_out.images)) - int(found.images.sum())
+    return _judged(merger, tasks, joint, best, means, recipe, broken)
 
 
 def _of_outputs(
@@ -94,8 +96,12 @@ def _of_outputs(
 ) -> Verdict:
     """The verdict where outputs are not one class of several each."""
     assert merger.held_out is not None
-    alone = [task for whole in merger.parents.wholes for task in whole.alone()]
-    found = {name: distance(model, alone, merger.held_out) for name, model in models.items()}
+    wholes = merger.parents.wholes
+    alone = [task for whole in wholes for task in whole.alone()]
+    owners = [k for k, whole in enumerate(wholes) for _ in whole.tasks]
+    found = {name: distance(model, wholes, merger.held_out) for name, model in models.items()}
+    if recipe.parent_accuracy is not None:
+        _log.warning("parent_accuracy is not used: not every task predicts one class of several")
     dense = ("image-classification", "image-segmentation")
     classes = [source.kind in dense and source.problem != "regression" for source in alone]
 
@@ -106,7 +112,7 @@ def _of_outputs(
     means = {name: sum(values) / len(values) for name, values in scores.items()}
     best = max((name for name in models if name != MERGED), key=means.__getitem__)
     sets = merger.held_out.images
-    counts = [len(sets[min(i, len(sets) - 1)]) for i in range(len(merger.tasks))]
+    counts = [len(sets[owner if len(sets) > 1 else 0]) for owner in owners]
     tasks = {}
     for i, task in enumerate(merger.tasks):
         mine, theirs = scores[MERGED][i], scores[best][i]
@@ -121,10 +127,13 @@ def _judged(
     best: str,
     means: Mapping[str, float],
     recipe: Recipe,
+    broken: int = 0,
 ) -> Verdict:
-    """The verdict with its advice."""
+    """The verdict with its advice; `broken` images have outputs that are not finite."""
     assert merger.held_out is not None
-    control = best.partition(":")[2]
+    parent = int(best.removeprefix("trunk "))
+    names = iter(merger.tasks)
+    control = [", ".join(next(names) for _ in whole.tasks) for whole in merger.parents.wholes][parent]
     images = sum(len(part) for part in merger.held_out.images)
     kept, other = means[MERGED], means[best]
     advice = [
@@ -132,11 +141,15 @@ def _judged(
         for task, one in tasks.items()
         if one.images < FEW
     ]
+    if broken:
+        advice.append(f"{broken} held-out images are left out, because outputs on them are not finite")
     steps = next_steps(merger, recipe)
     if kept < other + MARGIN:
+        method = {0: "method first-parent", len(merger.parents.wholes) - 1: "method last-parent"}.get(parent)
+        use = f"{method}, calibrate refit" if method else "give that model first, with method first-parent"
         advice.append(
             f"this merge is no better than the trunk of {control} alone with the heads of all tasks fitted to it. Use "
-            f"that instead (method first-parent or last-parent, calibrate refit), or merge less: {steps}"
+            f"that instead ({use}), or merge less: {steps}"
         )
     elif kept < POOR:
         worst = min((one.kept, task) for task, one in tasks.items() if one.kept is not None)[1]

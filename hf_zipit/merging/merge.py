@@ -14,7 +14,7 @@ from hf_zipit.data.draw import FEWEST
 from hf_zipit.data.images import NO_DATA
 from hf_zipit.errors import OptionError, SourceError
 from hf_zipit.merging.balance import merge_settled
-from hf_zipit.merging.judge import judge
+from hf_zipit.merging.judge import accuracies_of, judge
 from hf_zipit.merging.merger import Merger
 from hf_zipit.merging.provenance import check_count
 from hf_zipit.merging.signature import takes_options
@@ -127,13 +127,15 @@ def _run(recipe: Recipe, sources: Sequence[Source], data: Any, balance_data: Any
     for name in recipe.ignored:
         _log.warning("%s is %s, which %s does not use", name, getattr(recipe, name), recipe.method)
     merger = Merger(sources, data if recipe.reads_images else None, recipe.changed(sources=[], data=None), token=token)
+    accuracies_of(merger, recipe)  # refused before the work, if there are too many or too few
     merged, settled = merge_settled(merger, recipe, balance_data)
     verdict = judge(merger, merged, settled) if recipe.verdict else None
+    main = merger.passes.accelerator.is_main_process
     if verdict is not None:
         merged.config.zipit = replace(Provenance.of(merged.config), verdict=verdict.to_dict()).to_dict()
-        for sentence in verdict.advice:
+        for sentence in verdict.advice if main else ():
             _log.warning("%s", sentence)
-    elif recipe.verdict and merger.passes.images:
+    elif recipe.verdict and merger.passes.images and main:
         _log.warning("there is no verdict on this merge: it takes %d images of each data set or more", FEWEST)
     return merged
 

@@ -98,9 +98,11 @@ class Merger:
         chosen = {**self._of_images, "num_images": number, "held_out": recipe.verdict}
         chosen |= {"most": most} if recipe.num_images is None else {}
         images = [] if data is None else open_all(data, len(opened), self.transform, **chosen)
+        if len({part.held is None for part in images}) > 1:  # held out are images of all data sets, or of none
+            images = open_all(data, len(opened), self.transform, **{**chosen, "held_out": False})
         self.passes = Passes(images, recipe.batch_size, recipe.device)
         held = [part.held for part in images if part.held is not None]
-        self.held_out = Passes(held, recipe.batch_size, recipe.device) if held and len(held) == len(images) else None
+        self.held_out = Passes(held, recipe.batch_size, recipe.device) if held else None
         check_models_run(self.parents.wholes, self.passes)
         self.given = self.parents
         self.parents = self.given.equally_loud(self.passes)
@@ -178,8 +180,7 @@ class Merger:
 
         It is the mean over the tasks, on the images that are held out, or else on the merger's own.
         """
-        alone = [task for whole in self.parents.wholes for task in whole.alone()]
-        found = distance(merged, alone, self.held_out or self.passes).values()
+        found = distance(merged, self.parents.wholes, self.held_out or self.passes).values()
         return same_everywhere(self.passes.accelerator, -sum(task.error for task in found) / len(found))
 
     def _as_given(self) -> "Merger":

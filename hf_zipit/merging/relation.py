@@ -11,7 +11,7 @@ from hf_zipit.specs.spaces import Binding
 
 ONE_BASE, OWN, SAME = "one base", "own initialisations", "same weights"
 RELATED = 0.2  # agreement above which models have one base; independent ones agree by 0, give or take a few hundredths
-EQUAL = 0.9999
+DIFFERENT = 1e-3  # relative difference above which two tensors are not nearly equal
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Relation:
         return {
             ONE_BASE: f"the models come from one base or initialisation ({agree})",
             OWN: f"the models have initialisations of their own ({agree})",
-            SAME: f"two of the models have the same trunk ({agree})",
+            SAME: f"the models have the same trunk ({agree})",
         }[self.kind]
 
 
@@ -57,7 +57,17 @@ def relation(states: Sequence[Mapping[str, Tensor]], binding: Binding) -> Relati
     weakest = min(range(len(pairs)), key=overall.__getitem__)
     spaces = {name: _mean([sums]) for name, sums in found[weakest].items()}
     kind = ONE_BASE if overall[weakest] > RELATED else OWN
-    return Relation(SAME if max(overall) > EQUAL else kind, overall[weakest], spaces)
+    same = all(_same(one, other, binding) for one, other in pairs)
+    return Relation(SAME if same else kind, overall[weakest], spaces)
+
+
+def _same(one: Mapping[str, Tensor], other: Mapping[str, Tensor], binding: Binding) -> bool:
+    """Whether all tensors of two models but their classifiers are (nearly) equal, norms and biases among them."""
+    for name in one.keys() - set(binding.classifier):
+        a, b = one[name].double(), other[name].double()
+        if a.shape != b.shape or (a - b).norm() > DIFFERENT * a.norm():
+            return False
+    return True
 
 
 def _agreements(one: Mapping[str, Tensor], other: Mapping[str, Tensor], binding: Binding) -> dict[str, Tensor]:

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from hf_zipit.data.draw import FEWEST, HELD_OUT, USEFUL, Sample, shares
-from hf_zipit.data.images import open_images
+from hf_zipit.data.images import open_all, open_images
+from hf_zipit.errors import OptionError
 
 
 @pytest.mark.parametrize("length", [FEWEST, 101, 199, 500, 1200, 1499, 1500, 50_000])
@@ -35,6 +36,16 @@ def test_a_data_set_in_the_order_of_its_classes_gives_images_of_all():
     assert len({classes[number] for number in read}) > 75  # 63 of 100 if all were drawn alike
     assert len({classes[number] for number in held}) == 100
     assert max(sum(classes[number] == c for number in held) for c in range(100)) <= 8
+
+
+def test_a_data_set_given_twice_has_one_number_of_images():
+    data = [torch.rand(50, 3, 2, 2) for _ in range(4)]
+    with pytest.raises(OptionError, match="given twice: give one number"):
+        open_all([data, data], 2, None, num_images=[50, 100], held_out=True)
+    same = open_all([data, data], 2, None, num_images=100, held_out=True)
+    mine = [{float(images[i].sum()) for i in range(len(images))} for images in (*same, *(part.held for part in same))]
+    assert mine[0] == mine[1]
+    assert not mine[0] & mine[3]
 
 
 def test_lists_of_pixels_are_spread_and_iterables_are_read_as_far_as_needed():

@@ -97,6 +97,21 @@ def test_a_model_merged_with_itself_is_not_worth_it(digits, digits_data):
     assert any("do not merge these" in sentence for sentence in found.advice)
 
 
+@pytest.mark.parametrize("options", [{"cut": "layer1"}, {"width": 1.5}, {"flops_budget": 1.5}])
+def test_what_a_diagnosis_varies_is_refused(options):
+    with pytest.raises(OptionError, match="leave out cut, width and flops_budget"):
+        hf_zipit.diagnose([tiny("cifar_resnet20", seed) for seed in (0, 1)], images(150), **options)
+
+
+def test_a_merge_with_a_cut_is_tried_at_its_cut_only():
+    models = [tiny("cifar_resnet20", seed) for seed in (0, 1)]
+    options = {"method": "average", "calibrate": "none", "cache": False}
+    inner = hf_zipit.merge(models, images(100), cut="layer2", tasks=["a", "b"], **options)
+    found = hf_zipit.diagnose([inner, models[0]], images(100), tasks=["a", "b", "c"], **options)
+    assert [one.name for one in found.trials] == [FULL]
+    assert found.trials[0].cut == inner.config.cut
+
+
 def test_too_few_images_are_refused():
     with pytest.raises(OptionError, match="there are too few: give 100 of each data set"):
         hf_zipit.diagnose([tiny("cifar_resnet20", seed) for seed in (0, 1)], images(64), cache=False)

@@ -13,7 +13,7 @@ from hf_zipit.errors import OptionError
 from hf_zipit.merging.automatic import calibration, likely
 from hf_zipit.merging.merger import Merger
 from hf_zipit.merging.relation import ONE_BASE, OWN, SAME, relation
-from hf_zipit.recipe import Recipe
+from hf_zipit.recipe import Recipe, read_recipe
 from hf_zipit.sources.load import load_source
 from tests.helpers.models import cifar_vgg, hf_vit, images, shuffled, tiny
 
@@ -46,6 +46,47 @@ def test_the_relation_is_read_from_the_weights(make):
     assert related(one, shuffled(one)).kind == OWN  # the same function, but its units are in another order
     assert related(one, tuned(one), make(1)).kind == OWN  # of several, the least related two count
     assert set(based.spaces) <= set(open_parents([load_source(one)]).binding.spaces)
+
+
+@torch.no_grad()
+def test_only_equal_models_have_the_same_trunk():
+    one, other = tiny("cifar_resnet20", 0), tiny("cifar_resnet20", 1)
+    assert related(one, one, other).kind == OWN  # two that share a trunk, and a stranger
+    normed = copy.deepcopy(one)
+    for module in normed.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.weight.copy_(torch.rand_like(module.weight) + 0.5)
+    assert related(one, normed).kind == ONE_BASE
+    headed = copy.deepcopy(one)
+    headed.get_classifier().weight.normal_()
+    assert related(one, headed).kind == SAME
+
+
+@torch.no_grad()
+def test_equal_trunks_stay_as_they_are():
+    one = tiny("cifar_resnet20", 0)
+    other = copy.deepcopy(one)
+    other.get_classifier().weight.normal_(generator=torch.Generator().manual_seed(1))
+    merged = hf_zipit.merge([one, other], images(60), tasks=["a", "b"], cache=False)
+    pixels = images(8, seed=5)[0]
+    for model, logits in zip((one, other), merged(pixels).task_logits.values(), strict=True):
+        torch.testing.assert_close(logits, model(pixels), rtol=1e-4, atol=1e-5)
+
+
+def test_models_of_one_base_take_a_budget_and_no_width_without_images():
+    one = tiny("cifar_resnet20", 0)
+    assert [r.method for r in choice([one, tuned(one)], images(20), flops_budget=1.3).recipes] == ["select"]
+    with pytest.raises(OptionError, match="without images they can only be averaged, at width 1: give --data"):
+        choice([one, tuned(one)], None, width=1.5)
+
+
+def test_a_merge_is_merged_with_a_model_of_the_same_base_on_a_data_set_each():
+    """Candidates are compared on the images of the model, not of the task with its number."""
+    one = tiny("cifar_resnet20", 0)
+    options = {"method": "average", "calibrate": "none", "verdict": False}
+    inner = hf_zipit.merge([one, tuned(one)], images(20), tasks=["a", "b"], cache=False, **options)
+    outer = hf_zipit.merge([inner, one], [images(20), images(20, seed=1)], tasks=["a", "b", "c"], cache=False)
+    assert set(outer.config.zipit["choice"]["tried"]) == {"select", "average"}
 
 
 def choice(models, sets, **options):
@@ -125,6 +166,13 @@ def test_a_dry_run_takes_what_is_likely():
     assert likely(named) is named
 
 
+def test_a_preset_overrides_a_recipe_file(tmp_path):
+    file = tmp_path / "r.yml"
+    file.write_text("method: select\ncalibrate: none\nsources: [a/b, c/d]\n")
+    recipe = read_recipe(file, preset="pleas")
+    assert (recipe.method, recipe.calibrate) == ("permute", "refit")
+
+
 def test_presets_are_the_settings_of_papers():
     for name, values in PRESETS.items():
         recipe = Recipe(preset=name)
@@ -135,5 +183,7 @@ def test_presets_are_the_settings_of_papers():
     assert Recipe(preset="zipit").changed(calibrate="refit").method == "zip"
     with pytest.raises(OptionError, match="unknown preset 'zippit'; presets: zipit, mudsc"):
         Recipe(preset="zippit")
+    with pytest.raises(OptionError, match="preset 'mudsc' is method mudsc-zip, and method is 'zip': give only one"):
+        Recipe(preset="mudsc", method="zip")
     with pytest.raises(OptionError, match="compat follows the authors' code"):
         Recipe(compat=True)

@@ -212,12 +212,39 @@ def test_outputs_that_are_no_classes_are_judged_by_their_own_measure():
     assert "chance" not in verdict_text(verdict)
 
 
+def test_images_without_finite_outputs_count_for_no_task(monkeypatch):
+    models = [tiny("cifar_resnet20", seed) for seed in (0, 1)]
+    merger = merger_of(models, images(100))
+    merged = merger.merge(method="average", calibrate="none")
+    held = merger.held_out.images[0]
+    spoilt = {**{i: held[i] for i in range(len(held))}, 3: torch.full_like(held[3], torch.inf)}
+    monkeypatch.setattr(held, "get", spoilt.__getitem__)
+    verdict = judge(merger, merged, Recipe(method="average"))
+    assert sum(one.images for one in verdict.tasks.values()) == 19
+    assert any("1 held-out images are left out" in sentence for sentence in verdict.advice)
+    json.dumps(verdict.to_dict(), allow_nan=False)
+
+
+def test_many_tasks_on_few_images_give_numbers():
+    models = [tiny("cifar_resnet20", seed) for seed in range(4)]
+    merged = hf_zipit.merge(models, images(100), tasks=[*"abcd"], cache=False, method="average", calibrate="none")
+    json.dumps(merged.config.zipit["verdict"], allow_nan=False)
+    assert 0 <= merged.config.zipit["verdict"]["kept"] <= 1
+
+
+def test_images_are_held_out_of_all_data_sets_or_of_none():
+    models = [tiny("cifar_resnet20", seed) for seed in (0, 1)]
+    merger = merger_of(models, [images(100), images(99, seed=1)])
+    assert merger.held_out is None
+    assert list(map(len, merger.passes.images)) == [100, 99]
+
+
 def test_the_text_names_what_it_shows():
     models = [tiny("cifar_resnet20", seed) for seed in (0, 1)]
     merged = hf_zipit.merge(models, images(100), tasks=TASKS, cache=False, parent_accuracy=[0.9, 0.8])
     text = verdict_text(merged.config.zipit["verdict"])
     head = text.splitlines()[0]
-    for word in ("held out", "agrees %", "trunk of cifar_resnet20", "chance %", "keeps %", "accuracy %"):
+    for word in ("held out", "agrees %", "trunk of ", "chance %", "keeps %", "accuracy %"):
         assert word in head
     assert "The merge should keep" in text
 

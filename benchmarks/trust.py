@@ -4,7 +4,7 @@
 
 Every pair is merged in several ways: by `auto`, and by the settings below. A row holds what the verdict expects without
 labels (the share of the parents' accuracy that is kept), what was measured, and what `auto` chose. Rows that are in the
-file already are not made again. `--summary` prints the rank correlation, and how far `auto` is from the best setting.
+file already are not made again. At the end come the rank correlation, and how far `auto` is from the best setting.
 """
 
 import argparse
@@ -71,7 +71,7 @@ def rows(pair: list[str], args: argparse.Namespace, known: set[tuple[str, str]])
             "kept": verdict.kept,
             "control_kept": verdict.control_kept,
             "worth_it": verdict.worth_it,
-            "agreement": statistics.mean(one.agreement or 0 for one in verdict.tasks.values()),
+            "images": [one.images for one in verdict.tasks.values()],
             "average": found.average,
             "joint": found.joint,
             "true_kept": statistics.mean(a / b for a, b in zip(found.tasks.values(), alone, strict=True)),
@@ -84,9 +84,8 @@ def summary(made: list[dict[str, Any]]) -> str:
     """Rank correlation of expected and true retention, and how far `auto` is from the best."""
     good = [row for row in made if "error" not in row]
     lines = [f"{len(good)} merges of {len({row['pair'] for row in good})} pairs"]
-    for key in ("kept", "agreement"):
-        rank = spearmanr([row[key] for row in good], [row["true_kept"] for row in good]).statistic
-        lines.append(f"rank correlation of {key} and true retention: {rank:.3f}")
+    rank = spearmanr([row["kept"] for row in good], [row["true_kept"] for row in good]).statistic
+    lines.append(f"rank correlation of what is expected to be kept and what is: {rank:.3f}")
     for pair in dict.fromkeys(row["pair"] for row in good):
         mine = {row["setting"]: row for row in good if row["pair"] == pair}
         same = {name: row for name, row in mine.items() if "width" not in name and "cut" not in name}  # at 1x

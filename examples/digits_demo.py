@@ -68,7 +68,7 @@ def main(out: Path) -> None:
     print(summary(results))
     print(f"\n{picture}: accuracy against cost, and the composition of the merged units")
     seconds = time.perf_counter() - started
-    print(f"{out / 'zip'}: the merged model in Hub format, one of {len(MERGES)} ({seconds:.0f} s in total)")
+    print(f"{out / AUTO}: the merged model in Hub format, one of {len(MERGES)} ({seconds:.0f} s in total)")
 
 
 def summary(results: dict[str, list[Result]]) -> str:

@@ -1,5 +1,6 @@
 """The command line under a real launcher with two CPU processes."""
 
+import json
 import os
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from tests.helpers.models import hf_vit, images, tiny
 
 
 def merge(launcher, digits, digits_data, out, *more, cache):
-    options = [*more, "--method", "mudsc-zip"]
+    options = [*more, "--method", "mudsc-zip", "--calibrate", "batchnorm"]
     options += ["--data", digits_data, "--data", f"{digits_data}:test", "--num-images", 75, "--batch-size", 16]
     command = [sys.executable, "-m", *launcher, "merge", *digits, *options, "--cut", "layer2", "-o", out]
     env = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "HF_ZIPIT_CACHE": str(cache)}
@@ -42,6 +43,26 @@ def test_two_processes_merge_as_one(digits, digits_data, tmp_path):
     _, again = merge(TWO, digits, digits_data, tmp_path / "again", cache=cache)
     assert all(torch.equal(again[name], value) for name, value in two.items())
     assert {path: path.stat().st_mtime_ns for path in cache.rglob("*.safetensors")} == kept
+
+
+@pytest.mark.slow
+def test_two_processes_choose_and_judge_as_one(digits, digits_data, tmp_path):
+    env = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    configs = []
+    for name, launcher in (("two", TWO), ("one", ["hf_zipit"])):
+        options = ["--data", digits_data, "--num-images", 100, "--no-cache", "-o", tmp_path / name]
+        command = [sys.executable, "-m", *launcher, "merge", *digits, *options]
+        done = subprocess.run([str(c) for c in command], env=env, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        assert done.stderr.count("The merge should keep") == 1
+        configs.append(json.loads((tmp_path / name / "config.json").read_text())["zipit"])
+    two, one = configs
+    assert two["choice"] == one["choice"]
+    assert two["recipe"] == one["recipe"]
+    assert {task: mine["images"] for task, mine in two["verdict"]["tasks"].items()} == {
+        task: mine["images"] for task, mine in one["verdict"]["tasks"].items()
+    }
+    assert two["verdict"]["kept"] == pytest.approx(one["verdict"]["kept"], abs=0.01)
 
 
 def calibrated(calibrate, batch_size):

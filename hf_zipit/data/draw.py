@@ -6,7 +6,7 @@ from itertools import pairwise
 
 from hf_zipit.errors import DataError, OptionError
 
-USEFUL = 1000  # images per data set; more changed no merge that we measured, see benchmarks/README.md
+USEFUL = 1000  # images per data set; more change little, see docs/automatic.md
 HELD_OUT = 500  # most images of a data set that are held out
 SHARE = 5  # where a data set has no more images than are read, one in so many is held out
 FEWEST = 100  # a smaller data set has none to spare

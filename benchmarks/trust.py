@@ -53,7 +53,7 @@ def rows(pair: list[str], args: argparse.Namespace, known: set[tuple[str, str]])
             cuts = merger.parents.binding.cuts
             options["cut"] = cuts[len(cuts) // 2]
         begun = time.perf_counter()
-        row = {"pair": name, "setting": setting, "relation": str(merger.choice(merger.recipe).reasons[0])}
+        row = {"pair": name, "setting": setting, "relation": str(merger.relation)}
         try:
             merged, recipe = merge_settled(merger, merger.recipe.changed(**options))
             verdict = judge(merger, merged, recipe)

@@ -54,6 +54,15 @@ def some(items: Sequence[object], most: int = 4) -> str:
     return ", ".join(map(str, items[:most])) + more
 
 
+def percent(value: float | None) -> str:
+    """A share in percent; a dash if it is unknown.
+
+    >>> percent(0.5), percent(None)
+    ('50.0', '-')
+    """
+    return "-" if value is None else f"{100 * value:.1f}"
+
+
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table with aligned columns: the first to the left, the others to the right.
 

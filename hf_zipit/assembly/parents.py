@@ -101,6 +101,11 @@ class Parents(ABC):
         """The source whose parameter names the binding uses."""
         return self.sources[0]
 
+    @property
+    def fixed_cut(self) -> str | None:
+        """The cut of a merge among the models, which can only be merged again at that cut; `None` if there is none."""
+        return next((source.cut for source in self.sources if source.trunk is not None), None)
+
     @cached_property
     def costs(self) -> list[Cost]:
         """FLOPs and parameters of each complete model."""

@@ -79,19 +79,18 @@ def open_images(
     if column != PIXELS:
         check_transform(transform, channels, name)
 
-    bad = [0]  # images that are skipped, those held out among them
-
-    def opened(chosen: Sequence[int]) -> Images:
+    def opened(chosen: Sequence[int], skip: int) -> Images:
         stored = StoredImages(stored_rows(rows, column), column, chosen, name, transform, channels)
         if skip_bad_images and column != PIXELS:
-            stored.skip_bad(skip_bad_images - bad[0])
-            bad[0] += len(chosen) - len(stored.chosen)
+            stored.skip_bad(skip)
         labels = label_columns(rows.with_format(None).select(stored.chosen), label_column, name)
         ref = pinned(str(data), rows) if isinstance(data, str | Path) else None
         return Images(stored.__getitem__, len(stored.chosen), name, stored.fingerprint, labels, ref, asked=len(chosen))
 
     chosen, held = sample.rows(len(rows), name)
-    return replace(opened(chosen), held=opened(held) if held else None)
+    read = opened(chosen, skip_bad_images)
+    skipped = len(chosen) - len(read)
+    return replace(read, held=opened(held, skip_bad_images - skipped) if held else None)
 
 
 def open_all(

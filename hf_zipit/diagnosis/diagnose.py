@@ -124,30 +124,28 @@ def diagnose(
     merger = Merger(opened, data, few, token=access.token, most=IMAGES)
     if merger.held_out is None:
         raise OptionError("a diagnosis holds images out, and there are too few: give 100 of each data set or more")
-    fixed = next((source.cut for source in merger.parents.sources if source.trunk is not None), None)
-    merged, settled = merge_settled(merger, few.changed(cut=fixed))
-    known = {FULL: judge(merger, merged, settled)}
+    merged, settled = merge_settled(merger, few.changed(cut=merger.parents.fixed_cut))
+    full = judge(merger, merged, settled)
     ways = candidates(merger, settled)
     trials = []
-    control = known[FULL]
     for way in progress(ways, "Trying cuts and widths", merger.passes.accelerator):
-        verdict = known.get(way.name) or judge(merger, merger.merge(way.recipe), way.recipe)
+        verdict = full if way.name == FULL else judge(merger, merger.merge(way.recipe), way.recipe)
         assert verdict is not None
         trials.append(
             Trial(way.name, way.recipe.cut, way.recipe.width, round(way.flops, 3), verdict.kept, verdict.tasks)
         )
-    assert control is not None
+    assert full is not None
     return Diagnosis(
         models=tuple(source.name for source in merger.parents.wholes),
         relation=str(merger.relation),
         method=settled.method,
         calibrate=settled.calibrate,
-        control=control.control,
-        control_kept=control.control_kept,
+        control=full.control,
+        control_kept=full.control_kept,
         trials=tuple(trials),
         survival=_survival(merger, ways),
         recommended=recommended(trials),
-        advice=tuple(advice(trials, control.control, control.control_kept)),
+        advice=tuple(advice(trials, full.control, full.control_kept)),
     )
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from hf_zipit.diagnosis.diagnose import Diagnosis, Trial
 from hf_zipit.evaluation.report import blank_figure
-from hf_zipit.text import table
+from hf_zipit.text import percent, table
 
 
 def diagnosis_text(found: Diagnosis) -> str:
@@ -35,7 +35,7 @@ def _shares(values: list[float]) -> str:
 
 
 def _row(name: str, cost: str, kept: float, agreements: list[float | None]) -> list[str]:
-    return [name, cost, f"{100 * kept:.1f}", *("-" if a is None else f"{100 * a:.1f}" for a in agreements)]
+    return [name, cost, *map(percent, [kept, *agreements])]
 
 
 def _agreements(trial: Trial) -> list[float | None]:

@@ -1,7 +1,7 @@
 """How often models answer as their parents do, on images without labels, and how much accuracy that lets expect."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -33,9 +33,9 @@ class Answers:
     images: Tensor
     sure: Tensor
     classes: list[Tensor]
-    same: dict[str, Tensor] = field(default_factory=dict)
-    given: dict[str, Tensor] = field(default_factory=dict)
-    joint: dict[str, Tensor] = field(default_factory=dict)
+    same: dict[str, Tensor]
+    given: dict[str, Tensor]
+    joint: dict[str, Tensor]
 
     def agreement(self, model: str) -> Tensor:
         """For each task, the share of its images with the parent's answer, `(T,)`; NaN without images."""
@@ -64,19 +64,17 @@ class Answers:
 
 
 @torch.no_grad()
-def compare_answers(
-    models: Mapping[str, ZipItPreTrainedModel], parents: Sequence[Sequence[Source]], passes: Passes
-) -> Answers:
+def compare_answers(models: Mapping[str, ZipItPreTrainedModel], parents: Sequence[Source], passes: Passes) -> Answers:
     """Compare the answers of models with those of the parents of their tasks, in one pass.
 
     Args:
         models: merges of the same parents. Every task predicts one class of several.
-        parents: of each merged model its tasks, as sources that return the logits of one task.
-        passes: over the images. With a data set per merged model, images are of the tasks of that model.
-            Every process reads its share, and all return the same.
+        parents: the models that were merged; one that is a merge itself has several tasks.
+        passes: over the images, of one data set, or of one for each parent. Every process reads its share, and all
+            return the same.
     """
-    tasks = [source for mine in parents for source in mine]
-    owner = torch.tensor([k for k, mine in enumerate(parents) for _ in mine])
+    tasks = [task for parent in parents for task in parent.alone()]
+    owner = torch.tensor([k for k, parent in enumerate(parents) for _ in parent.tasks])
     nets = [working_copy(source.model, passes.device) for source in tasks]
     copies = {name: working_copy(model, passes.device) for name, model in models.items()}
     temperatures = torch.tensor(TEMPERATURES, dtype=torch.float64)
@@ -107,8 +105,9 @@ def compare_answers(
                 other = answers[name][t].cpu()[chosen].argmax(1)
                 found.same[name][t] += (other == own).sum()
                 found.given[name][t] += chances[torch.arange(len(other)), other].sum(0)
+        together = _joint(logits)
         for name in models:
-            same = _joint(answers[name]) == _joint(logits)
+            same = _joint(answers[name]) == together
             found.joint[name] += (same & (task >= 0)).sum()
     return _everywhere(found, passes)
 

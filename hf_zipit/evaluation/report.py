@@ -6,7 +6,7 @@ from typing import Any
 
 from hf_zipit.errors import OptionError
 from hf_zipit.evaluation.results import Result
-from hf_zipit.text import si, table
+from hf_zipit.text import percent, si, table
 
 
 def result_table(rows: Sequence[Result], tasks: Sequence[str]) -> str:
@@ -23,7 +23,7 @@ def result_table(rows: Sequence[Result], tasks: Sequence[str]) -> str:
     lines = []
     for row in rows:
         accuracies = [f"{100 * row.tasks[task]:.1f}" if task in row.tasks else "-" for task in tasks]
-        rest = [_percent(row.average), _percent(row.joint)]
+        rest = [percent(row.average), percent(row.joint)]
         lines.append([row.model, *accuracies, *rest, si(row.flops), si(row.parameters)])
     return table(["model", *tasks, "average", "joint", "FLOPs", "params"], lines)
 
@@ -43,10 +43,6 @@ def _metric_table(rows: Sequence[Result]) -> str:
         shown = ["-" if value is None else f"{value:.4f}" for value in values]
         lines.append([row.model, *shown, si(row.flops), si(row.parameters)])
     return table(["model", *(f"{task}: {metric}" for task, metric in names), "FLOPs", "params"], lines)
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.1f}"
 
 
 def plot(results: Mapping[str, Sequence[Result]], spaces: Sequence[Mapping[str, Any]], path: str | Path) -> Path:

@@ -33,8 +33,9 @@ def merge_settled(merger: Merger, recipe: Recipe, data: Any = None) -> tuple[Mer
         OptionError, DataError: as `merge_balanced` and `Merger.merge` do.
     """
     if recipe.balance == AUTO:
-        return merge_balanced(merger, recipe, recipe.balance_data if data is None else data)
-    merged = merger.merge(recipe)
+        merged, recipe = merge_balanced(merger, recipe, recipe.balance_data if data is None else data)
+    else:
+        merged = merger.merge(recipe)
     made = Provenance.of(merged.config).recipe
     return merged, recipe.changed(method=made["method"], calibrate=made["calibrate"])
 
@@ -65,7 +66,7 @@ def merge_balanced(merger: Merger, recipe: Recipe, data: Any = None) -> tuple[Me
     for balance in progress(GRID, "Choosing the balance", merger.passes.accelerator):
         mine = recipe.changed(balance=balance, balance_data=None)
         merged = merger.merge(mine)
-        found = same_everywhere(merger.passes.accelerator, score(merged))
+        found = score(merged)
         tried[balance] = -math.inf if math.isnan(found) else found
         if best is None or tried[balance] > highest:
             best = merged, mine
@@ -108,6 +109,7 @@ def _accuracy(merger: Merger, data: Any) -> Score:
     evaluation = accuracy_on(merger, data)
 
     def score(merged: Merged) -> float:
-        return float(evaluation.result("merged", merged).average or 0)
+        average = evaluation.result("merged", merged).average or 0
+        return same_everywhere(merger.passes.accelerator, float(average))
 
     return score

@@ -18,8 +18,7 @@ def one_trunk(merger: Merger, parent: int) -> Merged:
         parent: the number of the model whose trunk is kept.
     """
     parents = merger.parents
-    fixed = next((source.cut for source in parents.sources if source.trunk is not None), None)
-    plan = parents.plan(fixed)
+    plan = parents.plan(parents.fixed_cut)
     count = len(parents.sources)
     spaces = [parents.binding.spaces[name] for name in parents.spaces(plan)]
     matches = {space.name: parent_match(space.size, space.groups, count, parent) for space in spaces}

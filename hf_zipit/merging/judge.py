@@ -67,8 +67,8 @@ def _of_classes(
 ) -> Verdict:
     """The verdict where every task predicts one class of several."""
     assert merger.held_out is not None
-    found = compare_answers(models, [whole.alone() for whole in merger.parents.wholes], merger.held_out)
-    known = found.images > 0
+    found = compare_answers(models, merger.parents.wholes, merger.held_out)
+    known = found.images >= FEW if (found.images >= FEW).any() else found.images > 0
     means = {name: float(found.kept(name, accuracies)[known].mean()) for name in models} if known.any() else {}
     if not means:
         raise DataError("the outputs of the models on all held-out images are not finite: check the models and images")
@@ -143,16 +143,16 @@ def _judged(
     ]
     if broken:
         advice.append(f"{broken} held-out images are left out, because outputs on them are not finite")
-    steps = next_steps(merger, recipe)
     if kept < other + MARGIN:
         method = {0: "method first-parent", len(merger.parents.wholes) - 1: "method last-parent"}.get(parent)
         use = f"{method}, calibrate refit" if method else "give that model first, with method first-parent"
         advice.append(
             f"this merge is no better than the trunk of {control} alone with the heads of all tasks fitted to it. Use "
-            f"that instead ({use}), or merge less: {steps}"
+            f"that instead ({use}), or merge less: {next_steps(merger, recipe)}"
         )
     elif kept < POOR:
         worst = min((one.kept, task) for task, one in tasks.items() if one.kept is not None)[1]
+        steps = next_steps(merger, recipe)
         advice.append(f"this merge is much worse than its parents, most of all on {worst}. Next to try: {steps}")
     shared = None if joint is None else round(joint, 4)
     return Verdict(images, tasks, shared, control, round(kept, 4), round(other, 4), tuple(advice))

@@ -1,6 +1,6 @@
 """How models to merge are related, read from their weights: fine-tunes of one base, or of own initialisations."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -64,7 +64,7 @@ def relation(states: Sequence[Mapping[str, Tensor]], binding: Binding) -> Relati
 def _same(one: Mapping[str, Tensor], other: Mapping[str, Tensor], binding: Binding) -> bool:
     """Whether all tensors of two models but their classifiers are (nearly) equal, norms and biases among them."""
     for name in one.keys() - set(binding.classifier):
-        a, b = one[name].double(), other[name].double()
+        a, b = one[name].double(), other.get(name, torch.empty(0)).double()
         if a.shape != b.shape or (a - b).norm() > DIFFERENT * a.norm():
             return False
     return True
@@ -92,7 +92,7 @@ def _centred(value: Tensor, axis: int, start: int, stop: int) -> Tensor:
     return units - units.mean(0)
 
 
-def _mean(sums: object) -> float:
-    """The cosine from sums of products and squares."""
-    total = torch.stack(list(sums)).sum(0)  # type: ignore[call-overload]
+def _mean(sums: Iterable[Tensor]) -> float:
+    """The cosine from sums of products and squares; 0 without any."""
+    total = torch.stack([torch.zeros(3, dtype=torch.float64), *sums]).sum(0)
     return float(total[0] / (total[1] * total[2]).sqrt().clamp(min=1e-300))

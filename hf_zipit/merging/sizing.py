@@ -51,8 +51,7 @@ def budget_plan(parents: Parents, recipe: Recipe, match: Matched, observe: Obser
     assert budget is not None
     if not recipe.needs_statistics:
         raise OptionError(f"flops_budget reads activations, but method '{recipe.method}' does not; give a width")
-    fixed = next((source.cut for source in parents.sources if source.trunk is not None), None)
-    plans = _plans(parents, recipe.cut or fixed)  # a merge with a cut can only be merged again at that cut
+    plans = _plans(parents, recipe.cut or parents.fixed_cut)  # a merge with a cut can only be merged again at that cut
     deepest = max(plans, key=lambda plan: plan.depth)
     names = parents.spaces(deepest)
     free = _free(parents) & names

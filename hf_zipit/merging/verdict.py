@@ -6,7 +6,7 @@ from typing import Any
 
 from hf_zipit.data.draw import FEWEST
 from hf_zipit.errors import OutputError
-from hf_zipit.text import table
+from hf_zipit.text import percent, table
 
 FEW = 10  # with fewer images of a task than this, nothing is known of it
 MARGIN = 0.01  # of the accuracy kept, by which a merge must be better than one parent's trunk to be worth it
@@ -102,14 +102,10 @@ def verdict_text(verdict: Mapping[str, Any]) -> str:
     }
     tasks = verdict["tasks"]
     shown = [key for key in columns if any(one[key] is not None for one in tasks.values())]
-    rows = [[task, str(one["images"]), *(_percent(one[key]) for key in shown)] for task, one in tasks.items()]
+    rows = [[task, str(one["images"]), *(percent(one[key]) for key in shown)] for task, one in tasks.items()]
     summary = (
-        f"The merge should keep {_percent(verdict['kept'])} % of its parents' accuracy; the trunk of "
-        f"{verdict['control']} alone, with the heads of all tasks fitted to it, {_percent(verdict['control_kept'])} %."
+        f"The merge should keep {percent(verdict['kept'])} % of its parents' accuracy; the trunk of "
+        f"{verdict['control']} alone, with the heads of all tasks fitted to it, {percent(verdict['control_kept'])} %."
     )
     head = ["held out", "images", *(columns[key] for key in shown)]
     return f"{table(head, rows)}\n\n{summary}"
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.1f}"

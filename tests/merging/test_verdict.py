@@ -58,7 +58,7 @@ def test_the_sums_are_those_of_a_plain_loop(sets):
     data = [images(100, seed=seed) for seed in range(sets)]
     merger = merger_of(models, data if sets == 2 else data[0])
     made = {"one": merger.merge(method="zip", calibrate="batchnorm"), "two": merger.merge(method="average")}
-    found = compare_answers(made, [whole.alone() for whole in merger.parents.wholes], merger.held_out)
+    found = compare_answers(made, merger.parents.wholes, merger.held_out)
     held = [[part[i] for i in range(len(part))] for part in merger.held_out.images]
     for place in (TEMPERATURES.index(1.0), 20):
         counts, same, given, sure = plain_loop(made, models, held, TEMPERATURES[place])
@@ -111,7 +111,7 @@ def test_expected_accuracy_uses_what_is_stated():
     without = judge(merger, merged, Recipe(method="average"))
     assert all(one.expected is None for one in without.tasks.values())
     verdict = judge(merger, merged, Recipe(method="average", parent_accuracy=[0.8, 0.6]))
-    found = compare_answers({"m": merged}, [w.alone() for w in merger.parents.wholes], merger.held_out)
+    found = compare_answers({"m": merged}, merger.parents.wholes, merger.held_out)
     for t, (one, accuracy) in enumerate(zip(verdict.tasks.values(), (0.8, 0.6), strict=True)):
         level = found.sure[t] / found.images[t]
         place = int((level - accuracy).abs().argmin())

@@ -8,7 +8,7 @@ from hf_zipit.comparison.grid import Grid
 from hf_zipit.comparison.report import write_report
 from hf_zipit.comparison.run import Comparison
 from hf_zipit.evaluation.results import Result
-from hf_zipit.matching.methods import METHODS
+from hf_zipit.matching.methods import AUTO, METHODS
 from hf_zipit.merging.merger import Merger
 from hf_zipit.recipe import Recipe
 
@@ -17,8 +17,8 @@ CONTROLS = [name for name, method in METHODS.items() if method.control]
 
 
 def merging_arguments(parser: argparse.ArgumentParser, cuts: Sequence[str]) -> None:
-    """Add the merging options: every method without a cut, and zip at every cut, with every calibration."""
-    parser.add_argument("--methods", nargs="+", default=["average", "permute", "zip", *CONTROLS])
+    """Add the merging options: what is chosen, methods without a cut, and zip at every cut, with every calibration."""
+    parser.add_argument("--methods", nargs="+", default=["average", "permute", "zip", "select", *CONTROLS])
     parser.add_argument("--cuts", nargs="*", default=list(cuts), help="partial zips")
     parser.add_argument("--calibrate", nargs="+", default=["batchnorm", "refit"])
     parser.add_argument("--num-images", type=int, default=500, help="unlabelled images per data set")
@@ -42,7 +42,8 @@ def compared(merger: Merger, args: argparse.Namespace, test: Any, save: Save | N
             parts = [recipe.method, recipe.cut, "" if recipe.calibrate == "batchnorm" else recipe.calibrate]
             save("-".join(part for part in parts if part), merged)
 
-    wanted = Grid(args.methods, calibrations=args.calibrate).recipes(merger)
+    wanted = Grid([AUTO], calibrations=[AUTO]).recipes(merger)
+    wanted += Grid(args.methods, calibrations=args.calibrate).recipes(merger)
     wanted += Grid(["zip"], args.cuts, args.calibrate).recipes(merger)
     folder = args.out / "-".join(["comparison", *merger.tasks])
     rows = Comparison(merger, folder, test, save=keep).run(wanted)

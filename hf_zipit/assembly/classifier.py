@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hf_zipit.assembly.loudness import equally_loud
 from hf_zipit.assembly.parents import Parents, heads_of, plain_attributes
@@ -88,7 +88,20 @@ class Classifiers(Parents):
 
         with torch.device("meta"):
             planned = ZipItForImageClassification(self.config(names, plan))
+        self._take_shapes(planned)
         return cost_of(resized(planned, self.binding, plan.ratios, place), self.input_size)
+
+    def _take_shapes(self, planned: nn.Module) -> None:
+        """Give a planned merge the shapes of the models: those in memory may differ from the architecture they name."""
+        own = self.sources[0].model.state_dict()
+        for name, value in planned.state_dict().items():
+            part, _, inner = name.partition(".")
+            inner = inner.partition(".")[2] if part == "heads" else inner
+            shape = list(own[inner].shape) if inner in own else list(value.shape)
+            if inner in self.binding.classifier:
+                shape[0] = len(value)  # the classes of all tasks
+            if shape != list(value.shape):
+                resize(planned, name, shape)
 
     def config(self, names: Sequence[str], plan: Plan) -> ZipItConfig:
         """Everything needed to rebuild the merged model, except its shapes."""

@@ -101,8 +101,8 @@ def keeps_function(
 
 
 def _random(model: nn.Module, size: Sequence[int]) -> tuple[nn.Module, Tensor]:
-    """A copy with random weights, and an image of noise."""
-    net = randomise(copy.deepcopy(model).float().eval(), seed=0)
+    """A copy with random weights, on the CPU, and an image of noise."""
+    net = randomise(copy.deepcopy(model).cpu().float().eval(), seed=0)
     return net, torch.randn(1, *size, generator=torch.Generator().manual_seed(0))
 
 

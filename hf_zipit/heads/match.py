@@ -47,6 +47,7 @@ def match_heads(
     queries = statistics.queries / statistics.counts[0]
     moments = statistics.keys / statistics.counts[1]
     covariance = statistics.outputs.covariance
+    written = [value.to(covariance.device) for value in written]
     if seed is None:
         a, b = logit_maps(queries, moments, units)
         maps = value_maps(covariance, written, units)

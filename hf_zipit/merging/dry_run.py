@@ -99,7 +99,7 @@ def plan_merge(
     if None in refs:
         raise OptionError("the recipe does not record where its models are; pass the models along with it")
     check_recipe(recipe, len(refs), data=[])
-    recipe = likely(recipe)
+    given, recipe = recipe, likely(recipe)
     outlines = [outline(str(ref), access) for ref in refs]
     sources = [source for source, _ in outlines]
     check_result(sources, recipe, library, license)
@@ -129,7 +129,7 @@ def plan_merge(
             if axis in plan.kept
         },
         memory=_memory(recipe, parents, plan, spaces, alone if budget is not None else cost),
-        note=_note(recipe),
+        note=_note(given, recipe),
     )
 
 
@@ -246,9 +246,13 @@ def _heads_text(plan: MergePlan) -> str:
     return f"the attention heads of all models are kept in {len(plan.heads)} layers: {counts} in each"
 
 
-def _note(recipe: Recipe) -> str | None:
-    """A remark on what the numbers leave out."""
-    if recipe.flops_budget is None:
-        return None
-    most = f"at most {recipe.flops_budget:g}x the FLOPs of one parent"
-    return f"cut and widths are chosen once the images are read, for {most}"
+def _note(given: Recipe, planned: Recipe) -> str | None:
+    """A remark on what the numbers leave out, or take for granted."""
+    notes = []
+    if given.automatic:
+        chosen = f"{planned.method} with {planned.calibrate}"
+        notes.append(f"method and calibration are chosen once models and images are read; this is for {chosen}")
+    if planned.flops_budget is not None:
+        most = f"at most {planned.flops_budget:g}x the FLOPs of one parent"
+        notes.append(f"cut and widths are chosen once the images are read, for {most}")
+    return "; ".join(notes) or None

@@ -240,3 +240,5 @@ def resize(root: nn.Module, name: str, shape: Sequence[int]) -> None:
         module.num_features = shape[0]
     elif isinstance(module, nn.GroupNorm):
         module.num_channels = shape[0]
+    elif isinstance(module, nn.LayerNorm):
+        module.normalized_shape = tuple(shape)

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 
 import hf_zipit
 from hf_zipit.assembly.classifier import Classifiers
@@ -15,7 +16,9 @@ from hf_zipit.merging import dry_run
 from hf_zipit.merging.dry_run import plan_merge, plan_text
 from hf_zipit.recipe import Recipe
 from hf_zipit.saving import save as saving
+from hf_zipit.sources.load import load_source
 from hf_zipit.text import si
+from tests.helpers.families import timm_convnext
 from tests.helpers.marks import slow, slow_but
 from tests.helpers.measure import PeakMemory
 from tests.helpers.models import hf_vit, images
@@ -130,6 +133,25 @@ def test_the_parameters_of_a_merge_of_several_kinds_are_those_it_has(name):
         planned = parents.cost(["a", "b"], parents.plan(cut))
         assert planned.parameters == sum(parameter.numel() for parameter in merged.parameters())
         assert planned.flops == count_flops(merged, parents.input_size)
+
+
+def test_the_cost_of_models_in_memory_is_theirs_and_not_that_of_the_architecture_they_name(tmp_path):
+    sources = [load_source(timm_convnext(seed)) for seed in (0, 1)]
+    parents = open_parents(sources)
+    merged = hf_zipit.merge(sources, method="average", calibrate="none", tasks=["a", "b"])
+    planned = parents.cost(["a", "b"], parents.plan(None))
+    assert planned.flops == count_flops(merged, parents.input_size)
+    assert planned.parameters == sum(parameter.numel() for parameter in merged.parameters())
+    merged.save_pretrained(tmp_path)
+    again = type(merged).from_pretrained(tmp_path)
+    pixels = torch.randn(2, *parents.input_size)
+    torch.testing.assert_close(again(pixels).logits, merged(pixels).logits)
+
+
+def test_a_plan_says_what_it_takes_for_granted(digits):
+    refs = [str(digit) for digit in digits]
+    assert "this is for average with none" in plan_text(plan_merge(Recipe(sources=refs)))
+    assert plan_merge(Recipe(sources=refs, method="zip", calibrate="refit", data=["x"])).note is None
 
 
 def test_a_merge_among_the_models_is_planned_too(digits, tmp_path):

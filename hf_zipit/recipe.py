@@ -22,7 +22,7 @@ from hf_zipit.settings import Settings, shown
 
 SUFFIXES = (".yml", ".yaml")
 OF_THE_RUN = frozenset({"device", "cache", "generator"})  # they do not affect the result
-REFERENCES = ("sources", "data", "balance_data")  # keys that name models or data sets
+PLACES: dict[str, Any] = {"lists": ("sources", "data", "balance_data"), "single": ("base",), "paths": ("spec",)}
 NO_CUT = "none"  # as a cut: all layers are merged
 MAX_TASK = 100  # characters of a task's name
 ALL = "all"  # as a number of images: those of the whole data set
@@ -84,6 +84,11 @@ class Recipe(Options, Inputs):
     """
 
     model_config = ConfigDict(title="hf-zipit recipe")
+    base: str | None = Field(
+        None,
+        description="Model that the others were fine-tuned from, for methods that need it: a Hub id or folder. Its "
+        "classifier is not used. Default: the one that all model cards name.",
+    )
     preset: str | None = Field(
         None,
         description=f"The settings of a paper, for options that are not given.\n\n{presets()}",
@@ -111,18 +116,16 @@ class Recipe(Options, Inputs):
     )
     parent_accuracy: list[Share] | None = Field(
         None,
-        description="Accuracy of each parent on its own task, 0 to 1, in the order of the tasks; the verdict then "
-        "states what to expect of the merge. Default: what the parents' model cards state.",
+        description="Accuracy of each parent on its own task, 0 to 1; the verdict then states what to expect. Default: "
+        "what the parents' model cards state.",
     )
     skip_bad_images: int = Field(
         0,
         ge=0,
-        description="How many images per data set may be damaged or unreadable; they are left out and named. If there "
-        "are more, the merge stops.",
+        description="Damaged or unreadable images per data set that are left out and named; more stop the merge.",
     )
     label_column: str | None = Field(
-        None,
-        description="Column of the labels. Default: of several, the one with the classes of the task.",
+        None, description="Column of the labels. Default: of several, the one with the classes of the task."
     )
     batch_size: int = Field(32, ge=1, le=10**6, description="Images per forward pass.")
     calibrate: str = Field(
@@ -190,14 +193,14 @@ class Recipe(Options, Inputs):
             raise OptionError(f"tasks is {shown(value)}: the names must differ")
         return value
 
-    @field_validator("cut", "device", "spec")
+    @field_validator("cut", "device", "spec", "base")
     @classmethod
     def _not_empty(cls, value: str | None, info: ValidationInfo) -> str | None:
         if value is not None and not value.strip():
             raise OptionError(f"{info.field_name} is {shown(value)}: leave it out, or give a value")
         return value
 
-    @field_validator("spec", "device", mode="before")
+    @field_validator("spec", "device", "base", mode="before")
     @classmethod
     def _as_text(cls, value: Any) -> Any:
         plain = value is None or isinstance(value, str | int | float | list | dict)  # a number is no name
@@ -225,14 +228,14 @@ class Recipe(Options, Inputs):
     @property
     def reads_images(self) -> bool:
         """Whether the merge reads images, if there are any."""
-        return self.verdict or self.needs_statistics or self.calibrate != "none"
+        return self.verdict or self.needs_statistics or self.how.observes or self.calibrate != "none"
 
     @property
     def needs_images(self) -> bool:
         """Whether the merge cannot do without images."""
         matched = self.needs_statistics and self.method != AUTO
         sized = self.flops_budget is not None
-        return matched or sized or self.calibrate not in (AUTO, "none")
+        return matched or sized or self.how.observes or self.calibrate not in (AUTO, "none")
 
     @property
     def automatic(self) -> bool:
@@ -265,7 +268,7 @@ def read_recipe(file: str | Path, **changes: Any) -> Recipe:
         changes: Values that override those in the file.
 
     Raises:
-        OptionError: The file cannot be read, a key is unknown or given twice, a value has the wrong type or is out of
+        OptionError: The file cannot be read, a key is unknown or given twice, a value is of the wrong type or out of
             range, or a name could mean a path or a model on the Hub.
 
     >>> read_recipe("recipe.yml", cut="layer3")  # doctest: +SKIP
@@ -281,7 +284,7 @@ def read_recipe(file: str | Path, **changes: Any) -> Recipe:
         raise OptionError(f"{file} is not a recipe: {found}, but a recipe has keys such as 'sources:' and 'data:'")
     try:
         own = {str(name): value for name, value in values.items() if name not in changes}
-        return Recipe(**{**located(own, file.parent.absolute(), lists=REFERENCES, paths=("spec",)), **changes})
+        return Recipe(**{**located(own, file.parent.absolute(), **PLACES), **changes})
     except OptionError as error:
         if _refuses(changes, error):
             raise

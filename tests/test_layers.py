@@ -23,6 +23,7 @@ ROOMS = [  # from the top down; a room is a folder, or a module beside the folde
         "find_spec",
     ),
     *("find_spec", "saving", "recipe", "heads", "calibration", "checks", "tracing", "matching", "settings"),
+    "deltas",
     *("statistics", "data", "sources"),
     *("costs", "running", "transform", "specs", "text", "progress", "models", "files", "errors"),
 ]

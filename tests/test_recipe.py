@@ -90,6 +90,7 @@ def test_everything_that_decides_the_result_is_recorded(merged):
     assert set(recorded) == set(Recipe.model_fields) - (OF_THE_RUN - {"generator"}) - {
         "backbone",
         "balance_data",
+        "base",
         "flops_budget",
         "label_column",
         "parent_accuracy",

@@ -3,6 +3,7 @@
 Only `kind_of` chooses between the implementations, `Classifiers` and `Multitask`.
 """
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -90,6 +91,16 @@ class Parents(ABC):
     def states(self) -> list[dict[str, Tensor]]:
         """The state dict of the shared part of every model."""
         return [source.model.state_dict() for source in self.sources]
+
+    def with_trunk(self, values: Mapping[str, Tensor]) -> "Parents":
+        """The same models with these values in all of their states, which a merge then leaves as they are.
+
+        Args:
+            values: tensors by name. Layers behind a cut, and classifiers, are to be left out.
+        """
+        out = copy.copy(self)
+        vars(out)["states"] = [{**state, **values} for state in self.states]
+        return out
 
     @property
     def input_size(self) -> tuple[int, int, int]:

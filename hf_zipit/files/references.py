@@ -8,7 +8,9 @@ from hf_zipit.errors import OptionError
 from hf_zipit.files.documents import is_plain
 
 
-def located(values: Mapping[str, Any], base: Path, *, lists: Iterable[str], paths: Iterable[str]) -> dict[str, Any]:
+def located(
+    values: Mapping[str, Any], base: Path, *, lists: Iterable[str], paths: Iterable[str], single: Iterable[str] = ()
+) -> dict[str, Any]:
     """The values of a file with relative paths made absolute; what is malformed is left for validation.
 
     Args:
@@ -16,6 +18,7 @@ def located(values: Mapping[str, Any], base: Path, *, lists: Iterable[str], path
         base: the absolute path of its folder.
         lists: keys with one reference, or a list of references or of mappings with a `path`.
         paths: keys with a path.
+        single: keys with one reference that is not to become a list.
 
     Raises:
         OptionError: a reference looks like a Hub id, but would be taken for a path in the current folder.
@@ -27,6 +30,9 @@ def located(values: Mapping[str, Any], base: Path, *, lists: Iterable[str], path
             found[name] = [_placed(given, base)]
         elif isinstance(given, list):
             found[name] = [_placed_entry(entry, base) for entry in given]
+    for name in single:
+        if isinstance(found.get(name), str):
+            found[name] = _placed(found[name], base)
     for name in paths:
         if isinstance(found.get(name), str) and found[name].strip():
             found[name] = str(base / Path(found[name]).expanduser())

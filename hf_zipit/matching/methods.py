@@ -4,12 +4,14 @@ Entries refer to their function as `module:name`, so that help texts can list th
 """
 
 import pkgutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from hf_zipit.matching.greedy import Budget
     from hf_zipit.transform.match import Match, UnitMatch
 
@@ -34,6 +36,9 @@ class Method:
         fixed: Whether the match needs no similarity.
         settings: Further keywords of the function.
         control: Whether this is a baseline for the methods, not a method.
+        rule: For methods that match unit i with unit i: how the differences of the models to a base are merged, or a
+            reference to the function, `module:name`. Its signature is `(deltas, ...) -> merged difference`.
+        observes: Whether the rule takes the inputs of the layers, `inputs`, and no base is needed.
     """
 
     function: str | Callable[..., "Match"]
@@ -48,6 +53,8 @@ class Method:
     fixed: bool = False
     settings: Mapping[str, Any] = field(default_factory=dict)
     control: bool = False
+    rule: str | None = None
+    observes: bool = False
 
     def takes(self, width: float) -> bool:
         """Whether the method can produce matches of this width; widths below 1 need merges within a model."""
@@ -76,6 +83,24 @@ class Method:
         return self._resolved(size, groups, models, **self.settings)
 
     @property
+    def based(self) -> bool:
+        """Whether the method needs the model that the others were fine-tuned from."""
+        return self.rule is not None and not self.observes
+
+    def merged(self, deltas: "Sequence[Mapping[str, Tensor]]", options: Any, **keywords: Any) -> "dict[str, Tensor]":
+        """The merged difference to a base, by the rule of the method with its options filled in.
+
+        Args:
+            deltas: The differences of each model, by name.
+            options: The user's recipe.
+            keywords: What else the rule takes.
+        """
+        assert self.rule is not None
+        chosen = {name: getattr(options, name) for name in self.options if name != "scale"}
+        found: dict[str, Tensor] = pkgutil.resolve_name(self.rule)(deltas, **chosen, **keywords)
+        return found
+
+    @property
     def _resolved(self) -> Callable[..., "Match"]:
         return pkgutil.resolve_name(self.function) if isinstance(self.function, str) else self.function
 
@@ -89,6 +114,8 @@ def _average(size: int, _: int, models: int) -> "Match":
 _ZIP: dict[str, Any] = {"within": True, "sized": True, "options": ("alpha", "beta", "compat")}
 _PERMUTE: dict[str, Any] = {"options": ("compat",)}
 _ROOM = "hf_zipit.matching"
+_DELTAS = "hf_zipit.deltas"
+_BASED: dict[str, Any] = {"fixed": True, "options": ("scale",)}
 
 METHODS: dict[str, Method] = {
     "zip": Method(
@@ -113,6 +140,62 @@ METHODS: dict[str, Method] = {
         **_PERMUTE,
     ),
     "average": Method(_average, "average the weights without matching, unit i with unit i", fixed=True),
+    "task-arithmetic": Method(
+        _average,
+        "add the differences to the base (Ilharco et al., 2023)",
+        rule=f"{_DELTAS}.rules:task_arithmetic",
+        **_BASED,
+    ),
+    "ties": Method(
+        _average,
+        "add the largest differences to the base, where their signs agree (Yadav et al., 2023)",
+        rule=f"{_DELTAS}.rules:ties",
+        **{**_BASED, "options": ("scale", "density")},
+    ),
+    "dare": Method(
+        _average,
+        "add random differences to the base, scaled up (Yu et al., 2024)",
+        rule=f"{_DELTAS}.rules:dare",
+        **{**_BASED, "options": ("scale", "density", "seed")},
+    ),
+    "tsv": Method(
+        _average,
+        "add the leading singular vectors of all differences, made orthogonal (TSV-M, Gargiulo et al., 2025)",
+        rule=f"{_DELTAS}.spectral:tsv",
+        **_BASED,
+    ),
+    "iso-c": Method(
+        _average,
+        "add the sum of the differences with equal singular values (Marczak et al., 2025)",
+        rule=f"{_DELTAS}.spectral:iso_c",
+        **_BASED,
+    ),
+    "iso-cts": Method(
+        _average,
+        "as iso-c, with directions of each task among them (Marczak et al., 2025)",
+        rule=f"{_DELTAS}.spectral:iso_cts",
+        **_BASED,
+    ),
+    "wudi": Method(
+        _average,
+        "add the differences that interfere least, in closed form (WUDI, Cheng et al., 2025)",
+        rule=f"{_DELTAS}.spectral:wudi",
+        **_BASED,
+    ),
+    "regmean": Method(
+        _average,
+        "solve for weights by least squares on the models' inputs; needs no base (Jin et al., 2023)",
+        rule=f"{_DELTAS}.regmean:regmean",
+        fixed=True,
+        observes=True,
+    ),
+    "regmean-sequential": Method(
+        _average,
+        "as regmean, on the inputs that layers have in the merge (RegMean++, 2025); a data set per model",
+        rule=f"{_DELTAS}.regmean:regmean_sequential",
+        fixed=True,
+        observes=True,
+    ),
     "optimal": Method(
         f"{_ROOM}.optimal:optimal_match",
         "merge optimal pairs, across and within models (ZipIt!, section 5)",

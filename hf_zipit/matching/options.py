@@ -60,6 +60,15 @@ class Options(Settings):
         "all of their units, which costs more. With all-random (control), random maps take the place of fitted ones. "
         "Auto is all for select, where the models allow it, and else pair.",
     )
+    scale: float | Literal["auto"] = Field(
+        "auto",
+        description="Factor on the merged difference to the base, for methods that need one. With auto, the one whose "
+        "merge answers most like the parents on held-out images; without images, 1 over the number of models for "
+        "task-arithmetic and dare, and else 1.",
+    )
+    density: float = Field(
+        0.2, gt=0, le=1, description="Share of the entries of each difference that is kept (ties, dare)."
+    )
     flops_budget: float | None = Field(
         None,
         gt=0,
@@ -79,6 +88,13 @@ class Options(Settings):
     def _share(cls, value: float | str) -> float | str:
         if isinstance(value, float) and not 0 <= value <= 1:
             raise OptionError(f"balance is {value:g}: it must lie between 0 and 1")
+        return value
+
+    @field_validator("scale")
+    @classmethod
+    def _finite(cls, value: float | str) -> float | str:
+        if isinstance(value, float) and not 0 <= value <= 100:
+            raise OptionError(f"scale is {value:g}: it must lie between 0 and 100")
         return value
 
     @model_validator(mode="after")

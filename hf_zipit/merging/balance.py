@@ -37,7 +37,7 @@ def merge_settled(merger: Merger, recipe: Recipe, data: Any = None) -> tuple[Mer
     else:
         merged = merger.merge(recipe)
     made = Provenance.of(merged.config).recipe
-    return merged, recipe.changed(method=made["method"], calibrate=made["calibrate"])
+    return merged, recipe.changed(method=made["method"], calibrate=made["calibrate"], scale=made["scale"])
 
 
 def merge_balanced(merger: Merger, recipe: Recipe, data: Any = None) -> tuple[Merged, Recipe]:

@@ -14,6 +14,7 @@ from hf_zipit.data.draw import FEWEST
 from hf_zipit.data.images import NO_DATA
 from hf_zipit.errors import OptionError, SourceError
 from hf_zipit.merging.balance import merge_settled
+from hf_zipit.merging.base import Base
 from hf_zipit.merging.judge import accuracies_of, judge
 from hf_zipit.merging.merger import Merger
 from hf_zipit.merging.provenance import check_count
@@ -35,6 +36,7 @@ def merge(
     data: Any = None,
     *,
     balance_data: Any = None,
+    base: str | Path | nn.Module | Source | None = None,
     token: str | None = None,
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
@@ -52,6 +54,8 @@ def merge(
             Not read if neither the method nor the calibration needs images, and there is to be no verdict.
         {options}
         balance_data: Labelled images, as for `data`. With balance auto, the most accurate merge on them is kept.
+        base: The model that the others were fine-tuned from, for methods that add differences to it. Its classifier is
+            not used. Default: the one that all model cards name.
         token: Hub access token for models and data sets. Default: `HF_TOKEN` or `hf auth login`.
         trust_remote_code: Run code files that come with a model.
         allow_pickle: Read `.bin` weights of models that have no others, with torch's restricted unpickler.
@@ -75,7 +79,7 @@ def merge(
     check_recipe(recipe, len(sources), data)
     access = Access(token, trust_remote_code, allow_pickle)
     opened = [load_source(source, access=access) for source in sources]
-    return _run(recipe, opened, data, balance_data, token)
+    return _run(recipe, opened, data, balance_data, token, base)
 
 
 def merge_recipe(
@@ -122,11 +126,14 @@ def check_recipe(recipe: Recipe, models: int, data: Any) -> None:
         raise OptionError(NO_DATA)
 
 
-def _run(recipe: Recipe, sources: Sequence[Source], data: Any, balance_data: Any, token: str | None) -> Merged:
+def _run(
+    recipe: Recipe, sources: Sequence[Source], data: Any, balance_data: Any, token: str | None, base: Base | None = None
+) -> Merged:
     """Merge opened models."""
     for name in recipe.ignored:
         _log.warning("%s is %s, which %s does not use", name, getattr(recipe, name), recipe.method)
-    merger = Merger(sources, data if recipe.reads_images else None, recipe.changed(sources=[], data=None), token=token)
+    chosen = recipe.changed(sources=[], data=None)
+    merger = Merger(sources, data if recipe.reads_images else None, chosen, base=base, token=token)
     accuracies_of(merger, recipe)  # refused before the work, if there are too many or too few
     merged, settled = merge_settled(merger, recipe, balance_data)
     verdict = judge(merger, merged, settled) if recipe.verdict else None

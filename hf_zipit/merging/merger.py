@@ -25,15 +25,17 @@ from hf_zipit.matching.matcher import Matcher
 from hf_zipit.matching.methods import AUTO
 from hf_zipit.matching.options import Options
 from hf_zipit.merging.automatic import Choice, choose
+from hf_zipit.merging.base import Base
+from hf_zipit.merging.differences import Differences
 from hf_zipit.merging.observe import statistics_of
-from hf_zipit.merging.provenance import places_of, provenance, task_names
+from hf_zipit.merging.provenance import equip, places_of, provenance, task_names
 from hf_zipit.merging.relation import Relation, relation
 from hf_zipit.merging.sanity import check_finite, check_models_run
 from hf_zipit.merging.sizing import budget_plan, sized_plan
 from hf_zipit.recipe import ALL, Recipe
 from hf_zipit.running import working_copy
 from hf_zipit.saving.provenance import Provenance
-from hf_zipit.saving.sidecars import sidecar_files
+from hf_zipit.sources.access import Access
 from hf_zipit.sources.load import load_source
 from hf_zipit.sources.source import Source
 from hf_zipit.specs.plan import Plan
@@ -51,6 +53,8 @@ class Merger:
     Args:
         sources: two or more Hub ids, folders, modules or opened sources; none of them is changed.
         data: images, as for `merge`. Without images, only methods and calibrations that need none can be used.
+        base: the model that they were fine-tuned from, for methods that need it; by default, that of the recipe, or the
+            one that all cards name.
         recipe: the options of the run (`num_images`, `skip_bad_images`, `label_column`, `batch_size`, `tasks`, `seed`,
             `device`, `spec`, `backbone`, `cache`), and the defaults of every merge.
         token: Hub access token for data sets.
@@ -61,6 +65,7 @@ class Merger:
         recipe: the options of the run, and the defaults of every merge.
         parents: the models, with the part that they share, and streams on one scale.
         given: the same models, as they were given.
+        differences: of the same models to the one that they were fine-tuned from.
         tasks: the name of every task.
         transform: PIL image -> pixels `(channels, height, width)`; `None` if no source has one.
         passes: passes over the images.
@@ -81,6 +86,7 @@ class Merger:
         data: Any = None,
         recipe: Recipe | None = None,
         *,
+        base: Base | None = None,
         token: str | None = None,
         most: int = USEFUL,
         **options: Any,
@@ -105,6 +111,7 @@ class Merger:
         self.held_out = Passes(held, recipe.batch_size, recipe.device) if held else None
         check_models_run(self.parents.wholes, self.passes)
         self.given = self.parents
+        self.differences = Differences(self.given, base or recipe.base, self.passes, Access(token))
         self.parents = self.given.equally_loud(self.passes)
         self.places = places_of(self.parents.sources, images)
         self.memo: dict[Any, Any] = {}
@@ -123,10 +130,13 @@ class Merger:
             if name not in PER_MERGE:
                 raise OptionError(f"{name} is an option of all merges of a Merger: give it when the Merger is made")
         recipe = (recipe or self.recipe).changed(**options)
-        if recipe.compat and self.parents is not self.given:  # the authors take streams as they are
+        as_given = recipe.compat or recipe.how.rule  # the authors, and differences to a base, take streams as they are
+        if as_given and self.parents is not self.given:
             return self._once("as given", self._as_given).merge(recipe)
         if recipe.automatic:
             return self._nearest(recipe)
+        if recipe.how.based and recipe.scale == AUTO:
+            recipe = recipe.changed(scale=self.differences.scale(recipe, self.held_out or self.passes, self.merge))
         calibration = CALIBRATIONS[recipe.calibrate]
         if calibration.joint and not self.parents.predicts_jointly:
             raise OptionError(f"{recipe.calibrate} needs classifiers only, each for one class of several; use refit")
@@ -135,13 +145,11 @@ class Merger:
         matches = self.match(plan, recipe)
         for name, match in matches.items():
             _log.debug("%s: %d units, of which %s", name, match.width, match.composition())
-        about = provenance(self.parents, self.recipe, recipe, self.passes, matches)
-        merged = self.parents.assemble(self.tasks, plan, matches, about.to_dict())
-        processor = next((source.processor for source in self.parents.sources if source.processor), None)
-        merged.image_processor = processor or merged.image_processor
-        merged.spec_text = self.parents.binding.spec.text
-        merged.locations = self.places
-        merged.sidecars = sidecar_files(merged.config, merged.spec_text)
+        base = self.differences.base if recipe.how.based else None
+        about = provenance(self.parents, self.recipe, recipe, self.passes, matches, base)
+        parents = self.differences.applied(plan, recipe) if recipe.how.rule else self.parents
+        merged = parents.assemble(self.tasks, plan, matches, about.to_dict())
+        equip(merged, self.parents, {**self.places, "base": [base.folder]} if base and base.folder else self.places)
         merged.to(self.passes.device)
         where = plan.cut or "the classifiers"
         _log.info(

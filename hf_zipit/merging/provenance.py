@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from hf_zipit import __version__
-from hf_zipit.assembly.parents import Parents
+from hf_zipit.assembly.parents import Merged, Parents
 from hf_zipit.data.batches import Passes
 from hf_zipit.data.dataset import Images
 from hf_zipit.data.rows import hub_data
@@ -12,12 +12,15 @@ from hf_zipit.errors import OptionError
 from hf_zipit.recipe import Recipe
 from hf_zipit.saving.license import license_of
 from hf_zipit.saving.provenance import Provenance
+from hf_zipit.saving.sidecars import sidecar_files
 from hf_zipit.sources.source import Source
 from hf_zipit.transform.heads import HeadMatch, Matches
 from hf_zipit.transform.match import Match
 
 
-def provenance(parents: Parents, run: Recipe, recipe: Recipe, passes: Passes, matches: Matches) -> Provenance:
+def provenance(
+    parents: Parents, run: Recipe, recipe: Recipe, passes: Passes, matches: Matches, base: Source | None = None
+) -> Provenance:
     """The provenance of a merge: enough to reproduce it and to see what went into it.
 
     Args:
@@ -26,11 +29,14 @@ def provenance(parents: Parents, run: Recipe, recipe: Recipe, passes: Passes, ma
         recipe: options of the merge.
         passes: passes over the images.
         matches: by space.
+        base: the model that the others were fine-tuned from, if the method needs it.
     """
     counts = [part.asked or len(part) for part in passes.images]
     options = {**recipe.options.model_dump(), "calibrate": recipe.calibrate}
     options |= {"seed": run.seed, "num_images": counts or None, "batch_size": run.batch_size, "backbone": run.backbone}
     options |= {"skip_bad_images": run.skip_bad_images} if run.skip_bad_images else {}
+    if base is not None and base.origin["id"]:
+        options |= {"base": "@".join(filter(None, (base.origin["id"], base.origin["revision"])))}
     options |= {} if run.verdict else {"verdict": False}  # which holds out no images
     return Provenance(
         generator=f"hf-zipit {__version__}",
@@ -68,6 +74,21 @@ def places_of(sources: Sequence[Source], images: Sequence[Images]) -> dict[str, 
     """Paths or ids of models and images on this machine; `data` is `None` if any of the images have none."""
     refs = [part.ref for part in images]
     return {"sources": [source.folder for source in sources], "data": refs if refs and all(refs) else None}
+
+
+def equip(merged: Merged, parents: Parents, places: dict[str, Any]) -> None:
+    """Give a merge what is saved beside its weights: processor, spec, locations, and texts.
+
+    Args:
+        merged: the merge, changed in place.
+        parents: the models.
+        places: where models and images were found on this machine.
+    """
+    processor = next((source.processor for source in parents.sources if source.processor), None)
+    merged.image_processor = processor or merged.image_processor
+    merged.spec_text = parents.binding.spec.text
+    merged.locations = places
+    merged.sidecars = sidecar_files(merged.config, merged.spec_text)
 
 
 def task_names(sources: Sequence[Source], tasks: Sequence[str] | None) -> list[str]:

@@ -144,7 +144,8 @@ def save(
         else:
             write_plain(model, partial, library, task, processor_of(model))
         options: dict[str, Any] = {"library": library, "task": task, "license": license_metadata}
-        for name, text in sidecar_files(model.config, spec_text, relative.get("data"), **options).items():
+        (base,) = relative.get("base") or [None]
+        for name, text in sidecar_files(model.config, spec_text, relative.get("data"), base, **options).items():
             # a reloaded merge keeps the texts it came with, unless its license changes
             if locations is not None or license is not None or not (partial / name).exists():
                 (partial / name).write_text(text, encoding="utf-8")
@@ -162,7 +163,7 @@ def _saved_beside(folder: Path) -> tuple[str | None, dict[str, Any] | None]:
         return text, None
     recipe = read_recipe(folder / RECIPE)
     paths = [source.path if isinstance(source, PinnedSource) else source for source in recipe.sources]
-    return text, {"sources": paths, "data": recipe.data}
+    return text, {"sources": paths, "data": recipe.data, "base": recipe.base and [recipe.base]}
 
 
 def _relative_to(folder: Path, locations: dict[str, Any]) -> dict[str, Any]:

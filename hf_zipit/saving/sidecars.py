@@ -16,7 +16,7 @@ SPEC, RECIPE, CARD = "zipit_spec.yaml", "zipit_config.yml", "README.md"
 
 
 def sidecar_files(
-    config: ZipItConfig, spec_text: str | None, data: list[str] | None = None, **options: Any
+    config: ZipItConfig, spec_text: str | None, data: list[str] | None = None, base: str | None = None, **options: Any
 ) -> dict[str, str]:
     """The texts of card, recipe and spec by file name.
 
@@ -24,10 +24,11 @@ def sidecar_files(
         config: config of the merged model.
         spec_text: the spec it was merged with; `None` if unknown.
         data: where the images were read from, for the recipe; by default their Hub ids.
+        base: where the base was read from, for the recipe; by default its Hub id.
         options: passed to `card`; `license` defaults to the license that all parents state.
     """
     about = Provenance.of(config)
-    full = recipe_of(config, data)
+    full = recipe_of(config, data, base)
     public = _public(full)
     options = {"license": agreed_license(about.sources), **options}
     reproduction = _reproduction(public, about.data)
@@ -65,15 +66,17 @@ def _public(recipe: Recipe) -> Recipe:
     """The recipe for publication, local paths removed."""
     sources = [s if isinstance(s, str) else s.model_copy(update={"path": None}) for s in recipe.sources]
     local = any(ref.startswith((".", "/", "~")) for ref in recipe.data or [])
-    return recipe.model_copy(update={"sources": sources, "data": None if local else recipe.data})
+    base = None if recipe.base is not None and recipe.base.startswith((".", "/", "~")) else recipe.base
+    return recipe.model_copy(update={"sources": sources, "data": None if local else recipe.data, "base": base})
 
 
-def recipe_of(config: ZipItConfig, data: list[str] | None = None) -> Recipe:
+def recipe_of(config: ZipItConfig, data: list[str] | None = None, base: str | None = None) -> Recipe:
     """The recipe that reproduces a merge.
 
     Args:
         config: config of the merged model.
         data: where the images were read from; by default their Hub ids, if all have one.
+        base: where the base was read from; by default its Hub id, if it has one.
     """
     about = Provenance.of(config)
     known = PinnedSource.model_fields
@@ -86,7 +89,7 @@ def recipe_of(config: ZipItConfig, data: list[str] | None = None) -> Recipe:
         cut=config.cut,
         spec=SPEC,
         generator=about.generator,
-        **about.recipe,
+        **{**about.recipe, **({"base": base} if base else {})},
     )
 
 

@@ -1,0 +1,135 @@
+"""Merges by the differences of models to the one that they were fine-tuned from."""
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hf_zipit.assembly.parents import Merged, Parents
+from hf_zipit.data.batches import Passes
+from hf_zipit.deltas.regmean import Inputs
+from hf_zipit.errors import OptionError
+from hf_zipit.merging.base import STATISTICS, Base, base_of, base_state
+from hf_zipit.merging.scale import chosen_scale, unseen_scale
+from hf_zipit.recipe import Recipe
+from hf_zipit.running import working_copy
+from hf_zipit.sources.access import Access
+from hf_zipit.sources.source import Source
+from hf_zipit.specs.plan import Plan
+
+State = Mapping[str, Tensor]
+_log = logging.getLogger("hf_zipit")
+
+
+class Differences:
+    """The differences of some models to their base, which is loaded when a method first needs it.
+
+    Args:
+        parents: the models, as they were given.
+        base: the base, if the user gave one.
+        passes: over the images, for methods that read inputs.
+        access: token and permissions for reading the base.
+    """
+
+    def __init__(self, parents: Parents, base: Base | None, passes: Passes, access: Access) -> None:
+        self.parents = parents
+        self.passes = passes
+        self._given = base
+        self._access = access
+        self._merged: dict[Any, Difference] = {}
+        self._scales: dict[Any, float] = {}
+
+    @cached_property
+    def base(self) -> Source:
+        """The model that the others were fine-tuned from.
+
+        Raises:
+            OptionError: none is given, and the cards name none.
+            SourceError: it cannot be loaded.
+        """
+        return base_of(self._given, self.parents, self._access)
+
+    def applied(self, plan: Plan, recipe: Recipe) -> Parents:
+        """The models with one trunk in common, by the rule of the method.
+
+        Args:
+            plan: of the merge.
+            recipe: the options; its scale is a number, if the method needs a base.
+        """
+        base = self.base if recipe.how.based else None
+        key = (recipe.changed(scale=1.0).options, recipe.seed, plan.depth)
+        if key not in self._merged:
+            self._merged[key] = merged_difference(self.parents, plan, recipe, base, self.passes)
+        found = self._merged[key]
+        return self.parents.with_trunk(found.at(float(recipe.scale) if base else 1.0, self.parents.states[0]))
+
+    def scale(self, recipe: Recipe, passes: Passes, merge: Callable[[Recipe], Merged]) -> float:
+        """The scale of the difference where it is `auto`.
+
+        Args:
+            recipe: the options.
+            passes: over the images that decide.
+            merge: makes a merge.
+        """
+        if not passes.images:
+            return unseen_scale(recipe, len(self.parents.sources))
+        key = (recipe.options, recipe.cut)
+        if key not in self._scales:
+            self._scales[key] = chosen_scale(recipe, self.parents, passes, merge)
+        return self._scales[key]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """What a rule makes of the differences of the models to their base.
+
+    Attributes:
+        base: the tensors of the base, or the mean of the models, in float64.
+        merged: the merged difference to them.
+    """
+
+    base: State
+    merged: State
+
+    def at(self, scale: float, like: State) -> dict[str, Tensor]:
+        """The base plus the merged difference times a scale, in the precision of `like`."""
+        return {name: (value + scale * self.merged[name]).to(like[name].dtype) for name, value in self.base.items()}
+
+
+@torch.no_grad()
+def merged_difference(parents: Parents, plan: Plan, recipe: Recipe, base: Source | None, passes: Passes) -> Difference:
+    """Merge the differences of the models to a base by the rule of the method.
+
+    Statistics of batch norms, and tensors that not all models have, are left out: they are averaged.
+
+    Args:
+        parents: the models, as they were given.
+        plan: of the merge.
+        recipe: the options, whose method has a rule.
+        base: the base; without one, the mean of the models.
+        passes: over the images, for methods that read inputs.
+
+    Raises:
+        OptionError: the method reads inputs, and there are no images.
+        SourceError: the base is not that of the models.
+    """
+    states = parents.states
+    names = [name for name in plan.touched(states[0]) if all(name in state for state in states)]
+    names = [name for name in names if states[0][name].is_floating_point() and not name.endswith(STATISTICS)]
+    mean = {name: torch.stack([state[name].double() for state in states]).mean(0) for name in names}
+    found, resized = (mean, []) if base is None else base_state(base, states, names)
+    if resized:
+        _log.warning("%s averaged: the base has other sizes (another size of images or patches)", ", ".join(resized))
+    start = {name: value.double().cpu() for name, value in found.items()}
+    deltas = [{name: state[name].double() - value for name, value in start.items()} for state in states]
+    keywords: dict[str, Any] = {}
+    if recipe.how.observes:
+        if not passes.images:
+            raise OptionError(f"{recipe.method} reads the inputs of layers: give --data (data)")
+        networks = [working_copy(source.model, passes.device) for source in parents.sources]
+        keywords["inputs"] = Inputs(networks, passes, start)
+    return Difference(start, recipe.how.merged(deltas, recipe, **keywords))

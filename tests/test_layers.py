@@ -30,6 +30,7 @@ ROOMS = [  # from the top down; a room is a folder, or a module beside the folde
 LIBRARIES = {
     "timm": {"sources", "models"},
     "transformers": {"sources", "models"},
+    "peft": {"sources"},
     "segmentation_models_pytorch": {"sources", "models"},
     "datasets": {"data"},
 }

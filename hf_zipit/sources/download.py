@@ -17,7 +17,8 @@ from hf_zipit.sources.faults import FAULTS, explain
 
 _log = logging.getLogger("hf_zipit")
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*(@[\w./-]+)?")
-_SMALL = ["config.json", INDEX, "preprocessor_config.json", "processor_config.json", "README.md", "zipit_*"]
+ADAPTER, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_SMALL = ["config.json", ADAPTER, INDEX, "preprocessor_config.json", "processor_config.json", "README.md", "zipit_*"]
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,8 @@ def fetch(ref: str, access: Access = NOTHING) -> Download:
         current, files = _listing(api, name, revision.resolved)
         small = [*_SMALL, *(["*.py"] if access.trust_remote_code else [])]
         folder = Path(api.snapshot_download(name, revision=revision, allow_patterns=small))
-        read_json(folder / "config.json")
         weights = _weights(folder, files, access, name)
+        read_json(folder / (ADAPTER if weights == [ADAPTER_WEIGHTS] else "config.json"))
         api.snapshot_download(name, revision=revision, allow_patterns=[*small, *weights])
     except FAULTS as error:
         raise SourceError(_fault(error, name, asked or None, access)) from error
@@ -142,6 +143,9 @@ def _listing(api: HfApi, name: str, revision: str) -> tuple[str, set[str] | None
 def _weights(folder: Path, files: set[str] | None, access: Access, name: str) -> list[str]:
     """The names of the weight files to download; `files` is `None` if only the cache is available."""
     index = folder / INDEX
+    known = files if files is not None else {name for name in (WEIGHTS, INDEX) if (folder / name).is_file()}
+    if (folder / ADAPTER).is_file() and not known & {WEIGHTS, INDEX}:
+        return [ADAPTER_WEIGHTS]
     if files is None:
         return shards(read_json(index), index) if index.is_file() else [WEIGHTS]
     if WEIGHTS in files:

@@ -104,6 +104,11 @@ def source_of_merge(
     return replace(_source(model, CLASSIFICATION, name, processor, origin, folder), labels=labels)
 
 
+def as_source(model: Any, name: str, processor: Any, origin: dict[str, Any]) -> Source:
+    """A classifier that was loaded elsewhere, with its image processor, as a source."""
+    return _source(model, CLASSIFICATION, name, processor, origin)
+
+
 def write_checkpoint(model: Any, folder: Path, labels: Mapping[int, str], processor: Any) -> None:
     """Write a model in transformers' format into an existing folder, with its class names and image processor."""
     model.config.id2label = dict(labels)

@@ -10,6 +10,7 @@ from torch import nn
 from hf_zipit.errors import SourceError
 from hf_zipit.models.modeling_zipit import ZipItForImageClassification
 from hf_zipit.sources.access import NOTHING, Access
+from hf_zipit.sources.adapters import is_adapter, read_adapter
 from hf_zipit.sources.checkpoint import read_json
 from hf_zipit.sources.download import HUB_ID, fetch, no_model
 from hf_zipit.sources.from_timm import untrained
@@ -31,9 +32,9 @@ def load_source(
     """Load one model to merge.
 
     Args:
-        source: a Hub id (`user/name`, `user/name@revision`), a folder with `config.json` and `model.safetensors`, or
-            a module of timm, transformers or segmentation-models-pytorch. It may itself be a merge. A `Source` is
-            returned as it is.
+        source: a Hub id (`user/name`, `user/name@revision`), a folder with `config.json` and `model.safetensors`, a
+            folder with an adapter of PEFT, or a module of timm, transformers or segmentation-models-pytorch. It may
+            itself be a merge. A `Source` is returned as it is.
         model_args: the keyword arguments a timm module was created with, apart from the number of classes; timm does
             not keep them, and a saved merge needs them.
         access: what the user allows: an access token of the Hub, code that comes with models, pickled weights.
@@ -88,6 +89,8 @@ def _from_module(module: nn.Module, model_args: dict[str, Any] | None) -> Source
 
 def _from_folder(folder: Path, origin: dict[str, Any], access: Access, name: str | None = None) -> Source:
     name = name or folder.resolve().name
+    if is_adapter(folder):
+        return read_adapter(folder, name, origin, access)
     config = read_json(folder / "config.json")
     if config.get("model_type") == "zipit":
         return merged_folder(folder, name, origin)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from hf_zipit.errors import SourceError
 from hf_zipit.sources.access import Access
+from hf_zipit.sources.adapters import is_adapter
 from hf_zipit.sources.checkpoint import read_json, weight_files
 from hf_zipit.sources.download import HUB_ID, look, no_model
 from hf_zipit.sources.library import known_library
@@ -17,8 +18,8 @@ def outline(ref: str, access: Access, device: str = "meta") -> tuple[Source, int
     """The structure of a model, without its weights.
 
     Args:
-        ref: a folder, or a Hub id (`user/name`, `user/name@revision`). A merge is loaded with its weights, because
-            only they tell what follows its trunk.
+        ref: a folder, or a Hub id (`user/name`, `user/name@revision`). Merges and adapters are loaded with their
+            weights: only they tell what follows a trunk, or how many classes there are.
         access: what the user allows.
         device: where the model is built: `meta` takes no memory, `cpu` gives random weights.
 
@@ -30,6 +31,8 @@ def outline(ref: str, access: Access, device: str = "meta") -> tuple[Source, int
     """
     if Path(ref).is_dir():
         folder = Path(ref)
+        if is_adapter(folder):
+            return load_source(ref, access=access), 0
         weight_files(folder, access.allow_pickle)
         name = folder.resolve().name
         missing = 0
@@ -37,6 +40,8 @@ def outline(ref: str, access: Access, device: str = "meta") -> tuple[Source, int
         found, missing = look(ref, access)
         folder = found.folder
         name = found.name.partition("/")[2]
+        if is_adapter(folder):
+            return load_source(ref, access=access), 0
     else:
         raise SourceError(no_model(ref))
     if str(read_json(folder / "config.json").get("model_type")).startswith("zipit"):

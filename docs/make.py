@@ -21,6 +21,8 @@ OFTEN = (
     "cut",
     "calibrate",
     "num_images",
+    "base",
+    "scale",
     "heads",
     "width",
     "flops_budget",
@@ -72,7 +74,9 @@ def summary(description: str) -> str:
 
 
 def compared(method: Method) -> str:
-    """What a method compares: activations, weights, both or nothing."""
+    """What a method compares: activations, weights, both or nothing; or differences to a base, or inputs of layers."""
+    if method.rule is not None:
+        return "differences to a base" if method.based else "inputs of layers"
     kinds = [name for name, read in (("activations", method.activations), ("weights", method.weights)) if read]
     return " and ".join(kinds) or "nothing"
 

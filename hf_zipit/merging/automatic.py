@@ -35,7 +35,7 @@ class Choice:
     reasons: list[str]
 
 
-def choose(recipe: Recipe, parents: Parents, images: Sequence[Images], related: Relation) -> Choice:
+def choose(recipe: Recipe, parents: Parents, images: Sequence[Images], related: Relation, base: bool = False) -> Choice:
     """The method and the calibration of a recipe, where they are `auto`.
 
     Args:
@@ -43,15 +43,16 @@ def choose(recipe: Recipe, parents: Parents, images: Sequence[Images], related: 
         parents: the models.
         images: the data sets; none if there are none.
         related: how the models are related.
+        base: whether the user gave the model that they were fine-tuned from.
 
     Raises:
         OptionError: there are no images, and the models have initialisations of their own.
     """
     methods, reasons = [recipe.method], []
     if recipe.method == AUTO:
-        methods, why = _methods(recipe, bool(images), related)
-        base = common_base(parents.wholes) if related.kind == ONE_BASE else None
-        reasons += [f"{related}{f'; their cards name {base}' if base else ''}", why]
+        methods, why = _methods(recipe, bool(images), related, base)
+        named = common_base(parents.wholes) if related.kind == ONE_BASE else None
+        reasons += [f"{related}{f'; their cards name {named}' if named else ''}", why]
     calibrate = recipe.calibrate
     if calibrate == AUTO:
         equal = related.kind == SAME and methods == ["average"]
@@ -60,21 +61,25 @@ def choose(recipe: Recipe, parents: Parents, images: Sequence[Images], related: 
     return Choice([recipe.changed(method=method, calibrate=calibrate) for method in methods], reasons)
 
 
-def _methods(recipe: Recipe, images: bool, related: Relation) -> tuple[list[str], str]:
+def _methods(recipe: Recipe, images: bool, related: Relation, base: bool) -> tuple[list[str], str]:
     """The methods to try, and why."""
     if not images and related.kind == OWN:
         raise OptionError(f"{related}, so that a merge without images is hardly better than chance: give --data (data)")
     if not images and not _averages(recipe):
         raise OptionError(f"{related}, and without images they can only be averaged, at width 1: give --data (data)")
+    based = base and related.kind == ONE_BASE
+    if not images and based:
+        return ["tsv"], "tsv: without images, it keeps most of models whose base is known; images would give more"
     if not images:
-        return ["average"], "without images, models of one base are averaged; images would give more"
+        return ["average"], "without images, models of one base are averaged; images or the base (--base) give more"
     if related.kind == OWN:
         return ["select"], "select: it keeps what the next layers read, from units that correspond only in part"
     if not _averages(recipe):
         return ["select"], "select: the other options leave no choice"
     if related.kind == SAME:
         return ["average"], "average: equal trunks stay as they are"
-    return ["select", "average"], "of select and average, the one that is nearer to the models on held-out images"
+    tried = ["select", "tsv" if based else "average"]
+    return tried, f"of {' and '.join(tried)}, the one that is nearer to the models on held-out images"
 
 
 def _averages(recipe: Recipe) -> bool:

@@ -1,15 +1,12 @@
-"""The model that others were fine-tuned from, and merges by the differences to it."""
+"""The model that others were fine-tuned from: which one it is, and its tensors under the names of the others."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from torch import Tensor, nn
 
-from hf_zipit.assembly.parents import Parents
 from hf_zipit.errors import OptionError, SourceError
 from hf_zipit.merging.cards import common_base
-from hf_zipit.sources.access import Access
-from hf_zipit.sources.load import load_source
 from hf_zipit.sources.source import Source
 
 Base = str | Path | nn.Module | Source
@@ -18,25 +15,23 @@ STATISTICS = ("running_mean", "running_var")  # of batch norms: no weights, so t
 POSITIONS = ("position", "pos_embed", "relative_coords", "patch")  # in names of tensors that follow the image size
 
 
-def base_of(base: Base | None, parents: Parents, access: Access) -> Source:
+def named_base(base: Base | None, models: Sequence[Source]) -> Base:
     """The base that a user gave, or that the cards of all models name.
 
     Args:
         base: a Hub id, folder, module or opened source; `None` if the user gave none.
-        parents: the models.
-        access: token and permissions for reading it.
+        models: the models, or their outlines.
 
     Raises:
         OptionError: none is given, and the cards name none.
-        SourceError: it cannot be loaded.
     """
-    found = base if base is not None else common_base(parents.wholes)
+    found = base if base is not None else common_base(models)
     if found is None:
         raise OptionError(
             "differences need the model that these were fine-tuned from, and their cards name none: give --base "
             "(base), or use average, regmean or select, which need none"
         )
-    return load_source(found, access=access)
+    return found
 
 
 def base_state(base: Source, states: Sequence[State], names: Sequence[str]) -> tuple[dict[str, Tensor], list[str]]:

@@ -13,11 +13,12 @@ from hf_zipit.assembly.parents import Merged, Parents
 from hf_zipit.data.batches import Passes
 from hf_zipit.deltas.regmean import Inputs
 from hf_zipit.errors import OptionError
-from hf_zipit.merging.base import STATISTICS, Base, base_of, base_state
+from hf_zipit.merging.base import STATISTICS, Base, base_state, named_base
 from hf_zipit.merging.scale import chosen_scale, unseen_scale
 from hf_zipit.recipe import Recipe
 from hf_zipit.running import working_copy
 from hf_zipit.sources.access import Access
+from hf_zipit.sources.load import load_source
 from hf_zipit.sources.source import Source
 from hf_zipit.specs.plan import Plan
 
@@ -38,7 +39,7 @@ class Differences:
     def __init__(self, parents: Parents, base: Base | None, passes: Passes, access: Access) -> None:
         self.parents = parents
         self.passes = passes
-        self._given = base
+        self.given = base
         self._access = access
         self._merged: dict[Any, Difference] = {}
         self._scales: dict[Any, float] = {}
@@ -51,7 +52,7 @@ class Differences:
             OptionError: none is given, and the cards name none.
             SourceError: it cannot be loaded.
         """
-        return base_of(self._given, self.parents, self._access)
+        return load_source(named_base(self.given, self.parents.wholes), access=self._access)
 
     def applied(self, plan: Plan, recipe: Recipe) -> Parents:
         """The models with one trunk in common, by the rule of the method.

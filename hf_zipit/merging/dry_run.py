@@ -13,6 +13,7 @@ from hf_zipit.data.draw import USEFUL
 from hf_zipit.data.rows import hub_data
 from hf_zipit.errors import OptionError, SpecError, TraceError
 from hf_zipit.merging.automatic import likely
+from hf_zipit.merging.base import named_base
 from hf_zipit.merging.merge import check_recipe
 from hf_zipit.merging.provenance import recorded, task_names
 from hf_zipit.merging.sizing import sized_plan
@@ -103,6 +104,8 @@ def plan_merge(
     outlines = [outline(str(ref), access) for ref in refs]
     sources = [source for source, _ in outlines]
     check_result(sources, recipe, library, license)
+    if recipe.how.based:
+        named_base(recipe.base, sources)
     names = task_names(sources, recipe.tasks)
     parents = _open(sources, [str(ref) for ref in refs], recipe, access)
     plan = sized_plan(parents, recipe)

@@ -163,7 +163,7 @@ class Merger:
 
     def choice(self, recipe: Recipe) -> Choice:
         """What suits these models and images where the method or the calibration of a recipe is `auto`."""
-        return choose(recipe, self.parents, self.passes.images, self.relation)
+        return choose(recipe, self.parents, self.passes.images, self.relation, self.differences.given is not None)
 
     @property
     def relation(self) -> Relation:

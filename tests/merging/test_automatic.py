@@ -187,3 +187,18 @@ def test_presets_are_the_settings_of_papers():
         Recipe(preset="mudsc", method="zip")
     with pytest.raises(OptionError, match="compat follows the authors' code"):
         Recipe(compat=True)
+
+
+def test_with_a_base_its_differences_are_a_candidate(tmp_path):
+    base = tiny("cifar_resnet20", 0)
+    models = [copy.deepcopy(base) for _ in range(2)]
+    with torch.no_grad():
+        for seed, model in enumerate(models):
+            generator = torch.Generator().manual_seed(seed)
+            for value in model.parameters():
+                value += 0.02 * torch.randn(value.shape, generator=generator)
+    merged = hf_zipit.merge(models, base=base)
+    assert (merged.config.zipit["recipe"]["method"], merged.config.zipit["recipe"]["scale"]) == ("tsv", 1.0)
+    chosen = hf_zipit.merge(models, images(100), base=base, cache=False).config.zipit
+    assert set(chosen["choice"]["tried"]) == {"select", "tsv"}
+    assert isinstance(chosen["recipe"]["scale"], float) == (chosen["recipe"]["method"] == "tsv")

@@ -11,8 +11,9 @@ from hf_zipit.errors import OptionError, SourceError
 from hf_zipit.evaluation.agreement import compare_answers
 from hf_zipit.matching.methods import METHODS
 from hf_zipit.merging import scale
+from hf_zipit.merging.dry_run import plan_merge
 from hf_zipit.merging.merger import Merger
-from hf_zipit.recipe import read_recipe
+from hf_zipit.recipe import Recipe, read_recipe
 from hf_zipit.saving import save as saving
 from tests.helpers.models import hf_vit, images, tiny
 
@@ -153,6 +154,13 @@ def test_half_precision_is_kept(vits):
             torch.testing.assert_close(value, full.state_dict()[name].half())
 
 
+def test_a_plan_asks_for_a_base_too(digits):
+    refs = [str(folder) for folder in digits]
+    with pytest.raises(OptionError, match="give --base"):
+        plan_merge(Recipe(sources=refs, method="tsv"))
+    assert plan_merge(Recipe(sources=refs, method="tsv", base=refs[0])).flops
+
+
 def test_a_base_is_asked_for(vits):
     with pytest.raises(OptionError, match="give --base"):
         hf_zipit.merge(vits[1], method="tsv", calibrate="none")
@@ -194,6 +202,7 @@ def test_a_recorded_merge_is_made_again(digits, tmp_path):
     folder = saving.save(merged, tmp_path / "merged")
     recipe = read_recipe(folder / "zipit_config.yml")
     assert recipe.base is not None
+    assert "scale of the differences: `0.5`" in (folder / "README.md").read_text()
     again = hf_zipit.merge_recipe(recipe)
     assert all(torch.equal(again.state_dict()[name], value) for name, value in merged.state_dict().items())
     assert "base:" not in (folder / "README.md").read_text()  # which shows no path of this machine

@@ -177,9 +177,12 @@ class Comparison:
         return found
 
     def _decisions(self, recipe: Recipe) -> list[Any]:
-        """What decides a row: the merge, and the content of the labelled images that choose its balance."""
+        """What decides a row: the merge, the content of the labelled images that choose its balance, and its base."""
         labelled = recipe.balance_data and accuracy_on(self.merger, recipe.balance_data).fingerprint()
-        return [recipe.decisions, labelled]
+        if recipe.how.rule is None:
+            return [recipe.decisions, labelled]
+        base = content_of(self.merger.differences.base.model) if recipe.how.based else None
+        return [recipe.decisions, labelled, base, recipe.seed]
 
     def _key(self, decisions: Any) -> str:
         """A hash of the models, the images and the options of a row."""

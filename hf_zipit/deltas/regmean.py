@@ -19,6 +19,7 @@ Deltas = Sequence[Mapping[str, Tensor]]
 OFF_DIAGONAL = 0.95  # factor on products of different inputs; the paper found 0.9, later work 0.95 for vision models
 RIDGE = 1e-6  # relative to the mean of the diagonal
 POSITIONS = 2**16  # that a convolution reads are multiplied at a time
+STATISTICS = ("running_mean", "running_var")  # of batch norms, which are averaged
 MOST = 256  # images of each data set for the sequential form, which holds the activations of all
 
 
@@ -84,7 +85,10 @@ def regmean_sequential(deltas: Deltas, inputs: Inputs) -> dict[str, Tensor]:
         raise OptionError("regmean-sequential runs in one process; use regmean")
     out = {name: torch.stack([delta[name] for delta in deltas]).mean(0) for name in deltas[0]}
     network = inputs.networks[0]
-    network.load_state_dict({name: inputs.base[name] + value for name, value in out.items()}, strict=False)
+    states = [one.state_dict() for one in inputs.networks]
+    norms = [name for name in states[0] if name.endswith(STATISTICS)]
+    means = {name: torch.stack([one[name] for one in states]).mean(0) for name in norms}
+    network.load_state_dict({**means, **{name: inputs.base[name] + value for name, value in out.items()}}, strict=False)
     counts = [min(MOST, len(part)) for part in passes.images]
     shares = zip(passes.images, counts, strict=True)
     pixels = torch.cat([torch.stack([part[i] for i in range(count)]) for part, count in shares])
@@ -94,7 +98,10 @@ def regmean_sequential(deltas: Deltas, inputs: Inputs) -> dict[str, Tensor]:
             if name in solved:
                 return
             solved.add(name)
-            grams = [_gram(layer, part) for part in torch.split(args[0], counts)]
+            times, rest = divmod(len(args[0]), sum(counts))  # windows of one image may lie one after the other
+            if rest or not times:
+                raise OptionError(f"regmean-sequential cannot tell the images apart that {name} reads; use regmean")
+            grams = [_gram(layer, part) for part in torch.split(args[0], [times * count for count in counts])]
             out[name] = _solved([delta[name] for delta in deltas], grams)
             layer.weight.copy_(inputs.base[name] + out[name])
 
@@ -150,10 +157,11 @@ def _gram(layer: Any, value: Tensor) -> Tensor:
         rows = value.flatten(0, -2)
         return (rows.T @ rows).double()
     total = torch.zeros((), dtype=torch.float64, device=value.device)
-    padding = layer.padding if isinstance(layer.padding, tuple) else (layer.kernel_size[0] // 2,) * 2
+    mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+    value = nn.functional.pad(value, layer._reversed_padding_repeated_twice, mode)
     step = max(1, POSITIONS // (value.shape[-1] * value.shape[-2]))
     for part in torch.split(value, step):
-        patches = nn.functional.unfold(part, layer.kernel_size, layer.dilation, padding, layer.stride)
+        patches = nn.functional.unfold(part, layer.kernel_size, layer.dilation, 0, layer.stride)
         rows = patches.transpose(1, 2).flatten(0, 1)
         total = total + (rows.T @ rows).double()
     return total

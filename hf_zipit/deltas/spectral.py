@@ -1,7 +1,8 @@
 """Rules that treat each difference as a matrix `(outputs, inputs)`: TSV-M, Iso-C, Iso-CTS and WUDI.
 
 Kernels of convolutions are flattened to `(outputs, inputs * height * width)`. Tensors with fewer than two axes longer
-than one, such as biases and norms, are averaged, as in the authors' code.
+than one, such as biases and norms, are averaged, as in the authors' code. Directions that a difference does not have,
+as most of an adapter of low rank, are left out: their singular vectors are noise.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -11,6 +12,7 @@ from torch import Tensor
 
 Deltas = Sequence[Mapping[str, Tensor]]
 COMMON = 0.8  # share of Iso-CTS' directions that all tasks have in common, as in the paper
+NOISE = 1e-5  # singular values below this share of the largest are rounding errors of weights in float32
 RIDGE = 0.01  # of WUDI, relative to the largest eigenvalue
 
 
@@ -87,31 +89,34 @@ def _by_matrix(deltas: Deltas, rule: Callable[[Tensor], Tensor]) -> dict[str, Te
 
 
 def _tsv(matrices: Tensor) -> Tensor:
-    rank = min(matrices.shape[1:])
     left, values, right = torch.linalg.svd(matrices, full_matrices=False)
-    kept = max(1, rank // len(matrices))
-    u = torch.cat(list(left[:, :, :kept]), 1)
-    v = torch.cat(list(right[:, :kept]), 0)
-    merged: Tensor = (_orthonormal(u) * values[:, :kept].reshape(-1)) @ _orthonormal(v)
+    most = max(1, values.shape[1] // len(matrices))
+    kept = [min(most, _rank(mine)) for mine in values]
+    u = torch.cat([mine[:, :count] for mine, count in zip(left, kept, strict=True)], 1)
+    v = torch.cat([mine[:count] for mine, count in zip(right, kept, strict=True)], 0)
+    s = torch.cat([mine[:count] for mine, count in zip(values, kept, strict=True)])
+    merged: Tensor = (_orthonormal(u) * s) @ _orthonormal(v)
     return merged
 
 
 def _iso_c(matrices: Tensor) -> Tensor:
     left, values, right = torch.linalg.svd(matrices.sum(0), full_matrices=False)
-    merged: Tensor = values.mean() * left @ right
+    rank = _rank(values)
+    merged: Tensor = values[:rank].mean() * left[:, :rank] @ right[:rank]
     return merged
 
 
 def _iso_cts(matrices: Tensor) -> Tensor:
     left, values, right = torch.linalg.svd(matrices.sum(0), full_matrices=False)
-    mine = round((1 - COMMON) * len(values)) // len(matrices)
-    common = len(values) - mine * len(matrices)
+    largest, rank = values[0], _rank(values)
+    most = round((1 - COMMON) * rank) // len(matrices)
+    common = rank - most * len(matrices)
     left, values, right = left[:, :common], values[:common], right[:common]
-    rest = matrices - left @ (left.T @ matrices)
-    own = torch.linalg.svd(rest, full_matrices=False)
-    u = torch.cat([left, *own[0][:, :, :mine]], 1)
-    v = torch.cat([right, *own[2][:, :mine]], 0)
-    mean = torch.cat([values, own[1][:, :mine].reshape(-1)]).mean()
+    own = torch.linalg.svd(matrices - left @ (left.T @ matrices), full_matrices=False)
+    kept = [min(most, int((mine > NOISE * largest).sum())) for mine in own[1]]
+    u = torch.cat([left, *(mine[:, :count] for mine, count in zip(own[0], kept, strict=True))], 1)
+    v = torch.cat([right, *(mine[:count] for mine, count in zip(own[2], kept, strict=True))], 0)
+    mean = torch.cat([values, *(mine[:count] for mine, count in zip(own[1], kept, strict=True))]).mean()
     return mean * _orthonormal(u) @ _orthonormal(v)
 
 
@@ -122,6 +127,11 @@ def _wudi(matrices: Tensor) -> Tensor:
     inverse = (vectors / (values.clamp(min=0) + RIDGE * values[-1])) @ vectors.T
     merged: Tensor = (matrices @ inputs).sum(0) @ inverse
     return merged
+
+
+def _rank(values: Tensor) -> int:
+    """The number of singular values, from the largest down, that are more than rounding errors."""
+    return int((values > NOISE * values[0]).sum())
 
 
 def _orthonormal(matrix: Tensor) -> Tensor:

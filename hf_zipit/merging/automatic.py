@@ -93,7 +93,8 @@ def _averages(recipe: Recipe) -> bool:
 
 def likely(recipe: Recipe) -> Recipe:
     """What a recipe will most likely become, for an estimate of its cost before anything is read."""
-    method = recipe.method if recipe.method != AUTO else "select" if recipe.data else "average"
+    unseen = "tsv" if recipe.base else "average"
+    method = recipe.method if recipe.method != AUTO else "select" if recipe.data else unseen
     calibrate = recipe.calibrate if recipe.calibrate != AUTO else "refit" if recipe.data else "none"
     return recipe.changed(method=method, calibrate=calibrate) if recipe.automatic else recipe
 

@@ -1,5 +1,6 @@
 """The model that others were fine-tuned from: which one it is, and its tensors under the names of the others."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 from hf_zipit.errors import OptionError, SourceError
 from hf_zipit.merging.cards import common_base
 from hf_zipit.sources.source import Source
+from hf_zipit.specs.plan import Plan
 
 Base = str | Path | nn.Module | Source
 State = Mapping[str, Tensor]
@@ -34,6 +36,15 @@ def named_base(base: Base | None, models: Sequence[Source]) -> Base:
     return found
 
 
+def merged_names(states: Sequence[State], plan: Plan) -> list[str]:
+    """The names of the tensors that a rule merges: the weights of merged layers that all models have.
+
+    Statistics of batch norms are left out. They are averaged, like what only some models have.
+    """
+    names = [name for name in plan.touched(states[0]) if all(name in state for state in states)]
+    return [name for name in names if states[0][name].is_floating_point() and not name.endswith(STATISTICS)]
+
+
 def base_state(base: Source, states: Sequence[State], names: Sequence[str]) -> tuple[dict[str, Tensor], list[str]]:
     """The tensors of a base under the names of the models, and the names of those that fine-tuning resized.
 
@@ -49,6 +60,11 @@ def base_state(base: Source, states: Sequence[State], names: Sequence[str]) -> t
     """
     own = base.model.state_dict()
     found = _renamed(own, names)
+    kinds = {_numberless(name) for name in names}
+    further = [name for name in found if name not in states[0] and _numberless(name) in kinds]
+    if further:
+        raise SourceError(f"{base.name} is not the base of these models: it has {further[0]}, and they have not")
+    found = {name: found[name] for name in names if name in found}
     resized = []
     for name in names:
         shape = states[0][name].shape
@@ -66,7 +82,7 @@ def base_state(base: Source, states: Sequence[State], names: Sequence[str]) -> t
 
 
 def _renamed(own: State, names: Sequence[str]) -> dict[str, Tensor]:
-    """The tensors with these names, where one set of names may have a prefix that the other lacks."""
+    """All tensors of a base under the names of the models, of which one may have a prefix that the other lacks."""
     candidates = {("", "")}
     for name in (names[0], names[-1]) if names else ():
         candidates |= {("", key.removesuffix(name)) for key in own if key.endswith(f".{name}")}
@@ -74,7 +90,11 @@ def _renamed(own: State, names: Sequence[str]) -> dict[str, Tensor]:
 
     def taken(candidate: tuple[str, str]) -> dict[str, Tensor]:
         mine, theirs = candidate
-        keys = {name: theirs + name.removeprefix(mine) for name in names}
-        return {name: own[key] for name, key in keys.items() if key in own}
+        return {mine + key.removeprefix(theirs): value for key, value in own.items() if key.startswith(theirs)}
 
-    return max(map(taken, sorted(candidates)), key=len)
+    return max(map(taken, sorted(candidates)), key=lambda found: len(found.keys() & set(names)))
+
+
+def _numberless(name: str) -> str:
+    """A name without the numbers of layers."""
+    return re.sub(r"\d+", "#", name)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from hf_zipit.saving.license import card_data
+from hf_zipit.sources.adapters import adapted_from
 from hf_zipit.sources.source import Source
 
 
@@ -18,12 +19,12 @@ def stated_accuracies(sources: Sequence[Source]) -> list[float | None]:
 
 
 def common_base(sources: Sequence[Source]) -> str | None:
-    """The model that all cards name as `base_model`; `None` if one names none, several or another.
+    """The model that all cards, or adapters, name as their base; `None` if one names none, several or another.
 
     Args:
         sources: the models.
     """
-    found = {str(card_data(source.folder).get("base_model")) for source in sources}
+    found = {str(card_data(source.folder).get("base_model") or adapted_from(source.folder)) for source in sources}
     base = found.pop()
     return None if found or base == "None" or base.startswith("[") else base
 

@@ -1,9 +1,10 @@
 """Merges by the differences of models to the one that they were fine-tuned from."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import combinations
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from hf_zipit.assembly.parents import Merged, Parents
 from hf_zipit.data.batches import Passes
 from hf_zipit.deltas.regmean import Inputs
 from hf_zipit.errors import OptionError
-from hf_zipit.merging.base import STATISTICS, Base, base_state, named_base
+from hf_zipit.merging.base import Base, base_state, merged_names, named_base
 from hf_zipit.merging.scale import chosen_scale, unseen_scale
 from hf_zipit.recipe import Recipe
 from hf_zipit.running import working_copy
@@ -24,6 +25,7 @@ from hf_zipit.specs.plan import Plan
 
 State = Mapping[str, Tensor]
 _log = logging.getLogger("hf_zipit")
+DOUBTFUL = 2.0  # models that were fine-tuned apart differ from their base by less than from each other
 
 
 class Differences:
@@ -119,14 +121,15 @@ def merged_difference(parents: Parents, plan: Plan, recipe: Recipe, base: Source
         SourceError: the base is not that of the models.
     """
     states = parents.states
-    names = [name for name in plan.touched(states[0]) if all(name in state for state in states)]
-    names = [name for name in names if states[0][name].is_floating_point() and not name.endswith(STATISTICS)]
+    names = merged_names(states, plan)
     mean = {name: torch.stack([state[name].double() for state in states]).mean(0) for name in names}
     found, resized = (mean, []) if base is None else base_state(base, states, names)
     if resized:
         _log.warning("%s averaged: the base has other sizes (another size of images or patches)", ", ".join(resized))
     start = {name: value.double().cpu() for name, value in found.items()}
     deltas = [{name: state[name].double() - value for name, value in start.items()} for state in states]
+    if base is not None:
+        _warn_of_doubts(base, states[0][next(iter(start))].dtype, start, deltas)
     keywords: dict[str, Any] = {}
     if recipe.how.observes:
         if not passes.images:
@@ -134,3 +137,23 @@ def merged_difference(parents: Parents, plan: Plan, recipe: Recipe, base: Source
         networks = [working_copy(source.model, passes.device) for source in parents.sources]
         keywords["inputs"] = Inputs(networks, passes, start)
     return Difference(start, recipe.how.merged(deltas, recipe, **keywords))
+
+
+def _warn_of_doubts(base: Source, dtype: torch.dtype, start: State, deltas: Sequence[State]) -> None:
+    """Warn of a base that is far from all models, or less precise than they are."""
+    kind = next(base.model.parameters()).dtype
+    if kind.itemsize < dtype.itemsize:
+        _log.warning("the base %s is rounded to %s, and so are the differences to it", base.name, kind)
+    far = min(_length(delta) for delta in deltas)
+    apart = max(_length({n: one[n] - two[n] for n in start}) for one, two in combinations(deltas, 2))
+    if apart and far > DOUBTFUL * apart:
+        _log.warning(
+            "%s may not be the base: every model differs from it at least %.1f times as much as from the others",
+            base.name,
+            far / apart,
+        )
+
+
+def _length(values: State) -> float:
+    """The Euclidean norm of all tensors together."""
+    return float(sum((value.square().sum() for value in values.values()), torch.zeros(())).sqrt())

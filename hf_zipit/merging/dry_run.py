@@ -13,7 +13,7 @@ from hf_zipit.data.draw import USEFUL
 from hf_zipit.data.rows import hub_data
 from hf_zipit.errors import OptionError, SpecError, TraceError
 from hf_zipit.merging.automatic import likely
-from hf_zipit.merging.base import named_base
+from hf_zipit.merging.base import base_state, merged_names, named_base
 from hf_zipit.merging.merge import check_recipe
 from hf_zipit.merging.provenance import recorded, task_names
 from hf_zipit.merging.sizing import sized_plan
@@ -104,11 +104,14 @@ def plan_merge(
     outlines = [outline(str(ref), access) for ref in refs]
     sources = [source for source, _ in outlines]
     check_result(sources, recipe, library, license)
-    if recipe.how.based:
-        named_base(recipe.base, sources)
     names = task_names(sources, recipe.tasks)
     parents = _open(sources, [str(ref) for ref in refs], recipe, access)
     plan = sized_plan(parents, recipe)
+    missing = {str(ref): bytes_ for ref, (_, bytes_) in zip(refs, outlines, strict=True)}
+    if recipe.how.based:
+        ref = str(named_base(recipe.base, sources))
+        base, missing[ref] = outline(ref, access)
+        base_state(base, parents.states, merged_names(parents.states, plan))
     cost = parents.cost(names, plan)
     touched = parents.spaces(plan)
     spaces = {name: plan.widths.get(name, space.size) for name, space in plan.binding.spaces.items() if name in touched}
@@ -116,7 +119,7 @@ def plan_merge(
     alone = Cost(sum(one.flops for one in parents.costs), sum(one.parameters for one in parents.costs))
     return MergePlan(
         models={name: one.parameters for name, one in zip(_by_model(names, sources), parents.costs, strict=True)},
-        download={str(ref): missing for ref, (_, missing) in zip(refs, outlines, strict=True)},
+        download=missing,
         data={ref: look_at_data(*on_hub, access) for ref in recipe.data or [] if (on_hub := hub_data(ref))},
         spec=plan.binding.spec.family,
         spaces=spaces,

@@ -13,6 +13,7 @@ from hf_zipit.assembly.parents import Merged
 from hf_zipit.data.draw import FEWEST
 from hf_zipit.data.images import NO_DATA
 from hf_zipit.errors import OptionError, SourceError
+from hf_zipit.matching.methods import AUTO
 from hf_zipit.merging.balance import merge_settled
 from hf_zipit.merging.base import Base
 from hf_zipit.merging.judge import accuracies_of, judge
@@ -132,6 +133,8 @@ def _run(
     """Merge opened models."""
     for name in recipe.ignored:
         _log.warning("%s is %s, which %s does not use", name, getattr(recipe, name), recipe.method)
+    if (base or recipe.base) and not recipe.how.based and recipe.method != AUTO:
+        _log.warning("base is not used: %s adds no differences to it", recipe.method)
     chosen = recipe.changed(sources=[], data=None)
     merger = Merger(sources, data if recipe.reads_images else None, chosen, base=base, token=token)
     accuracies_of(merger, recipe)  # refused before the work, if there are too many or too few

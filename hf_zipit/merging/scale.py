@@ -1,6 +1,7 @@
 """The scale of a merged difference: the one whose merge answers most like the parents, without labels."""
 
 import logging
+import math
 from collections.abc import Callable
 
 from hf_zipit.assembly.parents import Merged, Parents
@@ -41,10 +42,13 @@ def chosen_scale(recipe: Recipe, parents: Parents, passes: Passes, merge: Callab
         found = compare_answers({str(scale): one for scale, one in made.items()}, parents.wholes, passes)
         known = found.images > 0
         accuracies = [None] * len(known)
-        scores = {s: float(found.kept(str(s), accuracies)[known].mean()) if known.any() else 0.0 for s in made}
+        if not known.any():
+            return unseen_scale(recipe, len(parents.sources))
+        scores = {scale: float(found.kept(str(scale), accuracies)[known].mean()) for scale in made}
     else:
         errors = {scale: distance(one, parents.wholes, passes).values() for scale, one in made.items()}
         scores = {scale: -sum(task.error for task in tasks) / len(tasks) for scale, tasks in errors.items()}
+    scores = {scale: -math.inf if math.isnan(score) else score for scale, score in scores.items()}
     scores = {scale: same_everywhere(passes.accelerator, score) for scale, score in scores.items()}
     best = max(SCALES, key=scores.__getitem__)
     _log.info("scale %g chosen among %s", best, {scale: round(score, 4) for scale, score in scores.items()})

@@ -22,16 +22,26 @@ from hf_zipit.sources.checkpoint import (
     weight_files,
 )
 from hf_zipit.sources.download import ADAPTER, ADAPTER_WEIGHTS, HUB_ID, fetch
+from hf_zipit.sources.names import class_names
 from hf_zipit.sources.processors import processor_in
 from hf_zipit.sources.source import Source
 from hf_zipit.text import load_errors, some
 
+OTHER_NAMES = "its layers may have other names, as those of transformers 4: load it there, merge it and save the model"
 _log = logging.getLogger("hf_zipit")
 
 
 def is_adapter(folder: Path) -> bool:
     """Whether a folder holds an adapter, and not a model."""
     return (folder / ADAPTER).is_file() and not any((folder / name).is_file() for name in (WEIGHTS, INDEX))
+
+
+def adapted_from(folder: Path | None) -> str | None:
+    """The model that the adapter in a folder is for; `None` if there is no adapter or it names none."""
+    if folder is None or not is_adapter(folder):
+        return None
+    named = read_json(folder / ADAPTER).get("base_model_name_or_path")
+    return named if isinstance(named, str) and named else None
 
 
 def read_adapter(folder: Path, name: str, origin: dict[str, Any], access: Access) -> Source:
@@ -63,7 +73,9 @@ def read_adapter(folder: Path, name: str, origin: dict[str, Any], access: Access
     files = weight_files(base, access.allow_pickle)
     with load_errors(f"{folder}: the adapter cannot be merged into {base}", Exception):  # libraries raise anything
         model = _merged(folder, base, config, files, access)
-        processor = processor_in(folder) or processor_in(base, needed=True)
+        processor = processor_in(folder) or processor_in(base)
+    if processor is None:
+        raise SourceError(f"neither {folder} nor {base} has a preprocessor_config.json: save the image processor there")
     origin = {**origin, "sha256": file_digest([folder / ADAPTER_WEIGHTS, *files])}
     if str(model.config.id2label.get(0)) == "LABEL_0":
         _log.warning("%s does not name its classes; they are called LABEL_0, LABEL_1, ...", name)
@@ -89,27 +101,33 @@ def _merged(folder: Path, base: Path, config: Mapping[str, Any], files: list[Pat
 
     saved = set(config.get("modules_to_save") or [])
     given = read_weights([folder / ADAPTER_WEIGHTS])
-    heads = [len(v) for n, v in given.items() if n.endswith(".weight") and n.split(".")[-2] in saved and v.ndim == 2]
+    heads = [len(v) for n, v in given.items() if v.ndim == 2 and "lora" not in n and saved.intersection(n.split("."))]
     with _quietly(), no_larger_than(files, base / "config.json"):
-        model, info = _base(base, heads[0] if heads else None, files, access)
+        beside = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+        model, info = _base(base, heads[0] if heads else None, beside.get("id2label"), files, access)
         absent = [*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])]
         lacking = sorted(name for name in absent if not saved.intersection(name.split(".")))
         if lacking:
             raise SourceError(f"{base} lacks {some(lacking)}, which the adapter does not hold either")
-        adapted = peft.PeftModel.from_pretrained(model, str(folder))
+        with load_errors(OTHER_NAMES, ValueError):
+            adapted = peft.PeftModel.from_pretrained(model, str(folder))
         differing = sorted(set(peft.get_peft_model_state_dict(adapted)) ^ set(given))
         if differing:
             raise SourceError(f"{folder} does not fit {base}: {some(differing)} is only in one of them")
         return adapted.merge_and_unload(safe_merge=True).eval()
 
 
-def _base(folder: Path, classes: int | None, files: list[Path], access: Access) -> tuple[Any, dict[str, Any]]:
+def _base(
+    folder: Path, classes: int | None, names: Any, files: list[Path], access: Access
+) -> tuple[Any, dict[str, Any]]:
     """The base with a classifier for some number of classes, and what transformers says of its weights."""
     from transformers import AutoConfig, AutoModelForImageClassification
 
     config = AutoConfig.from_pretrained(folder, trust_remote_code=access.trust_remote_code)
-    if classes is not None and classes != config.num_labels:
-        config.num_labels = classes  # which renames the classes, as their names are not known
+    if classes is not None:
+        named = class_names(names, classes, "config.json of the adapter: id2label") if names else None
+        config.id2label = dict(enumerate(named or (f"LABEL_{number}" for number in range(classes))))
+        config.label2id = {name: number for number, name in config.id2label.items()}
     found: tuple[Any, dict[str, Any]] = AutoModelForImageClassification.from_pretrained(
         folder,
         config=config,

@@ -6,6 +6,7 @@ from torch import nn
 
 from hf_zipit.data.batches import Passes
 from hf_zipit.data.images import open_all
+from hf_zipit.deltas import regmean as module
 from hf_zipit.deltas.regmean import OFF_DIAGONAL, Inputs, regmean, regmean_sequential
 from hf_zipit.errors import OptionError
 
@@ -87,3 +88,34 @@ def test_the_sequential_form_needs_a_data_set_per_model():
     models, start, deltas = setting()
     with pytest.raises(OptionError, match="needs a data set per model"):
         regmean_sequential(deltas, Inputs(models, passes(pixels(5)), start))
+
+
+@pytest.mark.parametrize(
+    "options", [{"padding": "valid"}, {"padding": "same", "dilation": 2}, {"padding": 1, "padding_mode": "reflect"}]
+)
+def test_inputs_of_convolutions_are_padded_as_the_layer_pads(options):
+    layer = nn.Conv2d(2, 1, 3, bias=False, **options).double()
+    value = torch.randn(4, 2, 8, 8, generator=torch.Generator().manual_seed(0)).double()
+    output = layer(value)
+    gram = module._gram(layer, value)
+    weight = layer.weight.flatten()
+    torch.testing.assert_close(weight @ gram @ weight, output.square().sum())
+
+
+def test_windows_that_lie_one_after_the_other_are_told_apart():
+    class Windows(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(3, 2)
+
+        def forward(self, value):  # two windows of each image, one after the other
+            return self.layer(value.flatten(2).transpose(1, 2).reshape(2 * len(value), 50, 3))
+
+    start = {name: torch.zeros_like(value) for name, value in Windows().double().state_dict().items()}
+    deltas = [{name: torch.full_like(value, k + 1.0) for name, value in start.items()} for k in range(2)]
+    data = [pixels(5), pixels(6)]
+    found = regmean_sequential(deltas, Inputs([Windows().double() for _ in range(2)], passes(*data), start))
+    rows = [torch.cat(part).flatten(2).transpose(1, 2).flatten(0, 1) for part in data]
+    torch.testing.assert_close(
+        found["layer.weight"], solved([d["layer.weight"] for d in deltas], rows), rtol=1e-4, atol=1e-4
+    )

@@ -143,3 +143,36 @@ def test_shapes_and_precision_are_kept(rule):
     assert {name: (value.shape, value.dtype) for name, value in found.items()} == {
         name: (value.shape, torch.float32) for name, value in deltas[0].items()
     }
+
+
+def low_rank(models=2, size=64, rank=4, apart=True):
+    """Differences of low rank in float32, as adapters have them; `apart`: in orthogonal directions."""
+    generator = torch.Generator().manual_seed(0)
+    u, v = (torch.linalg.qr(torch.randn(size, size, generator=generator))[0] for _ in range(2))
+    out = []
+    for k in range(models):
+        own = slice(k * rank, (k + 1) * rank) if apart else slice(k, k + rank)
+        out.append({"w": (u[:, own] * torch.arange(1.0, rank + 1)) @ v[:, own].T})
+    return out
+
+
+def test_tsv_leaves_out_directions_that_a_difference_does_not_have():
+    deltas = low_rank()
+    torch.testing.assert_close(tsv(deltas)["w"], deltas[0]["w"] + deltas[1]["w"])
+    alone = [deltas[0], {"w": torch.zeros(64, 64)}]  # one of the models is the base
+    torch.testing.assert_close(tsv(alone)["w"], deltas[0]["w"])
+
+
+@pytest.mark.parametrize("rule", [iso_c, iso_cts])
+def test_equal_singular_values_are_given_to_directions_that_exist(rule):
+    deltas = low_rank()
+    merged = rule(deltas)["w"]
+    span = torch.linalg.qr(torch.cat([delta["w"].T @ torch.randn(64, 4) for delta in deltas], 1))[0]
+    torch.testing.assert_close(merged @ span @ span.T, merged, rtol=1e-4, atol=1e-4)
+    assert (torch.linalg.svdvals(merged) > 1e-3).sum() == 8
+
+
+@pytest.mark.parametrize("rule", ["tsv", "iso-c", "iso-cts", "wudi"])
+def test_the_order_of_adapters_does_not_matter(rule):
+    deltas = low_rank(3, apart=False)
+    torch.testing.assert_close(RULES[rule](deltas)["w"], RULES[rule](deltas[::-1])["w"], rtol=1e-3, atol=1e-3)

@@ -7,6 +7,7 @@ import torch
 import transformers
 
 import hf_zipit
+from hf_zipit.comparison.run import Comparison
 from hf_zipit.errors import OptionError, SourceError
 from hf_zipit.evaluation.agreement import compare_answers
 from hf_zipit.matching.methods import METHODS
@@ -206,3 +207,44 @@ def test_a_recorded_merge_is_made_again(digits, tmp_path):
     again = hf_zipit.merge_recipe(recipe)
     assert all(torch.equal(again.state_dict()[name], value) for name, value in merged.state_dict().items())
     assert "base:" not in (folder / "README.md").read_text()  # which shows no path of this machine
+
+
+def test_a_base_with_more_layers_is_refused(vits):
+    deeper = hf_vit(0, num_hidden_layers=4)
+    with pytest.raises(
+        SourceError, match=r"is not the base of these models: it has vit.layers.3\..*, and they have not"
+    ):
+        hf_zipit.merge(vits[1], base=deeper, method="tsv", calibrate="none")
+
+
+def test_doubts_about_a_base_are_said(vits, caplog):
+    base, models = vits
+    options = {"method": "task-arithmetic", "scale": 0.3, "calibrate": "none"}
+    with caplog.at_level("WARNING", "hf_zipit"):
+        hf_zipit.merge(models, base=base, **options)
+    assert not caplog.records
+    with caplog.at_level("WARNING", "hf_zipit"):
+        hf_zipit.merge(models, base=hf_vit(7), **options)
+        hf_zipit.merge(models, base=copy.deepcopy(base).bfloat16(), **options)
+        hf_zipit.merge(models, base=base, method="average", calibrate="none")
+    assert "may not be the base: every model differs from it at least" in caplog.text
+    assert "is rounded to torch.bfloat16" in caplog.text
+    assert "base is not used: average adds no differences to it" in caplog.text
+
+
+def test_a_plan_looks_at_the_base(digits):
+    refs = [str(folder) for folder in digits]
+    with pytest.raises(SourceError, match="no model at"):
+        plan_merge(Recipe(sources=refs, method="tsv", base="/nowhere/base"))
+    assert "tsv with none" in str(plan_merge(Recipe(sources=refs, base=refs[0])).note)
+
+
+def test_a_comparison_keeps_the_rows_of_each_base_apart(resnets, tmp_path):
+    base, models = resnets
+    recipe = Recipe(method="tsv", scale=1.0, calibrate="none")
+    keys = set()
+    for one in (base, models[0], base):
+        merger = Merger(models, images(60), base=one, cache=False)
+        comparison = Comparison(merger, tmp_path / "out")
+        keys.add(comparison._key(comparison._decisions(recipe)))
+    assert len(keys) == 2

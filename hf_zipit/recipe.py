@@ -84,7 +84,7 @@ class Recipe(Options, Inputs):
     """
 
     model_config = ConfigDict(title="hf-zipit recipe")
-    base: str | None = Field(
+    base: str | PinnedSource | None = Field(
         None,
         description="Model that the others were fine-tuned from, for methods that need it: a Hub id or folder. Its "
         "classifier is not used. Default: the one that all model cards name.",
@@ -195,15 +195,15 @@ class Recipe(Options, Inputs):
 
     @field_validator("cut", "device", "spec", "base")
     @classmethod
-    def _not_empty(cls, value: str | None, info: ValidationInfo) -> str | None:
-        if value is not None and not value.strip():
+    def _not_empty(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, str) and not value.strip():
             raise OptionError(f"{info.field_name} is {shown(value)}: leave it out, or give a value")
         return value
 
     @field_validator("spec", "device", "base", mode="before")
     @classmethod
     def _as_text(cls, value: Any) -> Any:
-        plain = value is None or isinstance(value, str | int | float | list | dict)  # a number is no name
+        plain = value is None or isinstance(value, str | int | float | list | dict | BaseModel)  # a number is no name
         return value if plain else str(value)
 
     @model_validator(mode="after")

@@ -31,8 +31,8 @@ def located(
         elif isinstance(given, list):
             found[name] = [_placed_entry(entry, base) for entry in given]
     for name in single:
-        if isinstance(found.get(name), str):
-            found[name] = _placed(found[name], base)
+        if name in found:
+            found[name] = _placed_entry(found[name], base)
     for name in paths:
         if isinstance(found.get(name), str) and found[name].strip():
             found[name] = str(base / Path(found[name]).expanduser())

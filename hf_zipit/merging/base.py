@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from hf_zipit.errors import OptionError, SourceError
 from hf_zipit.merging.cards import common_base
+from hf_zipit.recipe import PinnedSource
 from hf_zipit.sources.source import Source
 from hf_zipit.specs.plan import Plan
 
@@ -17,7 +18,7 @@ STATISTICS = ("running_mean", "running_var")  # of batch norms: no weights, so t
 POSITIONS = ("position", "pos_embed", "relative_coords", "patch")  # in names of tensors that follow the image size
 
 
-def named_base(base: Base | None, models: Sequence[Source]) -> Base:
+def named_base(base: Base | PinnedSource | None, models: Sequence[Source]) -> Base:
     """The base that a user gave, or that the cards of all models name.
 
     Args:
@@ -27,11 +28,13 @@ def named_base(base: Base | None, models: Sequence[Source]) -> Base:
     Raises:
         OptionError: none is given, and the cards name none.
     """
-    found = base if base is not None else common_base(models)
+    found = base.ref if isinstance(base, PinnedSource) else base
+    if base is None:
+        found = common_base(models)
     if found is None:
         raise OptionError(
-            "differences need the model that these were fine-tuned from, and their cards name none: give --base "
-            "(base), or use average, regmean or select, which need none"
+            "differences need the model that these were fine-tuned from, and neither cards nor recipe name it: give "
+            "--base (base), or use average, regmean or select, which need none"
         )
     return found
 

@@ -16,7 +16,7 @@ from hf_zipit.deltas.regmean import Inputs
 from hf_zipit.errors import OptionError
 from hf_zipit.merging.base import Base, base_state, merged_names, named_base
 from hf_zipit.merging.scale import chosen_scale, unseen_scale
-from hf_zipit.recipe import Recipe
+from hf_zipit.recipe import PinnedSource, Recipe
 from hf_zipit.running import working_copy
 from hf_zipit.sources.access import Access
 from hf_zipit.sources.load import load_source
@@ -38,7 +38,7 @@ class Differences:
         access: token and permissions for reading the base.
     """
 
-    def __init__(self, parents: Parents, base: Base | None, passes: Passes, access: Access) -> None:
+    def __init__(self, parents: Parents, base: Base | PinnedSource | None, passes: Passes, access: Access) -> None:
         self.parents = parents
         self.passes = passes
         self.given = base

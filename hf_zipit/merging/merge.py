@@ -103,10 +103,13 @@ def merge_recipe(
     """
     recipe = recipe.changed(**changes) if isinstance(recipe, Recipe) else read_recipe(recipe, **changes)
     check_recipe(recipe, len(recipe.sources), recipe.data)
-    sources = [_opened(entry, number, access) for number, entry in enumerate(recipe.sources, 1)]
+    sources = [_opened(entry, f"model {number}", access) for number, entry in enumerate(recipe.sources, 1)]
     if check is not None:
         check(recipe, sources)
-    return _run(recipe, sources, recipe.data, recipe.balance_data, access.token)
+    base = None
+    if isinstance(recipe.base, PinnedSource) and (recipe.how.based or recipe.method == AUTO):
+        base = _opened(recipe.base, "the base", access)
+    return _run(recipe, sources, recipe.data, recipe.balance_data, access.token, base)
 
 
 def check_recipe(recipe: Recipe, models: int, data: Any) -> None:
@@ -150,13 +153,13 @@ def _run(
     return merged
 
 
-def _opened(entry: str | PinnedSource, number: int, access: Access) -> Source:
+def _opened(entry: str | PinnedSource, what: str, access: Access) -> Source:
     """Load one model of a recipe, and check its weights against the recorded hash."""
     if isinstance(entry, str):
         return load_source(entry, access=access)
     if entry.ref is None:
         known = f"the folder '{entry.folder}', whose location is unknown" if entry.folder else "a model in memory"
-        raise OptionError(f"model {number} of the recipe was {known}; pass the models along with the recipe")
+        raise OptionError(f"{what} of the recipe was {known}; pass the models along with the recipe")
     source = load_source(entry.ref, access=access)
     found = source.origin.get("sha256")
     if entry.sha256 and found != entry.sha256:

@@ -9,7 +9,7 @@ from hf_zipit.data.batches import Passes
 from hf_zipit.data.dataset import Images
 from hf_zipit.data.rows import hub_data
 from hf_zipit.errors import OptionError
-from hf_zipit.recipe import Recipe
+from hf_zipit.recipe import PinnedSource, Recipe
 from hf_zipit.saving.license import license_of
 from hf_zipit.saving.provenance import Provenance
 from hf_zipit.saving.sidecars import sidecar_files
@@ -35,8 +35,9 @@ def provenance(
     options = {**recipe.options.model_dump(), "calibrate": recipe.calibrate}
     options |= {"seed": run.seed, "num_images": counts or None, "batch_size": run.batch_size, "backbone": run.backbone}
     options |= {"skip_bad_images": run.skip_bad_images} if run.skip_bad_images else {}
-    if base is not None and base.origin["id"]:
-        options |= {"base": "@".join(filter(None, (base.origin["id"], base.origin["revision"])))}
+    if base is not None:
+        known = PinnedSource.model_fields
+        options["base"] = {name: value for name, value in base.origin.items() if value and name in known}
     options |= {} if run.verdict else {"verdict": False}  # which holds out no images
     return Provenance(
         generator=f"hf-zipit {__version__}",

@@ -210,12 +210,12 @@ def _metric_lines(results: Results, tasks: Sequence[str]) -> list[str]:
 def _how(about: Provenance) -> dict[str, Any]:
     """Method, images and software of the merge, as far as they are recorded."""
     images = ", ".join(f"{part['num_images']} of {part['name']}" for part in about.data)
-    scale = about.recipe.get("scale")
+    scale, base = (about.recipe.get(name) for name in ("scale", "base"))
     how = {
         "method": about.recipe.get("method"),
         "chosen because": about.choice and "; ".join(about.choice["reasons"]),
         "scale of the differences": scale if isinstance(scale, float) else None,
-        "fine-tuned from": about.recipe.get("base"),
+        "fine-tuned from": base and (base.get("id") or base.get("folder") or "a model in memory"),
         "attention heads": about.kept_heads and f"those of all parents: {about.kept_heads}",
         "unlabelled images": images or "none",
         "agreement with the parents on held-out images, without labels": about.verdict and _agreements(about.verdict),

@@ -163,7 +163,8 @@ def _saved_beside(folder: Path) -> tuple[str | None, dict[str, Any] | None]:
         return text, None
     recipe = read_recipe(folder / RECIPE)
     paths = [source.path if isinstance(source, PinnedSource) else source for source in recipe.sources]
-    return text, {"sources": paths, "data": recipe.data, "base": recipe.base and [recipe.base]}
+    base = recipe.base.path if isinstance(recipe.base, PinnedSource) else recipe.base
+    return text, {"sources": paths, "data": recipe.data, "base": base and [base]}
 
 
 def _relative_to(folder: Path, locations: dict[str, Any]) -> dict[str, Any]:

@@ -66,7 +66,7 @@ def _public(recipe: Recipe) -> Recipe:
     """The recipe for publication, local paths removed."""
     sources = [s if isinstance(s, str) else s.model_copy(update={"path": None}) for s in recipe.sources]
     local = any(ref.startswith((".", "/", "~")) for ref in recipe.data or [])
-    base = None if recipe.base is not None and recipe.base.startswith((".", "/", "~")) else recipe.base
+    base = recipe.base.model_copy(update={"path": None}) if isinstance(recipe.base, PinnedSource) else recipe.base
     return recipe.model_copy(update={"sources": sources, "data": None if local else recipe.data, "base": base})
 
 
@@ -89,7 +89,7 @@ def recipe_of(config: ZipItConfig, data: list[str] | None = None, base: str | No
         cut=config.cut,
         spec=SPEC,
         generator=about.generator,
-        **{**about.recipe, **({"base": base} if base else {})},
+        **{**about.recipe, **({"base": {**about.recipe["base"], "path": base}} if base else {})},
     )
 
 

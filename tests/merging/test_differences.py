@@ -14,7 +14,7 @@ from hf_zipit.matching.methods import METHODS
 from hf_zipit.merging import scale
 from hf_zipit.merging.dry_run import plan_merge
 from hf_zipit.merging.merger import Merger
-from hf_zipit.recipe import Recipe, read_recipe
+from hf_zipit.recipe import PinnedSource, Recipe, read_recipe
 from hf_zipit.saving import save as saving
 from tests.helpers.models import hf_vit, images, tiny
 
@@ -204,9 +204,14 @@ def test_a_recorded_merge_is_made_again(digits, tmp_path):
     recipe = read_recipe(folder / "zipit_config.yml")
     assert recipe.base is not None
     assert "scale of the differences: `0.5`" in (folder / "README.md").read_text()
+    assert isinstance(recipe.base, PinnedSource)
+    with pytest.raises(SourceError, match="is not the model that the recipe was written for"):
+        hf_zipit.merge_recipe(recipe, base=PinnedSource(path=folders[1], sha256=recipe.base.sha256))
     again = hf_zipit.merge_recipe(recipe)
     assert all(torch.equal(again.state_dict()[name], value) for name, value in merged.state_dict().items())
-    assert "base:" not in (folder / "README.md").read_text()  # which shows no path of this machine
+    card = (folder / "README.md").read_text()
+    assert "fine-tuned from: `digits-0-4`" in card
+    assert "path:" not in card  # which shows no path of this machine
 
 
 def test_a_base_with_more_layers_is_refused(vits):

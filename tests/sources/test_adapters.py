@@ -126,5 +126,31 @@ def test_adapters_of_the_hub_find_their_base_there(base, tmp_path, hub):
     assert all(torch.equal(ours.model.state_dict()[name], value) for name, value in theirs[0].state_dict().items())
     assert ours.origin["id"] == refs[0]
     merged = hf_zipit.merge(refs, method="tsv", calibrate="none")
-    assert merged.config.zipit["recipe"]["base"].startswith("lab/base@")
+    assert merged.config.zipit["recipe"]["base"]["id"] == "lab/base"
     assert plan_merge(Recipe(sources=refs, method="tsv")).parameters == sum(p.numel() for p in merged.parameters())
+
+
+def test_the_classes_of_an_adapter_are_never_those_of_its_base(base, tmp_path):
+    folder = tmp_path / "adapter"
+    adapted(base, folder, classes=5)
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps({**config, "id2label": {str(i): f"pet{i}" for i in range(5)}}))
+    assert load_source(folder).labels == [f"LABEL_{i}" for i in range(5)]
+    (folder / "config.json").write_text(json.dumps({"id2label": {str(i): f"bird{i}" for i in range(5)}}))
+    assert load_source(folder).labels == [f"bird{i}" for i in range(5)]
+
+
+def test_adapters_without_cards_name_their_base_too(base, tmp_path):
+    refs = []
+    for seed in (1, 2):
+        adapted(base, tmp_path / f"adapter{seed}", seed)
+        (tmp_path / f"adapter{seed}" / "README.md").unlink()
+        refs.append(tmp_path / f"adapter{seed}")
+    assert hf_zipit.merge(refs, method="tsv", calibrate="none").config.zipit["recipe"]["base"]["folder"] == "base"
+
+
+def test_an_image_processor_is_asked_for(base, tmp_path):
+    adapted(base, tmp_path / "adapter")
+    (base / "preprocessor_config.json").unlink()
+    with pytest.raises(SourceError, match=r"has a preprocessor_config.json: save the image processor there"):
+        load_source(tmp_path / "adapter")

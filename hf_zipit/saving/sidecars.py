@@ -44,7 +44,8 @@ def _reproduction(recipe: Recipe, images: Sequence[Mapping[str, Any]]) -> str:
     sources = [source for source in recipe.sources if isinstance(source, PinnedSource)]
     parents = [(source.ref, source.ref or source.folder) for source in sources]  # (Hub id, name to show)
     data = [(part.get("ref"), part.get("ref") or part.get("folder")) for part in images]
-    if not all(name for _, name in [*parents, *data]):
+    base = [(recipe.base.ref, recipe.base.ref or recipe.base.folder)] if isinstance(recipe.base, PinnedSource) else []
+    if not all(name for _, name in [*parents, *data, *base]):
         return (
             "Some of the models or images were passed in memory, so no command reproduces these weights. They were "
             "made with this recipe"
@@ -54,8 +55,9 @@ def _reproduction(recipe: Recipe, images: Sequence[Mapping[str, Any]]) -> str:
         arguments += [shlex.quote(str(name)) for _, name in parents]
     if any(ref is None for ref, _ in data):
         arguments += [f"--data {shlex.quote(str(name))}" for _, name in data]
+    arguments += [f"--base {shlex.quote(str(name))}" for ref, name in base if ref is None]
     command = f"`{' '.join(['hf-zipit merge', RECIPE, *arguments, '-o again'])}` reproduces these weights"
-    local = [str(name) for ref, name in [*parents, *data] if ref is None]
+    local = [str(name) for ref, name in [*parents, *data, *base] if ref is None]
     if not local:
         return command
     names = ", ".join(f"`{name}`" for name in local)

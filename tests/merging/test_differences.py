@@ -211,6 +211,7 @@ def test_a_recorded_merge_is_made_again(digits, tmp_path):
     assert all(torch.equal(again.state_dict()[name], value) for name, value in merged.state_dict().items())
     card = (folder / "README.md").read_text()
     assert "fine-tuned from: `digits-0-4`" in card
+    assert "hf-zipit merge zipit_config.yml digits-0-4 digits-5-9 --base digits-0-4 -o again" in card
     assert "path:" not in card  # which shows no path of this machine
 
 

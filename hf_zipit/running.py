@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from hf_zipit.errors import OptionError, SourceError
 from hf_zipit.text import first_line
 
+STATISTICS = ("running_mean", "running_var")  # how the names of a batch norm's statistics end, which are no weights
+
 
 def logits_of(output: Any) -> Tensor:
     """The logits in a model's output, which is a tensor or an output object of transformers.

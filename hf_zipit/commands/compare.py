@@ -107,7 +107,8 @@ def compare(
     if recipe.device is not None:
         device_of(recipe.device, recipe.device)
     check_report(out)
-    merger = Merger([load_source(model, access=access) for model in models], data, recipe, token=access.token)
+    sources = [load_source(model, access=access) for model in models]
+    merger = Merger(sources, data, recipe, token=access.token, access=access)
     wanted = grid.recipes(merger)
     comparison = Comparison(merger, out, eval_data or data, targets=eval_data, num_images=eval_images)
     results = comparison.run(wanted)

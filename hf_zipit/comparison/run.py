@@ -21,6 +21,7 @@ from hf_zipit.errors import OptionError, OutputError, ZipItError
 from hf_zipit.evaluation.classification import Classification
 from hf_zipit.evaluation.fidelity import feature_correlation
 from hf_zipit.evaluation.results import Result, relative
+from hf_zipit.matching.methods import AUTO
 from hf_zipit.merging.balance import accuracy_on, merge_settled
 from hf_zipit.merging.merger import Merger
 from hf_zipit.progress import progress
@@ -86,6 +87,7 @@ class Comparison:
             "versions": versions(),
             "models": [content_of(whole.model) for whole in merger.parents.wholes],
             "tasks": merger.tasks,
+            "seed": merger.recipe.seed,
             "spec": merger.parents.binding.spec.text,
             "data": [part.fingerprint() for part in merger.passes.images],
             "batch_size": merger.passes.batch_size,
@@ -126,7 +128,7 @@ class Comparison:
         merger = self.merger
         if not (isinstance(self.evaluation, Classification) and self.evaluation.joint):
             return []
-        key = self._key(["ensemble", JOINT, merger.recipe.seed])
+        key = self._key(["ensemble", JOINT])
         if key not in self.known:
             sources = merger.parents.sources
             nets = refit_ensemble(sources, merger.parents.binding, merger.passes, merger.recipe.seed)
@@ -179,10 +181,9 @@ class Comparison:
     def _decisions(self, recipe: Recipe) -> list[Any]:
         """What decides a row: the merge, the content of the labelled images that choose its balance, and its base."""
         labelled = recipe.balance_data and accuracy_on(self.merger, recipe.balance_data).fingerprint()
-        if recipe.how.rule is None:
-            return [recipe.decisions, labelled]
-        base = content_of(self.merger.differences.base.model) if recipe.how.based else None
-        return [recipe.decisions, labelled, base, recipe.seed]
+        differences = self.merger.differences
+        based = recipe.how.based or (recipe.method == AUTO and differences.given is not None)
+        return [recipe.decisions, labelled, based and content_of(differences.base.model)]
 
     def _key(self, decisions: Any) -> str:
         """A hash of the models, the images and the options of a row."""

@@ -4,7 +4,7 @@ Weights of linear layers and ungrouped convolutions are solved for; all other te
 directions that no input has, the merge stays at the base.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from hf_zipit.data.batches import Passes
+from hf_zipit.deltas.rules import Deltas, State, mean
 from hf_zipit.errors import OptionError
+from hf_zipit.running import STATISTICS
 
-Deltas = Sequence[Mapping[str, Tensor]]
 OFF_DIAGONAL = 0.95  # factor on products of different inputs; the paper found 0.9, later work 0.95 for vision models
 RIDGE = 1e-6  # relative to the mean of the diagonal
 POSITIONS = 2**16  # that a convolution reads are multiplied at a time
-STATISTICS = ("running_mean", "running_var")  # of batch norms, which are averaged
 MOST = 256  # images of each data set for the sequential form, which holds the activations of all
 
 
@@ -35,7 +35,7 @@ class Inputs:
 
     networks: Sequence[nn.Module]
     passes: Passes
-    base: Mapping[str, Tensor]
+    base: State
 
 
 def regmean(deltas: Deltas, inputs: Inputs) -> dict[str, Tensor]:
@@ -53,7 +53,7 @@ def regmean(deltas: Deltas, inputs: Inputs) -> dict[str, Tensor]:
     """
     names = _layers(inputs.networks[0], deltas[0])
     found = [_products(inputs, model, names) for model in range(len(deltas))]
-    out = {name: torch.stack([delta[name] for delta in deltas]).mean(0) for name in deltas[0]}
+    out = mean(deltas)
     for name in names:
         out[name] = _solved([delta[name] for delta in deltas], [one[name] for one in found])
     return out
@@ -83,12 +83,11 @@ def regmean_sequential(deltas: Deltas, inputs: Inputs) -> dict[str, Tensor]:
         )
     if passes.accelerator.num_processes > 1:
         raise OptionError("regmean-sequential runs in one process; use regmean")
-    out = {name: torch.stack([delta[name] for delta in deltas]).mean(0) for name in deltas[0]}
+    out = mean(deltas)
     network = inputs.networks[0]
-    states = [one.state_dict() for one in inputs.networks]
-    norms = [name for name in states[0] if name.endswith(STATISTICS)]
-    means = {name: torch.stack([one[name] for one in states]).mean(0) for name in norms}
-    network.load_state_dict({**means, **{name: inputs.base[name] + value for name, value in out.items()}}, strict=False)
+    norms = [_norms(one) for one in inputs.networks]
+    weights = {name: inputs.base[name] + value for name, value in out.items()}
+    network.load_state_dict({**mean(norms), **weights}, strict=False)
     counts = [min(MOST, len(part)) for part in passes.images]
     shares = zip(passes.images, counts, strict=True)
     pixels = torch.cat([torch.stack([part[i] for i in range(count)]) for part, count in shares])
@@ -116,7 +115,12 @@ def regmean_sequential(deltas: Deltas, inputs: Inputs) -> dict[str, Tensor]:
     return out
 
 
-def _layers(network: nn.Module, names: Mapping[str, Tensor]) -> list[str]:
+def _norms(network: nn.Module) -> dict[str, Tensor]:
+    """The statistics of all batch norms."""
+    return {name: value for name, value in network.state_dict().items() if name.endswith(STATISTICS)}
+
+
+def _layers(network: nn.Module, names: State) -> list[str]:
     """The weights, among those named, of linear layers and ungrouped convolutions."""
     found = []
     for path, module in network.named_modules():

@@ -9,7 +9,20 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-Deltas = Sequence[Mapping[str, Tensor]]
+State = Mapping[str, Tensor]  # tensors by name
+Deltas = Sequence[State]  # one mapping per model
+
+
+def mean(states: Deltas) -> dict[str, Tensor]:
+    """The mean of every tensor.
+
+    Args:
+        states: one mapping per model, with the names of the first.
+
+    >>> mean([{"w": torch.tensor([1.0])}, {"w": torch.tensor([2.0])}])["w"]
+    tensor([1.5000])
+    """
+    return {name: torch.stack([state[name] for state in states]).mean(0) for name in states[0]}
 
 
 def task_arithmetic(deltas: Deltas) -> dict[str, Tensor]:
@@ -57,7 +70,7 @@ def dare(deltas: Deltas, density: float, seed: int) -> dict[str, Tensor]:
     return task_arithmetic([_thinned(delta, density, seed) for delta in deltas])
 
 
-def _largest(delta: Mapping[str, Tensor], density: float) -> dict[str, Tensor]:
+def _largest(delta: State, density: float) -> dict[str, Tensor]:
     """The entries of the largest absolute values, over all tensors; zeros elsewhere."""
     sizes = torch.cat([value.abs().flatten() for value in delta.values()])
     count = max(1, round(density * len(sizes)))
@@ -71,7 +84,7 @@ def _agreeing(values: Tensor) -> Tensor:
     return (values * agrees).sum(0) / agrees.sum(0).clamp(min=1)
 
 
-def _thinned(delta: Mapping[str, Tensor], density: float, seed: int) -> dict[str, Tensor]:
+def _thinned(delta: State, density: float, seed: int) -> dict[str, Tensor]:
     """Random entries divided by their share; zeros elsewhere. Models that differ have draws of their own."""
     total = sum(float(value.double().abs().sum()) for value in delta.values())
     generator = torch.Generator().manual_seed((seed + hash(total)) % 2**63)

@@ -5,12 +5,13 @@ than one, such as biases and norms, are averaged, as in the authors' code. Direc
 as most of an adapter of low rank, are left out: their singular vectors are noise.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-Deltas = Sequence[Mapping[str, Tensor]]
+from hf_zipit.deltas.rules import Deltas
+
 COMMON = 0.8  # share of Iso-CTS' directions that all tasks have in common, as in the paper
 NOISE = 1e-5  # singular values below this share of the largest are rounding errors of weights in float32
 RIDGE = 0.01  # of WUDI, relative to the largest eigenvalue

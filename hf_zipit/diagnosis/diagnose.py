@@ -121,7 +121,7 @@ def diagnose(
     check_recipe(recipe, len(sources), data)
     few = recipe.changed(sources=[], data=None, verdict=True)
     opened = [load_source(source, access=access) for source in sources]
-    merger = Merger(opened, data, few, token=access.token, most=IMAGES)
+    merger = Merger(opened, data, few, token=access.token, access=access, most=IMAGES)
     if merger.held_out is None:
         raise OptionError("a diagnosis holds images out, and there are too few: give 100 of each data set or more")
     merged, settled = merge_settled(merger, few.changed(cut=merger.parents.fixed_cut))

@@ -36,8 +36,8 @@ class Method:
         fixed: Whether the match needs no similarity.
         settings: Further keywords of the function.
         control: Whether this is a baseline for the methods, not a method.
-        rule: For methods that match unit i with unit i: how the differences of the models to a base are merged, or a
-            reference to the function, `module:name`. Its signature is `(deltas, ...) -> merged difference`.
+        rule: For methods that match unit i with unit i: how the differences of the models to a base are merged, as a
+            reference to a function, `module:name`. Its signature is `(deltas, ...) -> merged difference`.
         observes: Whether the rule takes the inputs of the layers, `inputs`, and no base is needed.
     """
 

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from hf_zipit.errors import OptionError
 from hf_zipit.matching.methods import AUTO, METHODS, Method, balanced, described, method_of
@@ -83,18 +83,12 @@ class Options(Settings):
             raise OptionError(f"unknown method '{value}'; methods: {', '.join([AUTO, *METHODS])}")
         return value
 
-    @field_validator("balance")
+    @field_validator("balance", "scale")
     @classmethod
-    def _share(cls, value: float | str) -> float | str:
-        if isinstance(value, float) and not 0 <= value <= 1:
-            raise OptionError(f"balance is {value:g}: it must lie between 0 and 1")
-        return value
-
-    @field_validator("scale")
-    @classmethod
-    def _finite(cls, value: float | str) -> float | str:
-        if isinstance(value, float) and not 0 <= value <= 100:
-            raise OptionError(f"scale is {value:g}: it must lie between 0 and 100")
+    def _in_range(cls, value: float | str, info: ValidationInfo) -> float | str:
+        most = {"balance": 1, "scale": 100}[str(info.field_name)]
+        if isinstance(value, float) and not 0 <= value <= most:
+            raise OptionError(f"{info.field_name} is {value:g}: it must lie between 0 and {most}")
         return value
 
     @model_validator(mode="after")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from hf_zipit.matching.average import average_match
+from hf_zipit.running import STATISTICS
 from hf_zipit.specs.spaces import Binding, FeatureSpace, Row
 from hf_zipit.transform.match import Match
 from hf_zipit.transform.transform import along
@@ -48,7 +49,7 @@ class WeightSimilarity:
             self.axes[name] = {row.axis: [r for r in rows if r.axis == row.axis] for row in rows}
             same_shape = len({state[name].shape for state in states}) == 1
             counted = same_shape if compat else name not in binding.classifier
-            if counted and not name.endswith(("running_mean", "running_var")):
+            if counted and not name.endswith(STATISTICS):
                 for row in rows:
                     self.compared[row.space].append(row)
         sizes = {name: (space.size,) * self.models for name, space in binding.spaces.items()}

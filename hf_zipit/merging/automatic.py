@@ -69,7 +69,9 @@ def _methods(recipe: Recipe, images: bool, related: Relation, base: bool) -> tup
         raise OptionError(f"{related}, and without images they can only be averaged, at width 1: give --data (data)")
     based = base and related.kind == ONE_BASE
     if not images and based:
-        return ["tsv"], "tsv: without images, it keeps most of models whose base is known; images would give more"
+        return [
+            "tsv"
+        ], "tsv: without images, it is the safest rule for models whose base is known; images would give more"
     if not images:
         return ["average"], "without images, models of one base are averaged; images or the base (--base) give more"
     if related.kind == OWN:

@@ -1,20 +1,20 @@
 """The model that others were fine-tuned from: which one it is, and its tensors under the names of the others."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from torch import Tensor, nn
 
+from hf_zipit.deltas.rules import State
 from hf_zipit.errors import OptionError, SourceError
 from hf_zipit.merging.cards import common_base
 from hf_zipit.recipe import PinnedSource
+from hf_zipit.running import STATISTICS
 from hf_zipit.sources.source import Source
 from hf_zipit.specs.plan import Plan
 
 Base = str | Path | nn.Module | Source
-State = Mapping[str, Tensor]
-STATISTICS = ("running_mean", "running_var")  # of batch norms: no weights, so they are averaged
 POSITIONS = ("position", "pos_embed", "relative_coords", "patch")  # in names of tensors that follow the image size
 
 
@@ -28,9 +28,8 @@ def named_base(base: Base | PinnedSource | None, models: Sequence[Source]) -> Ba
     Raises:
         OptionError: none is given, and the cards name none.
     """
-    found = base.ref if isinstance(base, PinnedSource) else base
-    if base is None:
-        found = common_base(models)
+    given = base.ref if isinstance(base, PinnedSource) else base
+    found = common_base(models) if base is None else given
     if found is None:
         raise OptionError(
             "differences need the model that these were fine-tuned from, and neither cards nor recipe name it: give "

@@ -1,7 +1,7 @@
 """Merges by the differences of models to the one that they were fine-tuned from."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
@@ -13,6 +13,7 @@ from torch import Tensor
 from hf_zipit.assembly.parents import Merged, Parents
 from hf_zipit.data.batches import Passes
 from hf_zipit.deltas.regmean import Inputs
+from hf_zipit.deltas.rules import State, mean
 from hf_zipit.errors import OptionError
 from hf_zipit.merging.base import Base, base_state, merged_names, named_base
 from hf_zipit.merging.scale import chosen_scale, unseen_scale
@@ -23,7 +24,6 @@ from hf_zipit.sources.load import load_source
 from hf_zipit.sources.source import Source
 from hf_zipit.specs.plan import Plan
 
-State = Mapping[str, Tensor]
 _log = logging.getLogger("hf_zipit")
 DOUBTFUL = 2.0  # models that were fine-tuned apart differ from their base by less than from each other
 
@@ -35,12 +35,16 @@ class Differences:
         parents: the models, as they were given.
         base: the base, if the user gave one.
         passes: over the images, for methods that read inputs.
+        judging: over the images that decide on a scale; held-out ones, if there are any.
         access: token and permissions for reading the base.
     """
 
-    def __init__(self, parents: Parents, base: Base | PinnedSource | None, passes: Passes, access: Access) -> None:
+    def __init__(
+        self, parents: Parents, base: Base | PinnedSource | None, passes: Passes, judging: Passes, access: Access
+    ) -> None:
         self.parents = parents
         self.passes = passes
+        self.judging = judging
         self.given = base
         self._access = access
         self._merged: dict[Any, Difference] = {}
@@ -61,28 +65,28 @@ class Differences:
 
         Args:
             plan: of the merge.
-            recipe: the options; its scale is a number, if the method needs a base.
+            recipe: the options, with the seed of the run; its scale is a number, if the method needs a base.
         """
         base = self.base if recipe.how.based else None
-        key = (recipe.changed(scale=1.0).options, recipe.seed, plan.depth)
+        key = (recipe.changed(scale=1.0).options, plan.depth)
         if key not in self._merged:
             self._merged[key] = merged_difference(self.parents, plan, recipe, base, self.passes)
         found = self._merged[key]
         return self.parents.with_trunk(found.at(float(recipe.scale) if base else 1.0, self.parents.states[0]))
 
-    def scale(self, recipe: Recipe, passes: Passes, merge: Callable[[Recipe], Merged]) -> float:
+    def scale(self, recipe: Recipe, merge: Callable[[Recipe], Merged], near: Callable[[Merged], float]) -> float:
         """The scale of the difference where it is `auto`.
 
         Args:
             recipe: the options.
-            passes: over the images that decide.
             merge: makes a merge.
+            near: how near a merge is to the models.
         """
-        if not passes.images:
+        if not self.judging.images:
             return unseen_scale(recipe, len(self.parents.sources))
         key = (recipe.options, recipe.cut)
         if key not in self._scales:
-            self._scales[key] = chosen_scale(recipe, self.parents, passes, merge)
+            self._scales[key] = chosen_scale(recipe, self.parents, self.judging, merge, near)
         return self._scales[key]
 
 
@@ -122,14 +126,17 @@ def merged_difference(parents: Parents, plan: Plan, recipe: Recipe, base: Source
     """
     states = parents.states
     names = merged_names(states, plan)
-    mean = {name: torch.stack([state[name].double() for state in states]).mean(0) for name in names}
-    found, resized = (mean, []) if base is None else base_state(base, states, names)
-    if resized:
-        _log.warning("%s averaged: the base has other sizes (another size of images or patches)", ", ".join(resized))
-    start = {name: value.double().cpu() for name, value in found.items()}
+    if base is None:
+        start = mean([{name: state[name].double() for name in names} for state in states])
+    else:
+        found, resized = base_state(base, states, names)
+        start = {name: value.double().cpu() for name, value in found.items()}
+        if resized:
+            said = "%s averaged: the base has other sizes (another size of images or patches)"
+            _log.warning(said, ", ".join(resized))
     deltas = [{name: state[name].double() - value for name, value in start.items()} for state in states]
     if base is not None:
-        _warn_of_doubts(base, states[0][next(iter(start))].dtype, start, deltas)
+        _warn_of_doubts(base, states[0][next(iter(start))].dtype, deltas)
     keywords: dict[str, Any] = {}
     if recipe.how.observes:
         if not passes.images:
@@ -139,13 +146,13 @@ def merged_difference(parents: Parents, plan: Plan, recipe: Recipe, base: Source
     return Difference(start, recipe.how.merged(deltas, recipe, **keywords))
 
 
-def _warn_of_doubts(base: Source, dtype: torch.dtype, start: State, deltas: Sequence[State]) -> None:
+def _warn_of_doubts(base: Source, dtype: torch.dtype, deltas: Sequence[State]) -> None:
     """Warn of a base that is far from all models, or less precise than they are."""
     kind = next(base.model.parameters()).dtype
     if kind.itemsize < dtype.itemsize:
         _log.warning("the base %s is rounded to %s, and so are the differences to it", base.name, kind)
     far = min(_length(delta) for delta in deltas)
-    apart = max(_length({n: one[n] - two[n] for n in start}) for one, two in combinations(deltas, 2))
+    apart = max(_length({name: one[name] - two[name] for name in one}) for one, two in combinations(deltas, 2))
     if apart and far > DOUBTFUL * apart:
         _log.warning(
             "%s may not be the base: every model differs from it at least %.1f times as much as from the others",

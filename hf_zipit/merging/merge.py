@@ -80,7 +80,7 @@ def merge(
     check_recipe(recipe, len(sources), data)
     access = Access(token, trust_remote_code, allow_pickle)
     opened = [load_source(source, access=access) for source in sources]
-    return _run(recipe, opened, data, balance_data, token, base)
+    return _run(recipe, opened, data, balance_data, access, base)
 
 
 def merge_recipe(
@@ -108,8 +108,8 @@ def merge_recipe(
         check(recipe, sources)
     base = None
     if isinstance(recipe.base, PinnedSource) and (recipe.how.based or recipe.method == AUTO):
-        base = _opened(recipe.base, "the base", access)
-    return _run(recipe, sources, recipe.data, recipe.balance_data, access.token, base)
+        base = _opened(recipe.base, "the base", access, "give --base (base) along with the recipe")
+    return _run(recipe, sources, recipe.data, recipe.balance_data, access, base)
 
 
 def check_recipe(recipe: Recipe, models: int, data: Any) -> None:
@@ -131,7 +131,7 @@ def check_recipe(recipe: Recipe, models: int, data: Any) -> None:
 
 
 def _run(
-    recipe: Recipe, sources: Sequence[Source], data: Any, balance_data: Any, token: str | None, base: Base | None = None
+    recipe: Recipe, sources: Sequence[Source], data: Any, balance_data: Any, access: Access, base: Base | None
 ) -> Merged:
     """Merge opened models."""
     for name in recipe.ignored:
@@ -139,7 +139,8 @@ def _run(
     if (base or recipe.base) and not recipe.how.based and recipe.method != AUTO:
         _log.warning("base is not used: %s adds no differences to it", recipe.method)
     chosen = recipe.changed(sources=[], data=None)
-    merger = Merger(sources, data if recipe.reads_images else None, chosen, base=base, token=token)
+    images = data if recipe.reads_images else None
+    merger = Merger(sources, images, chosen, base=base, token=access.token, access=access)
     accuracies_of(merger, recipe)  # refused before the work, if there are too many or too few
     merged, settled = merge_settled(merger, recipe, balance_data)
     verdict = judge(merger, merged, settled) if recipe.verdict else None
@@ -153,13 +154,15 @@ def _run(
     return merged
 
 
-def _opened(entry: str | PinnedSource, what: str, access: Access) -> Source:
+def _opened(
+    entry: str | PinnedSource, what: str, access: Access, way_out: str = "pass the models along with the recipe"
+) -> Source:
     """Load one model of a recipe, and check its weights against the recorded hash."""
     if isinstance(entry, str):
         return load_source(entry, access=access)
     if entry.ref is None:
         known = f"the folder '{entry.folder}', whose location is unknown" if entry.folder else "a model in memory"
-        raise OptionError(f"{what} of the recipe was {known}; pass the models along with the recipe")
+        raise OptionError(f"{what} of the recipe was {known}; {way_out}")
     source = load_source(entry.ref, access=access)
     found = source.origin.get("sha256")
     if entry.sha256 and found != entry.sha256:

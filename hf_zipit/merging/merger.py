@@ -57,7 +57,8 @@ class Merger:
             one that all cards name.
         recipe: the options of the run (`num_images`, `skip_bad_images`, `label_column`, `batch_size`, `tasks`, `seed`,
             `device`, `spec`, `backbone`, `cache`), and the defaults of every merge.
-        token: Hub access token for data sets.
+        token: Hub access token for data sets and the base.
+        access: what the user allows when the base is read. Default: the token alone.
         most: images to read of each data set at most, if the recipe gives no number.
         options: options that override those of the recipe.
 
@@ -88,6 +89,7 @@ class Merger:
         *,
         base: Base | None = None,
         token: str | None = None,
+        access: Access | None = None,
         most: int = USEFUL,
         **options: Any,
     ) -> None:
@@ -111,7 +113,8 @@ class Merger:
         self.held_out = Passes(held, recipe.batch_size, recipe.device) if held else None
         check_models_run(self.parents.wholes, self.passes)
         self.given = self.parents
-        self.differences = Differences(self.given, base or recipe.base, self.passes, Access(token))
+        judging = self.held_out or self.passes
+        self.differences = Differences(self.given, base or recipe.base, self.passes, judging, access or Access(token))
         self.parents = self.given.equally_loud(self.passes)
         self.places = places_of(self.parents.sources, images)
         self.memo: dict[Any, Any] = {}
@@ -129,14 +132,14 @@ class Merger:
         for name in options:
             if name not in PER_MERGE:
                 raise OptionError(f"{name} is an option of all merges of a Merger: give it when the Merger is made")
-        recipe = (recipe or self.recipe).changed(**options)
+        recipe = (recipe or self.recipe).changed(**options, seed=self.recipe.seed)
         as_given = recipe.compat or recipe.how.rule  # the authors, and differences to a base, take streams as they are
         if as_given and self.parents is not self.given:
             return self._once("as given", self._as_given).merge(recipe)
         if recipe.automatic:
             return self._nearest(recipe)
         if recipe.how.based and recipe.scale == AUTO:
-            recipe = recipe.changed(scale=self.differences.scale(recipe, self.held_out or self.passes, self.merge))
+            recipe = recipe.changed(scale=self.differences.scale(recipe, self.merge, self.nearness))
         calibration = CALIBRATIONS[recipe.calibrate]
         if calibration.joint and not self.parents.predicts_jointly:
             raise OptionError(f"{recipe.calibrate} needs classifiers only, each for one class of several; use refit")
@@ -151,10 +154,8 @@ class Merger:
         merged = parents.assemble(self.tasks, plan, matches, about.to_dict())
         equip(merged, self.parents, {**self.places, "base": [base.folder]} if base and base.folder else self.places)
         merged.to(self.passes.device)
-        where = plan.cut or "the classifiers"
-        _log.info(
-            "merged %d spaces by %s up to %s; calibrating: %s", len(matches), recipe.method, where, recipe.calibrate
-        )
+        said = "merged %d spaces by %s up to %s; calibrating: %s"
+        _log.info(said, len(matches), recipe.method, plan.cut or "the classifiers", recipe.calibrate)
         state = MergeState(merged, self.parents.sources, plan, matches, self.passes, self.recipe.seed)
         self._calibrate(state, recipe)
         check_finite(merged, f"{recipe.method} with {recipe.calibrate}", self.passes)
@@ -222,9 +223,8 @@ class Merger:
     def _of_images(self) -> dict[str, Any]:
         """How images for these models are opened."""
         recipe = self.recipe
-        channels = self.parents.input_size[0]
         return {
-            "channels": channels,
+            "channels": self.parents.input_size[0],
             "seed": recipe.seed,
             "token": self.token,
             "skip_bad_images": recipe.skip_bad_images,

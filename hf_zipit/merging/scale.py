@@ -3,11 +3,11 @@
 import logging
 import math
 from collections.abc import Callable
+from functools import partial
 
 from hf_zipit.assembly.parents import Merged, Parents
 from hf_zipit.data.batches import Passes
 from hf_zipit.evaluation.agreement import compare_answers
-from hf_zipit.evaluation.fidelity import distance, same_everywhere
 from hf_zipit.recipe import Recipe
 
 SCALES = (0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0, 1.25, 1.5, 2.0)
@@ -28,7 +28,13 @@ def unseen_scale(recipe: Recipe, models: int) -> float:
     return 1 / models if recipe.method in SUMS else 1.0
 
 
-def chosen_scale(recipe: Recipe, parents: Parents, passes: Passes, merge: Callable[[Recipe], Merged]) -> float:
+def chosen_scale(
+    recipe: Recipe,
+    parents: Parents,
+    passes: Passes,
+    merge: Callable[[Recipe], Merged],
+    near: Callable[[Merged], float],
+) -> float:
     """The scale whose merge, before any refit, keeps most of the parents' accuracy or is nearest to their outputs.
 
     Args:
@@ -36,20 +42,20 @@ def chosen_scale(recipe: Recipe, parents: Parents, passes: Passes, merge: Callab
         parents: the models.
         passes: over the images that decide; held-out ones, if there are any.
         merge: makes a merge.
+        near: how near a merge is to the models, where they do not predict one class of several each.
     """
-    made = {scale: merge(recipe.changed(scale=scale, calibrate="batchnorm")) for scale in SCALES}
-    if parents.predicts_jointly:
-        found = compare_answers({str(scale): one for scale, one in made.items()}, parents.wholes, passes)
-        known = found.images > 0
-        accuracies = [None] * len(known)
-        if not known.any():
-            return unseen_scale(recipe, len(parents.sources))
-        scores = {scale: float(found.kept(str(scale), accuracies)[known].mean()) for scale in made}
-    else:
-        errors = {scale: distance(one, parents.wholes, passes).values() for scale, one in made.items()}
-        scores = {scale: -sum(task.error for task in tasks) / len(tasks) for scale, tasks in errors.items()}
-    scores = {scale: -math.inf if math.isnan(score) else score for scale, score in scores.items()}
-    scores = {scale: same_everywhere(passes.accelerator, score) for scale, score in scores.items()}
-    best = max(SCALES, key=scores.__getitem__)
-    _log.info("scale %g chosen among %s", best, {scale: round(score, 4) for scale, score in scores.items()})
+    score = partial(_kept, parents=parents, passes=passes) if parents.predicts_jointly else near
+    scores = {scale: score(merge(recipe.changed(scale=scale, calibrate="batchnorm"))) for scale in SCALES}
+    known = {scale: value for scale, value in scores.items() if not math.isnan(value)}
+    if not known:
+        return unseen_scale(recipe, len(parents.sources))
+    best = max(known, key=known.__getitem__)
+    _log.info("scale %g chosen among %s", best, {scale: round(value, 4) for scale, value in scores.items()})
     return best
+
+
+def _kept(merged: Merged, parents: Parents, passes: Passes) -> float:
+    """The share of the parents' accuracy that a merge should keep, on average; NaN if no image counts for a task."""
+    found = compare_answers({"merged": merged}, parents.wholes, passes)
+    known = found.images > 0
+    return float(found.kept("merged", [None] * len(known))[known].mean())

@@ -215,7 +215,7 @@ def _how(about: Provenance) -> dict[str, Any]:
         "method": about.recipe.get("method"),
         "chosen because": about.choice and "; ".join(about.choice["reasons"]),
         "scale of the differences": scale if isinstance(scale, float) else None,
-        "fine-tuned from": base and (base.get("id") or base.get("folder") or "a model in memory"),
+        "fine-tuned from": None if base is None else base.get("id") or base.get("folder") or "a model in memory",
         "attention heads": about.kept_heads and f"those of all parents: {about.kept_heads}",
         "unlabelled images": images or "none",
         "agreement with the parents on held-out images, without labels": about.verdict and _agreements(about.verdict),

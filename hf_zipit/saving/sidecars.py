@@ -82,6 +82,9 @@ def recipe_of(config: ZipItConfig, data: list[str] | None = None, base: str | No
     """
     about = Provenance.of(config)
     known = PinnedSource.model_fields
+    options = dict(about.recipe)
+    if base is not None and not options["base"].get("id"):  # a base on the Hub is known by its id
+        options["base"] = {**options["base"], "path": base}
     hub_ids = [part.get("ref") for part in about.data]
     sources = [{key: value for key, value in source.items() if key in known} for source in about.sources]
     return Recipe(
@@ -91,7 +94,7 @@ def recipe_of(config: ZipItConfig, data: list[str] | None = None, base: str | No
         cut=config.cut,
         spec=SPEC,
         generator=about.generator,
-        **{**about.recipe, **({"base": {**about.recipe["base"], "path": base}} if base else {})},
+        **options,
     )
 
 

@@ -13,15 +13,13 @@ from hf_zipit.errors import SourceError
 from hf_zipit.sources import from_transformers
 from hf_zipit.sources.access import Access
 from hf_zipit.sources.checkpoint import (
-    INDEX,
-    WEIGHTS,
     file_digest,
     no_larger_than,
     read_json,
     read_weights,
     weight_files,
 )
-from hf_zipit.sources.download import ADAPTER, ADAPTER_WEIGHTS, HUB_ID, fetch
+from hf_zipit.sources.download import ADAPTER, ADAPTER_WEIGHTS, HUB_ID, fetch, is_adapter
 from hf_zipit.sources.names import class_names
 from hf_zipit.sources.processors import processor_in
 from hf_zipit.sources.source import Source
@@ -29,11 +27,6 @@ from hf_zipit.text import load_errors, some
 
 OTHER_NAMES = "its layers may have other names, as those of transformers 4: load it there, merge it and save the model"
 _log = logging.getLogger("hf_zipit")
-
-
-def is_adapter(folder: Path) -> bool:
-    """Whether a folder holds an adapter, and not a model."""
-    return (folder / ADAPTER).is_file() and not any((folder / name).is_file() for name in (WEIGHTS, INDEX))
 
 
 def adapted_from(folder: Path | None) -> str | None:

@@ -2,6 +2,7 @@
 
 import logging
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,11 +30,25 @@ class Download:
         folder: where its files are.
         name: the repository's current name, `user/name`.
         revision: the commit.
+        adapter: whether it holds an adapter, and no model.
     """
 
     folder: Path
     name: str
     revision: str
+    adapter: bool = False
+
+
+def is_adapter(folder: Path, files: Collection[str] | None = None) -> bool:
+    """Whether a folder holds an adapter of PEFT, and no model.
+
+    Args:
+        folder: the folder, or the part of a repository that is downloaded.
+        files: all files of the repository; `None` if they are those in the folder.
+    """
+    models = (WEIGHTS, INDEX)
+    held = any(name in files if files is not None else (folder / name).is_file() for name in models)
+    return (folder / ADAPTER).is_file() and not held
 
 
 def fetch(ref: str, access: Access = NOTHING) -> Download:
@@ -55,12 +70,12 @@ def fetch(ref: str, access: Access = NOTHING) -> Download:
         current, files = _listing(api, name, revision.resolved)
         small = [*_SMALL, *(["*.py"] if access.trust_remote_code else [])]
         folder = Path(api.snapshot_download(name, revision=revision, allow_patterns=small))
+        read_json(folder / (ADAPTER if is_adapter(folder, files) else "config.json"))
         weights = _weights(folder, files, access, name)
-        read_json(folder / (ADAPTER if weights == [ADAPTER_WEIGHTS] else "config.json"))
         api.snapshot_download(name, revision=revision, allow_patterns=[*small, *weights])
     except FAULTS as error:
         raise SourceError(_fault(error, name, asked or None, access)) from error
-    return Download(folder, current, revision.resolved)
+    return Download(folder, current, revision.resolved, is_adapter(folder, files))
 
 
 def look(ref: str, access: Access = NOTHING) -> tuple[Download, int]:
@@ -80,7 +95,7 @@ def look(ref: str, access: Access = NOTHING) -> tuple[Download, int]:
     except FAULTS as error:
         raise SourceError(_fault(error, name, asked or None, access)) from error
     missing = sum(file.file_size or 0 for file in found if file.will_download)
-    return Download(folder, current, revision.resolved), missing
+    return Download(folder, current, revision.resolved, is_adapter(folder, files)), missing
 
 
 def look_at_data(name: str, revision: str | None, access: Access = NOTHING) -> int | None:
@@ -143,8 +158,7 @@ def _listing(api: HfApi, name: str, revision: str) -> tuple[str, set[str] | None
 def _weights(folder: Path, files: set[str] | None, access: Access, name: str) -> list[str]:
     """The names of the weight files to download; `files` is `None` if only the cache is available."""
     index = folder / INDEX
-    known = files if files is not None else {name for name in (WEIGHTS, INDEX) if (folder / name).is_file()}
-    if (folder / ADAPTER).is_file() and not known & {WEIGHTS, INDEX}:
+    if is_adapter(folder, files):
         return [ADAPTER_WEIGHTS]
     if files is None:
         return shards(read_json(index), index) if index.is_file() else [WEIGHTS]

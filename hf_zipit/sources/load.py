@@ -10,9 +10,9 @@ from torch import nn
 from hf_zipit.errors import SourceError
 from hf_zipit.models.modeling_zipit import ZipItForImageClassification
 from hf_zipit.sources.access import NOTHING, Access
-from hf_zipit.sources.adapters import is_adapter, read_adapter
+from hf_zipit.sources.adapters import read_adapter
 from hf_zipit.sources.checkpoint import read_json
-from hf_zipit.sources.download import HUB_ID, fetch, no_model
+from hf_zipit.sources.download import HUB_ID, fetch, is_adapter, no_model
 from hf_zipit.sources.from_timm import untrained
 from hf_zipit.sources.in_memory import check_own_code, inner_module, not_rebuildable
 from hf_zipit.sources.library import LIBRARIES, known_library

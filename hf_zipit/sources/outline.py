@@ -5,9 +5,8 @@ from pathlib import Path
 
 from hf_zipit.errors import SourceError
 from hf_zipit.sources.access import Access
-from hf_zipit.sources.adapters import is_adapter
 from hf_zipit.sources.checkpoint import read_json, weight_files
-from hf_zipit.sources.download import HUB_ID, look, no_model
+from hf_zipit.sources.download import HUB_ID, is_adapter, look, no_model
 from hf_zipit.sources.library import known_library
 from hf_zipit.sources.load import load_source
 from hf_zipit.sources.source import Source
@@ -40,7 +39,7 @@ def outline(ref: str, access: Access, device: str = "meta") -> tuple[Source, int
         found, missing = look(ref, access)
         folder = found.folder
         name = found.name.partition("/")[2]
-        if is_adapter(folder):
+        if found.adapter:
             return load_source(ref, access=access), 0
     else:
         raise SourceError(no_model(ref))

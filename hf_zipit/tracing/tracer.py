@@ -17,14 +17,13 @@ from torch.utils._pytree import tree_flatten
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from hf_zipit.errors import TraceError
+from hf_zipit.running import STATISTICS
 from hf_zipit.tracing.facts import Facts, Label, varying
 from hf_zipit.tracing.groups import Axis
 from hf_zipit.tracing.moves import NoRule, Op, Outputs
 from hf_zipit.tracing.rules import SILENT, rule_for
 from hf_zipit.tracing.solve import Local, Noted, Point, Trace, solve
 from hf_zipit.transform.permute import randomise
-
-_STATISTICS = ("running_mean", "running_var")
 
 
 @torch.no_grad()
@@ -86,7 +85,7 @@ def outputs(output: Any) -> list[Tensor]:
 def random_copy(model: nn.Module, seed: int) -> nn.Module:
     """A float32 copy on the CPU with random parameters and norm statistics. Other buffers keep their values."""
     net = copy.deepcopy(model).cpu().float().eval()
-    constants = {n: b.clone() for n, b in net.named_buffers() if n.rpartition(".")[2] not in _STATISTICS}
+    constants = {n: b.clone() for n, b in net.named_buffers() if n.rpartition(".")[2] not in STATISTICS}
     randomise(net, seed)
     for name, buffer in net.named_buffers():
         if name in constants:
@@ -109,7 +108,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.seen: MutableMapping[Tensor, bool] = WeakTensorKeyDictionary()
         self.inside = [""]  # paths of the modules that are running
         modules = dict(net.named_modules())
-        statistics = [(n, b) for n, b in net.named_buffers() if n.rpartition(".")[2] in _STATISTICS]
+        statistics = [(n, b) for n, b in net.named_buffers() if n.rpartition(".")[2] in STATISTICS]
         for name, value in [*net.named_parameters(), *statistics]:
             if value.is_floating_point():
                 owner = modules[name.rpartition(".")[0]]

@@ -16,6 +16,7 @@ from hf_zipit.merging.dry_run import plan_merge
 from hf_zipit.merging.merger import Merger
 from hf_zipit.recipe import PinnedSource, Recipe, read_recipe
 from hf_zipit.saving import save as saving
+from hf_zipit.sources.load import load_source
 from tests.helpers.models import hf_vit, images, tiny
 
 BASED = [name for name, method in METHODS.items() if method.based]
@@ -247,10 +248,44 @@ def test_a_plan_looks_at_the_base(digits):
 
 def test_a_comparison_keeps_the_rows_of_each_base_apart(resnets, tmp_path):
     base, models = resnets
-    recipe = Recipe(method="tsv", scale=1.0, calibrate="none")
-    keys = set()
-    for one in (base, models[0], base):
-        merger = Merger(models, images(60), base=one, cache=False)
-        comparison = Comparison(merger, tmp_path / "out")
-        keys.add(comparison._key(comparison._decisions(recipe)))
-    assert len(keys) == 2
+    for method in ("tsv", "auto"):
+        recipe = Recipe(method=method, scale=1.0, calibrate="none")
+        keys = set()
+        for one in (base, models[0], base):
+            merger = Merger(models, images(60), base=one, cache=False)
+            comparison = Comparison(merger, tmp_path / "out")
+            keys.add(comparison._key(comparison._decisions(recipe)))
+        assert len(keys) == 2
+
+
+def test_the_draw_of_dare_is_that_of_the_run(vits):
+    base, models = vits
+    merger = Merger(models, base=base, seed=5)
+    made = merger.merge(Recipe(method="dare", scale=1.0, calibrate="none"))
+    assert made.config.zipit["recipe"]["seed"] == 5
+    again = hf_zipit.merge(models, base=base, method="dare", scale=1.0, calibrate="none", seed=5)
+    assert all(torch.equal(again.state_dict()[name], value) for name, value in made.state_dict().items())
+
+
+def test_a_base_in_memory_is_said_to_be_one(digits, tmp_path):
+    folders = [str(folder) for folder in digits]
+    base = load_source(folders[0]).model
+    merged = hf_zipit.merge(folders, base=base, method="ties", calibrate="none")
+    folder = saving.save(merged, tmp_path / "merged")
+    assert "fine-tuned from: `a model in memory`" in (folder / "README.md").read_text()
+    with pytest.raises(OptionError, match=r"the base of the recipe was a model in memory; give --base \(base\)"):
+        hf_zipit.merge_recipe(folder / "zipit_config.yml")
+
+
+def test_what_the_user_allows_holds_for_the_base_too(vits, tmp_path):
+    base, models = vits
+    base.save_pretrained(tmp_path)
+    torch.save(base.state_dict(), tmp_path / "pytorch_model.bin")
+    (tmp_path / "model.safetensors").unlink()
+    transformers.ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path)
+    options = {"base": tmp_path, "method": "ties", "scale": 1.0, "calibrate": "none"}
+    with pytest.raises(SourceError, match="allow_pickle=True"):
+        hf_zipit.merge(models, **options)
+    allowed = hf_zipit.merge(models, **options, allow_pickle=True).state_dict()
+    plain = hf_zipit.merge(models, **{**options, "base": base}).state_dict()
+    assert all(torch.equal(allowed[name], value) for name, value in plain.items())

@@ -7,13 +7,16 @@ import peft
 import pytest
 import torch
 import transformers
+import yaml
 
 import hf_zipit
 from hf_zipit.errors import SourceError
 from hf_zipit.merging.dry_run import plan_merge
 from hf_zipit.recipe import Recipe
+from hf_zipit.saving.save import save
 from hf_zipit.sources import adapters
 from hf_zipit.sources.load import load_source
+from hf_zipit.sources.outline import outline
 from tests.helpers.models import hf_vit, images
 
 
@@ -154,3 +157,34 @@ def test_an_image_processor_is_asked_for(base, tmp_path):
     (base / "preprocessor_config.json").unlink()
     with pytest.raises(SourceError, match=r"has a preprocessor_config.json: save the image processor there"):
         load_source(tmp_path / "adapter")
+
+
+def test_an_adapter_for_layers_of_other_names_says_what_to_do(base, tmp_path):
+    folder = tmp_path / "adapter"
+    adapted(base, folder)
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps({**config, "target_modules": ["query", "value"]}))
+    with pytest.raises(SourceError, match="its layers may have other names, as those of transformers 4"):
+        load_source(folder)
+
+
+def test_a_model_beside_an_adapter_is_planned_as_a_model(base, tmp_path, hub):
+    adapted(base, tmp_path / "adapter")
+    for file in ("adapter_config.json", "adapter_model.safetensors"):
+        (base / file).write_bytes((tmp_path / "adapter" / file).read_bytes())
+    hub.add("user/both", base)
+    source, missing = outline("user/both", hf_zipit.sources.access.NOTHING)
+    assert missing > 0  # no weights are downloaded for a plan
+    assert len(source.labels) == 5
+
+
+def test_the_recipe_names_a_base_of_the_hub_by_its_id_alone(base, tmp_path, hub):
+    refs = []
+    for seed in (1, 2):
+        adapted(base, tmp_path / f"adapter{seed}", seed)
+        refs.append(tmp_path / f"adapter{seed}")
+    hub.add("lab/base", base)
+    folder = save(hf_zipit.merge(refs, base="lab/base", method="tsv", calibrate="none"), tmp_path / "merged")
+    recorded = yaml.safe_load((folder / "zipit_config.yml").read_text())["base"]
+    assert recorded["id"] == "lab/base"
+    assert "path" not in recorded

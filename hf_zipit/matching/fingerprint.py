@@ -63,7 +63,7 @@ def _by_unit(parameter: Tensor, row: Row) -> Tensor:
 def _scaled(values: Sequence[Tensor]) -> list[Tensor]:
     """The values times one power of two, so that the largest is about 1 and no power of them overflows."""
     exponents = [torch.frexp(value.abs().max()).exponent for value in values if value.numel()]
-    return [torch.ldexp(value, -max(exponents)) for value in values] if exponents else list(values)
+    return [value * 2.0 ** -int(max(exponents)) for value in values] if exponents else list(values)
 
 
 def _chosen_rows(state: Mapping[str, Tensor], binding: Binding, space: FeatureSpace) -> list[Row]:

@@ -19,13 +19,14 @@ from hf_zipit.matching.methods import METHODS, Method
 from hf_zipit.matching.options import Options
 from hf_zipit.matching.permute import permute_match
 from hf_zipit.matching.quality import agreement, optimality_gap
+from hf_zipit.matching.shared_work import work_on_all
 from hf_zipit.matching.similarity import correlation, reference_correlation
 from hf_zipit.matching.sweeps import Family, Matches, fixpoint, reference_sweeps
 from hf_zipit.matching.weights import WeightSimilarity, readers
 from hf_zipit.matching.widen import widened
-from hf_zipit.progress import progress
 from hf_zipit.specs.spaces import Binding, FeatureSpace
 from hf_zipit.statistics.collect import SpaceStatistics
+from hf_zipit.statistics.moments import ReferenceMoments
 from hf_zipit.transform.match import Match, UnitMatch
 
 logger = logging.getLogger(__name__)
@@ -78,11 +79,12 @@ class Matcher:
         matches: dict[str, Match] = {}
         if method.activations:
             known = {} if known is None else known
-            for family in progress(families, "Matching", self.accelerator):
-                key = (self.options, family, tuple(self.widths.get(space.name) for space in family))
-                if key not in known:
-                    known[key] = self.match(family)
-                matches |= known[key]
+            keys = {family: (self.options, family, self._widths_of(family)) for family in families}
+            new = [family for family in families if keys[family] not in known]
+            found = work_on_all(self.match, new, "Matching", self.accelerator)
+            known |= {keys[family]: match for family, match in zip(new, found, strict=True)}
+            for family in families:
+                matches |= known[keys[family]]
         if not method.weights:
             return matches
         if self.options.compat:
@@ -163,6 +165,10 @@ class Matcher:
         found = match_groups(similarities, self.models, first.groups, methods, compat=self.options.compat)
         return {space.name: match for space, match in zip(family, found, strict=True)}
 
+    def _widths_of(self, family: Family) -> tuple[int | None, ...]:
+        """Merged units of each space of a family, where they differ from the width of one model."""
+        return tuple(self.widths.get(space.name) for space in family)
+
     def _merges_within(self, space: FeatureSpace) -> bool:
         """Whether units of one model may be merged in this space."""
         return self.method.within and (self.options.compat or not space.one_to_one)
@@ -203,8 +209,11 @@ class Matcher:
             return None
         if space.name in self._activation_similarities:
             return self._activation_similarities[space.name]
-        measure = reference_correlation if self.options.compat else correlation
-        found = measure(self.statistics[space.name].pooled, self._fingerprint_similarity(space))
+        moments = self.statistics[space.name].pooled
+        if isinstance(moments, ReferenceMoments):
+            found = reference_correlation(moments)
+        else:
+            found = correlation(moments, self._fingerprint_similarity(space))
         if self.method.weights:  # every sweep needs it again
             found = found.float().cpu()
             self._activation_similarities[space.name] = found

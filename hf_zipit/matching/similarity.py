@@ -6,12 +6,12 @@ A new similarity is one function from moments to an `(n, n)` tensor.
 import torch
 from torch import Tensor
 
-from hf_zipit.statistics.moments import AnyMoments
+from hf_zipit.statistics.moments import Moments, ReferenceMoments
 
 TIE_WEIGHT = 1e-3  # weight of the fingerprints against the correlation: just enough to break ties
 
 
-def correlation(moments: AnyMoments, fingerprint_similarity: Tensor | None = None) -> Tensor:
+def correlation(moments: Moments, fingerprint_similarity: Tensor | None = None) -> Tensor:
     """Pearson correlation of every pair of units (ZipIt!, section 4.1).
 
     A dead unit, whose variance is only rounding error, has similarity 0 with every other. With fingerprints, equal
@@ -23,7 +23,7 @@ def correlation(moments: AnyMoments, fingerprint_similarity: Tensor | None = Non
         fingerprint_similarity: Similarity of the units' weights, `(n, n)` in (0, 1].
 
     Returns:
-        `(n, n)` in [-1, 1].
+        `(n, n)` in [-1, 1], float32.
 
     >>> from hf_zipit.statistics.moments import Moments
     >>> moments = Moments.empty(2)
@@ -31,25 +31,25 @@ def correlation(moments: AnyMoments, fingerprint_similarity: Tensor | None = Non
     >>> round(correlation(moments)[0, 1].item(), 6)
     -1.0
     """
-    covariance = moments.covariance
-    variance = covariance.diagonal()
+    variance = moments.variance
     alive = variance > 1e-12 * moments.mean.square()
-    scale = torch.where(alive, variance, 1).rsqrt() * alive
-    values = (covariance * scale * scale[:, None]).clamp_(-1, 1)
+    values = moments.scaled(torch.where(alive, variance, 1).rsqrt() * alive)
     if fingerprint_similarity is None:
         return values
-    dead = ~alive
     weights = fingerprint_similarity.to(values)
-    values = torch.lerp(values, weights, TIE_WEIGHT).masked_fill_(dead[:, None] ^ dead, 0)
-    return torch.where(dead[:, None] & dead, (1 + weights) / 2, values)
+    values.lerp_(weights, TIE_WEIGHT)
+    dead = ~alive
+    if dead.any():
+        values[dead] = values[:, dead] = 0
+        values[dead[:, None] & dead] = ((1 + weights) / 2)[dead[:, None] & dead]
+    return values
 
 
-def reference_correlation(moments: AnyMoments, fingerprint_similarity: Tensor | None = None) -> Tensor:
+def reference_correlation(moments: ReferenceMoments) -> Tensor:
     """The correlation of the authors' code, with a floor of 1e-7 on the product of two deviations.
 
     Args:
-        moments: Mean and covariance of the n units, in float32 to follow that code.
-        fingerprint_similarity: Ignored; that code does not read weights here.
+        moments: Mean and covariance of the n units, as that code computes them.
 
     Returns:
         `(n, n)`.

@@ -8,6 +8,7 @@ from itertools import combinations
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from hf_zipit.matching.average import average_match
 from hf_zipit.running import STATISTICS
@@ -17,7 +18,6 @@ from hf_zipit.transform.transform import along
 
 CHUNK = 4096  # features per unit that are collected for one matrix product
 EPSILON = 1e-5  # added to the size of a cluster by MuDSC's code
-UNREAD_WEIGHT = 1e-6  # weight of an unread unit relative to a read one
 MIN_FEATURES = 3  # with fewer features than this, a correlation means nothing
 
 Matches = Mapping[str, Match]
@@ -179,13 +179,12 @@ def _pearson(gram: Tensor, sums: Tensor, count: int, compat: bool) -> Tensor:
 
 def readers(
     states: Sequence[Mapping[str, Tensor]], binding: Binding, space: FeatureSpace, covariance: Tensor
-) -> Tensor:
-    """How errors of units combine in the layers that read them, as a quadratic form.
+) -> Tensor | None:
+    """What the layers that read a space see of an error of its units.
 
-    Returns `Q` such that `e' Q e` is the squared error at the outputs of these layers, before their norms, for errors
-    `e` of the units in units of their standard deviations. Every layer has the same weight: its error is divided by
-    its output variance. Q is block-diagonal, one block per model, as no layer reads units of two models. A small
-    multiple of the identity is added, for units that nothing reads.
+    The squared norm of `readers @ e` is the squared error at the outputs of these layers, before their norms, for
+    errors `e` of the units in units of their standard deviations. Every layer has the same weight: its error is divided
+    by its output variance. Each model has rows of its own, as no layer reads units of two models.
 
     Args:
         states: State dicts of the N models.
@@ -194,18 +193,34 @@ def readers(
         covariance: Covariance of the units of all models, `(N * n, N * n)`.
 
     Returns:
-        `(N * n, N * n)`, positive semi-definite.
+        `(r, N * n)`, where `r` is at most `N * n`, in float32; `None` if nothing reads the space.
     """
     n = space.size
-    out = torch.zeros_like(covariance)
     reading = [row for row in binding.table if row.space == space.name and row.role == "read" and not row.local]
+    if not reading:
+        return None
+    roots = []
     for model, state in enumerate(states):
         mine = slice(model * n, (model + 1) * n)
+        varies = covariance[mine, mine].float()
+        parts = []
         for row in reading:
-            value = state[row.parameter].to(out).movedim(row.axis, 0).narrow(0, row.offset, row.length)
-            value = value.reshape(row.before, n, -1).movedim(1, 0).flatten(1)  # (n, outputs)
-            gram = value @ value.T
-            out[mine, mine] += gram / (gram * covariance[mine, mine]).sum().clamp(min=1e-30)
-    deviation = covariance.diagonal().clamp(min=0).sqrt()
-    out = out * deviation * deviation[:, None]
-    return out + UNREAD_WEIGHT * (out.diagonal().mean().clamp(min=1e-30) * torch.eye(len(out)).to(out))
+            value = state[row.parameter].to(varies).movedim(row.axis, 0).narrow(0, row.offset, row.length)
+            value = value.reshape(row.before, n, -1).movedim(1, 0).flatten(1).T  # (outputs, n)
+            loudness = ((value @ varies) * value).sum().clamp(min=torch.finfo(varies.dtype).tiny)
+            parts.append(value * loudness.rsqrt())
+        root = _shortened(torch.cat(parts))
+        roots.append(
+            functional.pad(root * varies.diagonal().clamp(min=0).sqrt(), (n * model, n * (len(states) - model - 1)))
+        )
+    return torch.cat(roots)
+
+
+def _shortened(root: Tensor) -> Tensor:
+    """A matrix with the same `root^T root`, and no more rows than columns."""
+    if len(root) <= root.shape[1]:
+        return root
+    gram = root.T @ root
+    gram.diagonal().add_(1e-6 * gram.diagonal().mean().clamp(min=1e-30))
+    factor: Tensor = torch.linalg.cholesky(gram)
+    return factor.mT

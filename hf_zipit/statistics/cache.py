@@ -141,7 +141,7 @@ class StatisticsCache:
             "transform": content_of(transform),
             "spec": binding.spec.text,
             "device": passes.device.type,
-            "sums": ["float32, by batch", passes.batch_size] if compat else ["float64", POSITIONS],
+            "sums": ["float32, by batch", passes.batch_size] if compat else ["upper triangle", POSITIONS],
         }
         self.folder = cache_folder() / "statistics" / _hash(content)
 

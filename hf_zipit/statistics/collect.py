@@ -128,8 +128,7 @@ def _check(statistics: SpaceStatistics, names: Sequence[str]) -> None:
     total = statistics.pooled
     if not total.count:
         raise DataError("the data holds no images")
-    spread = total.scatter if isinstance(total, Moments) else total.second
-    bad = (~(total.mean.isfinite() & spread.diagonal().isfinite())).nonzero().flatten()
+    bad = (~(total.mean.isfinite() & total.variance.isfinite())).nonzero().flatten()
     if len(bad):
         size = statistics.sizes[0]
         first = int(bad[0]) // size

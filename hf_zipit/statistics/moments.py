@@ -1,24 +1,33 @@
-"""Moments of a set of units: count, mean and centred second moment, in float64.
+"""Moments of a set of units: count, mean and centred second moment.
 
 They are combined by the pairwise update of Chan, Golub and LeVeque (1979). No variance is ever the difference of two
 large numbers, and the moments of disjoint parts of the data add up to those of the whole.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+STRIP = 512  # rows of a second moment that are computed together
+WIDE = 4096  # with more units than this, second moments are added up in float32
+
 
 @dataclass
 class Moments:
     """The moments of one space, all models' units stacked.
 
+    The centred second moment is the sum of `(x - mean) (x - mean)^T`. It is symmetric, so only its upper triangle is
+    kept: `STRIP` rows at a time, each from its diagonal block on. Products of a batch are computed in the precision of
+    the activations, float32 at least, around the mean of the batch. They are added up in float64, or in float32 for
+    spaces of more than `WIDE` units, where the matrices fill the memory.
+
     Attributes:
         count: the number of samples.
         mean: `(n,)`, float64.
-        scatter: the centred second moment: the sum of `(x - mean) (x - mean)^T`, `(n, n)`.
+        upper: the strips of the upper triangle, one after the other.
 
     >>> moments = Moments.empty(1)
     >>> moments.update(torch.tensor([[1.0], [3.0]]))
@@ -28,44 +37,67 @@ class Moments:
 
     count: int
     mean: Tensor
-    scatter: Tensor
+    upper: Tensor
 
     @classmethod
     def empty(cls, n: int, device: torch.device | str = "cpu") -> "Moments":
         """The moments of no samples of n units."""
-        zeros = torch.zeros(n, n, dtype=torch.float64, device=device)
-        return cls(0, zeros.new_zeros(n), zeros)
+        dtype = torch.float64 if n <= WIDE else torch.float32
+        mean = torch.zeros(n, dtype=torch.float64, device=device)
+        return cls(0, mean, torch.zeros(packed_size(n), dtype=dtype, device=device))
+
+    @property
+    def scatter(self) -> Tensor:
+        """The centred second moment, `(n, n)`."""
+        out = self.upper.new_empty(len(self.mean), len(self.mean))
+        for start, strip in self._strips():
+            end = start + len(strip)
+            out[start:end, start:] = strip
+            out[end:, start:end] = strip[:, len(strip) :].T
+        return out
 
     @property
     def covariance(self) -> Tensor:
         """The biased covariance, `(n, n)`."""
-        return self.scatter / max(self.count, 1)
+        return self.scatter.div_(max(self.count, 1))
+
+    @property
+    def variance(self) -> Tensor:
+        """The biased variance of every unit, `(n,)`."""
+        return torch.cat([strip.diagonal() for _, strip in self._strips()]) / max(self.count, 1)
+
+    def scaled(self, scale: Tensor) -> Tensor:
+        """The covariance times `scale (n,)` along both axes, within [-1, 1], `(n, n)` in float32."""
+        n = len(self.mean)
+        out = torch.empty(n, n, device=self.mean.device)
+        scale = scale / max(self.count, 1) ** 0.5
+        for start, strip in self._strips():
+            end = start + len(strip)
+            values = (strip * scale[start:end, None]).mul_(scale[start:]).clamp_(-1, 1).float()
+            out[start:end, start:] = values
+            out[end:, start:end] = values[:, len(strip) :].T
+        return out
 
     def update(self, values: Tensor) -> None:
         """Add samples of shape `(..., n)`."""
-        samples = values.flatten(0, -2).to(self.mean)  # (T, n), float64
-        mean = samples.mean(0)
-        self._combine(len(samples), mean, None)
-        _add_gram(self.scatter, samples - mean)
+        samples = values.flatten(0, -2)
+        samples = samples.to(self.mean.device, torch.promote_types(samples.dtype, torch.float32))  # (T, n)
+        near = samples.mean(0)
+        rest = samples - near
+        left = rest.mean(0)  # what rounding has left of the mean
+        shift, weight = self._move(len(samples), near.double() + left.double())
+        shift = shift.to(rest)
+        for start, strip in self._strips():
+            mine = slice(start, start + len(strip))
+            product = rest[:, mine].T @ rest[:, start:]
+            product.addr_(left[mine], left[start:], alpha=-len(samples))
+            strip += product.addr_(shift[mine], shift[start:], alpha=weight)
 
     def __add__(self, other: "Moments") -> "Moments":
         """The moments of both sets of samples together."""
-        out = Moments(self.count, self.mean, self.scatter.clone())
-        out._combine(other.count, other.mean, other.scatter)
+        out = Moments(self.count, self.mean, self.upper + other.upper)
+        out._spread(*out._move(other.count, other.mean))
         return out
-
-    def _combine(self, count: int, mean: Tensor, scatter: Tensor | None) -> None:
-        """Add the moments of `count` other samples; `scatter` may be added later."""
-        total = self.count + count
-        if not total:
-            return
-        shift = mean - self.mean
-        if self.count:
-            self.scatter.addr_(shift, shift, alpha=self.count * count / total)
-        if scatter is not None:
-            self.scatter += scatter
-        self.mean = self.mean + shift * (count / total)
-        self.count = total
 
     def reduce(self, accelerator: Accelerator) -> None:
         """Replace the moments of this process by those of all processes."""
@@ -74,11 +106,44 @@ class Moments:
         device = accelerator.device
         count = torch.tensor([self.count], dtype=torch.float64, device=device)
         total = accelerator.reduce(count.clone(), "sum")
-        mean = accelerator.reduce(self.mean.to(device) * count, "sum") / total.clamp(min=1)
-        shift = self.mean.to(device) - mean
-        scatter = self.scatter.to(device).addr(shift, shift, alpha=self.count)
-        self.count, self.mean = int(total.item()), mean.to(self.mean.device)
-        self.scatter = accelerator.reduce(scatter, "sum").to(self.mean.device)
+        mean = (accelerator.reduce(self.mean.to(device) * count, "sum") / total.clamp(min=1)).to(self.mean.device)
+        self._spread(self.mean - mean, self.count)
+        self.count, self.mean = int(total.item()), mean
+        self.upper = accelerator.reduce(self.upper.to(device), "sum").to(self.mean.device)
+
+    def _move(self, count: int, mean: Tensor) -> tuple[Tensor, float]:
+        """Take `count` more samples with this mean into count and mean.
+
+        Returns:
+            A vector `(n,)` and a weight: the second moment grows by the weight times the vector's outer product.
+        """
+        total = self.count + count
+        shift = mean - self.mean
+        share = count / max(total, 1)
+        weight = self.count * share
+        self.mean = self.mean + shift * share
+        self.count = total
+        return shift, weight
+
+    def _spread(self, shift: Tensor, weight: float) -> None:
+        """Add `weight` times the outer product of `shift (n,)` to the second moment."""
+        shift = shift.to(self.upper)
+        for start, strip in self._strips():
+            strip.addr_(shift[start : start + len(strip)], shift[start:], alpha=weight)
+
+    def _strips(self) -> Iterator[tuple[int, Tensor]]:
+        """The first row of every strip, and the strip as a view, `(rows, n - first)`."""
+        n = len(self.mean)
+        done = 0
+        for start in range(0, n, STRIP):
+            shape = (min(STRIP, n - start), n - start)
+            yield start, self.upper[done : done + shape[0] * shape[1]].view(shape)
+            done += shape[0] * shape[1]
+
+
+def packed_size(n: int) -> int:
+    """How many numbers the upper triangle of n units takes."""
+    return sum(min(STRIP, n - start) * (n - start) for start in range(0, n, STRIP))
 
 
 @dataclass
@@ -108,6 +173,11 @@ class ReferenceMoments:
         mean = self.mean / max(self.count, 1)
         return self.second / max(self.count, 1) - torch.outer(mean, mean)
 
+    @property
+    def variance(self) -> Tensor:
+        """The biased variance of every unit, `(n,)`."""
+        return self.covariance.diagonal()
+
     def update(self, values: Tensor) -> None:
         """Add a batch `(B, P, n)`."""
         features = values.flatten(0, -2).float().T.contiguous()  # (n, T)
@@ -126,16 +196,10 @@ class ReferenceMoments:
 AnyMoments = Moments | ReferenceMoments
 
 
-def _add_gram(out: Tensor, x: Tensor) -> None:
-    """`out (n, n) += x^T x` for samples `x (T, n)`; off-diagonal blocks are computed once, by symmetry."""
-    n = x.shape[1]
-    if n <= 256:
-        out.addmm_(x.T, x)
-        return
-    half = n // 2
-    left, right = x[:, :half], x[:, half:]
-    _add_gram(out[:half, :half], left)
-    _add_gram(out[half:, half:], right)
-    cross = left.T @ right
-    out[:half, half:] += cross
-    out[half:, :half] += cross.T
+def add_gram(out: Tensor, x: Tensor) -> None:
+    """`out (n, n) += x^T x` for samples `x (T, n)`: the lower triangle is that of the upper one."""
+    for start in range(0, x.shape[1], STRIP):
+        end = min(start + STRIP, x.shape[1])
+        product = x[:, start:end].T @ x[:, start:]
+        out[start:end, start:] += product
+        out[end:, start:end] += product[:, end - start :].T

@@ -6,6 +6,7 @@ import torch
 from hf_zipit.calibration.refit.targets import trunk_target
 from hf_zipit.errors import OptionError
 from hf_zipit.find_spec import find_spec
+from hf_zipit.matching import subset
 from hf_zipit.matching.groups import match_groups
 from hf_zipit.matching.select import select_match
 from hf_zipit.matching.weights import readers
@@ -38,10 +39,54 @@ def test_every_step_keeps_the_unit_that_explains_most_of_what_is_read(seed):
     for _ in range(6):
         rest = [unit for unit in range(12) if unit not in chosen]
         chosen.append(min(rest, key=lambda unit: unexplained(x, [*chosen, unit], read)))
-    match = select_match(torch.corrcoef(x.T), [6, 6], readers=read.T @ read)
+    match = select_match(torch.corrcoef(x.T), [6, 6], readers=read)
     assert match.kept.nonzero().flatten().tolist() == sorted(chosen)
     near = torch.corrcoef(x.T)[:, sorted(chosen)].argmax(1)
     assert torch.equal(match.labels, near)
+
+
+def one_by_one(similarity, keep, root):
+    """The greedy choice by the whole residual, one unit at a time."""
+    residual = similarity.clone()
+    chosen = []
+    for _ in range(keep):
+        score = (root @ residual).square().sum(0) / residual.diagonal().clamp(min=1e-12)
+        score[chosen] = -1
+        unit = int(score.argmax())
+        chosen.append(unit)
+        residual -= torch.outer(residual[unit], residual[unit]) / residual[unit, unit]
+    return chosen
+
+
+@pytest.mark.parametrize(("doubles", "rows"), [(2048, 1536), (0, 1536), (0, 300)], ids=["double", "float", "mixed"])
+@pytest.mark.parametrize("read_by", [None, 200])
+def test_a_choice_in_blocks_explains_what_a_choice_one_by_one_does(monkeypatch, doubles, rows, read_by):
+    monkeypatch.setattr(subset, "DOUBLE", doubles)
+    monkeypatch.setattr(subset, "ROWS", rows)
+    units = 700
+    draw = torch.Generator().manual_seed(0)
+    causes = torch.randn(3000, units, generator=draw, dtype=torch.float64) * torch.arange(1, units + 1) ** -0.5
+    x = (causes @ torch.randn(units, units, generator=draw, dtype=torch.float64)).relu()
+    x = (x - x.mean(0)) / x.std(0)
+    similarity = torch.corrcoef(x.T)
+    root = torch.eye(units).double()
+    if read_by:
+        root = torch.randn(read_by, units, generator=draw, dtype=torch.float64)
+    ours = subset.best_subset(similarity, units // 2, None if read_by is None else root)
+    assert len(set(ours.tolist())) == units // 2
+    left = [unexplained(x, chosen, root) for chosen in (ours.tolist(), one_by_one(similarity, units // 2, root))]
+    assert abs(left[0] - left[1]) < 0.01 * float((x @ root.T).square().sum())
+    if rows == 1536:
+        assert left[0] < 1.01 * left[1]
+
+
+def test_what_is_not_read_is_kept_by_what_is_left_of_it():
+    x = activations(12)
+    read = torch.zeros(1, 12, dtype=torch.float64)
+    read[0, 3] = 1
+    order = subset.best_subset(torch.corrcoef(x.T), 6, read).tolist()
+    assert order[0] == 3
+    assert len(set(order)) == 6
 
 
 def test_any_number_of_units_is_kept_and_more_never_explain_less():
@@ -86,8 +131,11 @@ def test_readers_give_the_error_of_the_layers_that_read_a_space():
     varies = torch.einsum("oit,ojt,ij->", weight, weight, covariance[: space.size, : space.size])
     given = padded * covariance.diagonal().sqrt()
     expected = torch.einsum("oit,i->ot", weight, given[: space.size]).square().sum() / varies
-    assert torch.allclose(padded @ found @ padded, expected, rtol=1e-4)
-    assert not found[: space.size, space.size :].any()
+    assert torch.allclose((found.double() @ padded).square().sum(), expected, rtol=1e-4)
+    half = len(found) // 2
+    assert len(found) <= 2 * space.size
+    assert not found[:half, space.size :].any()
+    assert not found[half:, : space.size].any()
 
 
 def test_a_refit_aims_at_the_kept_units_alone():

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 import hf_zipit
 from hf_zipit.calibration.refit import fit as fitting
-from hf_zipit.calibration.refit import normal_equations, observe, replay
+from hf_zipit.calibration.refit import observe, replay
 from hf_zipit.calibration.refit.affine import FoldedNorm, fold_layer
 from hf_zipit.calibration.refit.dual import Samples
 from hf_zipit.calibration.refit.follow import AffineMap
@@ -91,15 +91,18 @@ def test_the_streamed_ridge_is_the_explicit_one(kind, samples, groups, ridge, in
         equations.update(x[part], e[part])
     weight, shift = equations.solve(ridge, prior, intercept)
     expected = design(x, e, ridge, prior, intercept)
-    torch.testing.assert_close(weight, expected[0], rtol=1e-6, atol=1e-8)
-    torch.testing.assert_close(shift, expected[1], rtol=1e-6, atol=1e-8)
+    near = {"rtol": 1e-4, "atol": 1e-5} if kind is Samples else {"rtol": 1e-6, "atol": 1e-8}
+    torch.testing.assert_close(weight, expected[0], **near)
+    torch.testing.assert_close(shift, expected[1], **near)
+    for got, one in zip(equations.solve_all(ridge, [None, prior], intercept)[1], (weight, shift), strict=True):
+        torch.testing.assert_close(got, one)
     rest = e - torch.einsum("tgd,gmd->tgm", x, weight) - shift
-    torch.testing.assert_close(equations.error(weight, shift), rest.square().mean(0))
+    torch.testing.assert_close(equations.error(weight, shift), rest.square().mean(0), **near)
     torch.testing.assert_close(equations.error(), e.square().mean(0))
     for got, without in zip(equations.of(slice(1, 3)).solve(ridge), equations.solve(ridge), strict=True):
-        torch.testing.assert_close(got, without[:, 1:3])
+        torch.testing.assert_close(got, without[:, 1:3], **near)
     out = torch.einsum("tgd,gmd->gtm", x[..., 2:5], prior[..., 2:5])
-    torch.testing.assert_close(equations.moments(prior[..., 2:5], 2), (out.mean(1), out.var(1, correction=0)))
+    torch.testing.assert_close(equations.moments(prior[..., 2:5], 2), (out.mean(1), out.var(1, correction=0)), **near)
 
 
 @pytest.mark.parametrize("kind", [NormalEquations, Samples])
@@ -114,21 +117,11 @@ def test_equations_of_parts_add_up(kind):
         torch.testing.assert_close(value, getattr(whole, name))
 
 
-def test_samples_converted_a_few_at_a_time_give_the_same_equations(monkeypatch):
-    x, e = random(50, 2, 5) + 3, random(50, 2, 3, seed=1)
-    whole, parts = NormalEquations.empty(2, 5, 3), NormalEquations.empty(2, 5, 3)
-    whole.update(x, e)
-    monkeypatch.setattr(normal_equations, "CONVERTED", 7 * 2 * (5 + 3))
-    parts.update(x, e)
-    for name, value in vars(parts).items():
-        torch.testing.assert_close(value, getattr(whole, name))
-
-
 def test_a_head_keeps_what_the_trunk_leaves_of_the_memory(monkeypatch):
     values = torch.zeros(4, 10)
     kept = [replay.Batch([values, values], torch.zeros(4), torch.arange(4))]
     passes = SimpleNamespace(images=[range(4)], accelerator=SimpleNamespace(num_processes=1))
-    trunk = replay.Replay([], passes, [80], 1, kept)
+    trunk = replay.Replay([], passes, [80], 1.0, 1, kept)
     monkeypatch.setattr(replay, "MEMORY", 400)
     assert trunk.fork([0], [], [20])._fits(0)
     assert not trunk.fork([0], [], [21])._fits(0)

@@ -8,11 +8,11 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from hf_zipit.calibration.refit.affine import FoldedLayer, FoldedNorm, Regression
+from hf_zipit.calibration.refit.normal_equations import Solution
 
-OUTPUTS = 256  # upper limit on the outputs of a layer that choose its ridge
+OUTPUTS = 64  # upper limit on the outputs of a layer that choose its ridge
 RIDGES = (1e-1, 1e-2, 1e-3, 1e-4)  # as multiples of the mean second moment of an input
 FEW = (10.0, 1.0, *RIDGES)  # where few positions of an image are read
-Solution = tuple[Tensor, Tensor]  # change of the weights `(G, m, d)`, change of the constants `(G, m)`
 
 
 @dataclass
@@ -60,7 +60,7 @@ class PartFit:
 
         What is chosen is the ridge, and whether it pulls towards the merged weights as they are or with batch norms
         re-estimated. Units that are not read everywhere are first fitted at all positions. Then this fit is what the
-        ridge pulls towards in a fit at the positions that are read. Of wide layers only some outputs take part. Once
+        ridge pulls towards in a fit at the positions that are read. Of wide layers only some outputs have a say. Once
         this is chosen, the held-out images are fitted as well.
         """
         if not self.fit.count or not self.test.count:
@@ -70,33 +70,53 @@ class PartFit:
         if folded.normed:
             priors.append((folded.reset(everywhere) - folded.weight)[:, self.units])
         intercept = folded.intercept
-        ridge, prior = self._chosen(everywhere, RIDGES, priors, intercept)
-        best = everywhere.solve(ridge, prior, intercept)
-        error = self.test.error(*best).sum()
+        some = slice(None, None, -(-len(self.units) // OUTPUTS))
+        few, trial = everywhere.of(some), self.test.of(some)
+        starts = [None if prior is None else prior[:, some] for prior in priors]
+        wide = _best(few, trial, RIDGES, starts, intercept)
+        error = wide.error
         narrow = None
         if self.rest is not None:
-            narrow, _ = self._chosen(self.fit, FEW, [best[0]], intercept)
-            left = self.test.error(*self.fit.solve(narrow, best[0], intercept)).sum()
-            narrow = narrow if left < error else None
-            error = torch.minimum(error, left)
-        if error >= self.test.error().sum():
+            narrow = _best(self.fit.of(some), trial, FEW, [wide.solution[0]], intercept)
+            narrow = narrow if narrow.error < error else None
+            error = error if narrow is None else narrow.error
+        if error >= float(trial.error().sum()):
             return None
-        best = together(everywhere, self.test).solve(ridge, prior, intercept)
-        return best if narrow is None else together(self.fit, self.test).solve(narrow, best[0], intercept)
+        best = together(everywhere, self.test).solve(wide.ridge, priors[wide.prior], intercept)
+        return best if narrow is None else together(self.fit, self.test).solve(narrow.ridge, best[0], intercept)
 
-    def _chosen(
-        self, fit: Regression, ridges: tuple[float, ...], priors: Sequence[Tensor | None], intercept: bool
-    ) -> tuple[float, Tensor | None]:
-        """The ridge and the prior that are best on the held-out images."""
-        some = slice(None, None, -(-len(self.units) // OUTPUTS))
-        few, trial = fit.of(some), self.test.of(some)
-        scores = {}
-        for ridge in ridges:
-            for i, prior in enumerate(priors):
-                solved = few.solve(ridge, None if prior is None else prior[:, some], intercept)
-                scores[ridge, i] = float(trial.error(*solved).sum())
-        ridge, i = min(scores, key=lambda key: scores[key])
-        return ridge, priors[i]
+
+@dataclass(frozen=True)
+class _Choice:
+    """The best of several fits: its ridge, the number of its prior, its error on the held-out images, and itself."""
+
+    ridge: float
+    prior: int
+    error: float
+    solution: Solution
+
+
+def _best(
+    fit: Regression,
+    trial: Regression,
+    ridges: tuple[float, ...],
+    priors: Sequence[Tensor | None],
+    intercept: bool,
+) -> _Choice:
+    """The ridge and the prior whose fit is best on the held-out images.
+
+    The ridges become smaller. Once a smaller one is worse, none is tried that is smaller still.
+    """
+    best: _Choice | None = None
+    for ridge in ridges:
+        solutions = fit.solve_all(ridge, priors, intercept)
+        errors = [float(trial.error(*solution).sum()) for solution in solutions]
+        number = min(range(len(errors)), key=errors.__getitem__)
+        if best is not None and not errors[number] < best.error:
+            return best
+        best = _Choice(ridge, number, errors[number], solutions[number])
+    assert best is not None
+    return best
 
 
 def split(mask: Tensor | None, units: int) -> list[tuple[Tensor, Tensor | None]]:

@@ -11,7 +11,7 @@ from hf_zipit.calibration.refit.choose import PartFit, choose, split
 from hf_zipit.calibration.refit.dual import Samples
 from hf_zipit.calibration.refit.held_out import Draw
 from hf_zipit.calibration.refit.layers import Layer, LayerGroup
-from hf_zipit.calibration.refit.logits import Target
+from hf_zipit.calibration.refit.lessons import Lessons
 from hf_zipit.calibration.refit.normal_equations import NormalEquations
 from hf_zipit.calibration.refit.observe import LayerObserver
 from hf_zipit.calibration.refit.replay import Batch, Replay, Track
@@ -26,50 +26,47 @@ class LayerFit:
 
     Attributes:
         folded: the layer as one affine map.
-        target: what it is fitted to.
         every: of the blocks of ten images, one in so many is read.
         parts: the regressions of its units.
     """
 
     folded: FoldedLayer | FoldedNorm
-    target: Target
     every: int
     parts: list[PartFit]
 
 
 def fit_layers(
-    replay: Replay,
+    pupil: Replay,
+    lessons: Lessons,
     draw: Draw,
     group: LayerGroup,
-    targets: Mapping[Layer, Target],
     read: Mapping[Layer, Tensor],
     task: int | None = None,
 ) -> None:
     """Refit the layers of a group in one pass.
 
     Args:
-        replay: the merged network first, then those that teach it.
+        pupil: the merged network.
+        lessons: what its layers are fitted to.
         draw: which images are held out.
         group: the layers.
-        targets: what each is fitted to.
         read: the positions at which the units of a layer are read, `(P, units)`, where these are not all.
         task: the task whose images are read; `None` reads all. A single data set is read in any case.
     """
-    data_sets = replay.passes.images
+    data_sets = pupil.passes.images
     task = None if len(data_sets) == 1 else task
     images = sum(len(data_set) for k, data_set in enumerate(data_sets) if task in (None, k))
-    fits = {layer: _begin(replay, group, layer, targets[layer], read.get(layer), images) for layer in group.layers}
-    for batch in replay.batches(group.first, f"Refitting {group.layers[0].maps[0].module}"):
-        _add(replay, draw, group, fits, batch, task)
+    fits = {layer: _begin(pupil, group, layer, read.get(layer), images) for layer in group.layers}
+    batches = pupil.batches(group.first, f"Refitting {group.layers[0].maps[0].module}")
+    for batch, taught in zip(batches, lessons.batches(group), strict=True):
+        _add(pupil, draw, group, fits, batch, taught, task)
     for fit in fits.values():
         for part in fit.parts:
-            part.reduce(replay.passes.accelerator)
+            part.reduce(pupil.passes.accelerator)
         choose(fit.folded, fit.parts)
 
 
-def _begin(
-    replay: Replay, group: LayerGroup, layer: Layer, target: Target, read: Tensor | None, images: int
-) -> LayerFit:
+def _begin(replay: Replay, group: LayerGroup, layer: Layer, read: Tensor | None, images: int) -> LayerFit:
     """A layer with regressions of no samples; arguments as for `fit_layers` and `_kind`."""
     folded = fold_layer(replay.tracks[0].net, layer)
     groups, units, inputs = folded.weight.shape
@@ -78,26 +75,28 @@ def _begin(
     for mine, positions in split(read if groups == 1 else None, units):
         empty = [kind.empty(groups, inputs, len(mine), replay.passes.device) for _ in range(3)]
         parts.append(PartFit(mine, positions, empty[0], empty[1], None if positions is None else empty[2]))
-    return LayerFit(folded, target, every, parts)
+    return LayerFit(folded, every, parts)
 
 
 def _add(
-    replay: Replay, draw: Draw, group: LayerGroup, fits: Mapping[Layer, LayerFit], batch: Batch, task: int | None
+    pupil: Replay,
+    draw: Draw,
+    group: LayerGroup,
+    fits: Mapping[Layer, LayerFit],
+    batch: Batch,
+    taught: Mapping[Layer, Tensor],
+    task: int | None,
 ) -> None:
     """Add a batch of images to the regressions of a group's layers; arguments as for `fit_layers`."""
-    seen = [
-        _observe(track, group, value, inputs=track is replay.tracks[0])
-        for track, value in zip(replay.tracks, batch.values, strict=True)
-    ]
+    seen = _observe(pupil.tracks[0], group, batch.values[0], inputs=True)
     held = draw.held(batch.task, batch.number)
     mine = torch.ones_like(held) if task is None else batch.task == task
     for layer, fit in fits.items():
-        taught = fit.target([other.results[layer] for other in seen[1:]], batch.task)
-        e = taught - seen[0].results[layer]
+        e = taught[layer] - seen.results[layer]
         e = e.reshape(*e.shape[:2], fit.folded.groups, -1)
         chosen = mine & draw.read(batch.task, batch.number, fit.every)
         for part in fit.parts:
-            part.update(seen[0].inputs[layer], e, chosen & ~held, chosen & held)
+            part.update(seen.inputs[layer], e, chosen & ~held, chosen & held)
 
 
 def _kind(
@@ -106,7 +105,7 @@ def _kind(
     """The accumulator for a layer, and k: one block of ten images in k is read.
 
     Args:
-        replay: the merged network first.
+        replay: the merged network.
         group: the group of the layer.
         layer: the layer.
         weight: its folded weight, `(G, m, d)`.
@@ -117,8 +116,7 @@ def _kind(
         return NormalEquations, 1
     track = replay.tracks[0]
     value = replay.passes.images[0][0][None].to(replay.passes.device, next(track.net.parameters()).dtype)
-    for stage in track.stages[: group.first]:
-        value = stage(value)
+    value = track.run(value, 0, group.first)
     samples = images * _observe(track, group, value, inputs=False).results[layer].shape[1]
     if samples >= inputs and inputs <= INPUTS:
         return NormalEquations, 1
@@ -126,9 +124,8 @@ def _kind(
 
 
 def _observe(track: Track, group: LayerGroup, value: Tensor, inputs: bool) -> LayerObserver:
-    """Run the stages of a group on what enters the first, and return what its layers read and put out."""
-    seen = LayerObserver(track.net, group.layers, images=len(value), inputs=inputs)
+    """What the layers of a group read and put out, from what enters its first stage."""
+    seen = LayerObserver(track.net, group.layers, images=len(value), inputs=inputs, stop=True)
     with seen:
-        for stage in track.stages[group.first : group.last + 1]:
-            value = stage(value)
+        track.run(value, group.first, group.last + 1)
     return seen

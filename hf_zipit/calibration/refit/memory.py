@@ -10,9 +10,9 @@ from hf_zipit.calibration.refit import replay
 from hf_zipit.calibration.refit.affine import module_at
 from hf_zipit.calibration.refit.fit import INPUTS, NUMBERS
 from hf_zipit.calibration.refit.layers import Layer, find_layers
-from hf_zipit.calibration.refit.normal_equations import CONVERTED
+from hf_zipit.calibration.refit.lessons import result_sizes, windows
 from hf_zipit.calibration.refit.observe import LayerObserver
-from hf_zipit.calibration.refit.refit import stage_sizes
+from hf_zipit.calibration.refit.replay import stage_sizes
 from hf_zipit.calibration.refit.tracks import network_of, parent_tracks
 from hf_zipit.running import working_copy
 from hf_zipit.sources.source import Source
@@ -26,7 +26,8 @@ FLOAT = 4
 def refit_bytes(parents: Sequence[Source], plan: Plan, size: Sequence[int], images: int | None, batch_size: int) -> int:
     """Bytes that a refit takes at most besides models and the activations of a batch.
 
-    They are the inputs of a stage that it keeps for all images, and the regressions of its largest group of layers.
+    They are the inputs of a stage that it keeps for all images, the targets of the layers in it, and the regressions of
+    its largest group of layers.
 
     Args:
         parents: the models; the first tells the shapes. It may be on the meta device.
@@ -39,23 +40,27 @@ def refit_bytes(parents: Sequence[Source], plan: Plan, size: Sequence[int], imag
     device = next(source.model.parameters()).device
     tracks = parent_tracks(source, working_copy(network_of(source), device), plan, size[1:])
     pixel = torch.zeros(1, *size, device=device)
-    kept = largest = 0
+    kept = targets = largest = 0
+    limit = replay.MEMORY / (len(parents) + 2)  # for one of the networks, or for the targets
     wider = max([1.0, *plan.ratios.values()])
     for track in [tracks.trunk, *tracks.heads]:
         for width in stage_sizes(track, pixel):
-            needed = width * (len(parents) + 1) * images if images is not None else replay.MEMORY
-            kept = max(kept, needed if needed <= replay.MEMORY else 0)
+            needed = limit if images is None else width * images
+            kept = max(kept, round(needed * (len(parents) + 1)) if needed <= limit else 0)
         groups = find_layers(track.net, track.stages, pixel)
         seen = LayerObserver(track.net, [layer for group in groups for layer in group.layers], images=1, inputs=False)
         with seen:
             value = pixel
             for stage in track.stages:
                 value = stage(value)
+        for window in windows(groups, result_sizes(track, groups, pixel), limit / max(1, images or 1)):
+            later = sum(seen.results[layer].nbytes for group in window.groups[1:] for layer in group.layers)
+            targets = max(targets, round(limit) if images is None else later * images)
         for group in groups:
             shapes = [_Shape.of(track.net, layer, seen.results[layer], wider) for layer in group.layers]
             costs = [shape.cost(images, batch_size) for shape in shapes]
             largest = max(largest, sum(held for held, _ in costs) + max(work for _, work in costs))
-    return kept + largest
+    return kept + targets + largest
 
 
 @dataclass
@@ -87,6 +92,6 @@ class _Shape:
         if self.inputs <= min(samples, INPUTS):
             one = DOUBLE * both * self.inputs
             parts = 3 if self.tokens else 2
-            return parts * one, max(parts * one, 2 * DOUBLE * min(CONVERTED, batch_size * self.positions * both))
+            return parts * one, max(parts * one, 2 * FLOAT * batch_size * self.positions * both)
         samples = min(samples, INPUTS, NUMBERS // both)
-        return FLOAT * samples * both, DOUBLE * samples * (2 * both + 3 * self.groups * samples)
+        return FLOAT * samples * both, samples * (2 * FLOAT * both + 3 * DOUBLE * self.groups * samples)

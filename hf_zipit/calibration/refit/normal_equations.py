@@ -1,12 +1,16 @@
-"""Streaming ridge regression: normal equations in float64, summed over batches and processes."""
+"""Streaming ridge regression: normal equations, summed in float64 over batches and processes."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-CONVERTED = 2**23  # upper limit on the numbers that are converted to float64 at a time
+from hf_zipit.statistics.moments import add_gram
+
+DOUBLE = 1024  # up to so many inputs products are computed in float64, beyond it in float32
+Solution = tuple[Tensor, Tensor]  # weights `(G, m, d)`, constants `(G, m)`
 
 
 @dataclass
@@ -51,22 +55,19 @@ class NormalEquations:
         )
 
     def update(self, x: Tensor, e: Tensor) -> None:
-        """Add samples: `x (T, G, d)`, `e (T, G, m)`. They are converted to float64 a few at a time."""
-        few = max(1, CONVERTED // (x[:1].numel() + e[:1].numel() or 1))
-        for some_x, some_e in zip(torch.split(x, few), torch.split(e, few), strict=True):
-            if len(some_x):
-                self._add(some_x, some_e)
-
-    def _add(self, x: Tensor, e: Tensor) -> None:
-        x = x.to(self.x).transpose(0, 1)  # (G, T, d)
-        e = e.to(self.e).transpose(0, 1)  # (G, T, m)
-        mean_x = x.mean(1)
-        mean_e = e.mean(1)
-        self._shift(x.shape[1], mean_x, mean_e)
-        x = x - mean_x[:, None]
-        e = e - mean_e[:, None]
-        self.xx.baddbmm_(x.mT, x)
-        self.xe.baddbmm_(x.mT, e)
+        """Add samples: `x (T, G, d)`, `e (T, G, m)`. Products are computed around their means."""
+        if not len(x):
+            return
+        dtype = torch.float64 if self.x.shape[1] <= DOUBLE else torch.promote_types(x.dtype, torch.float32)
+        x, near_x, left_x = _centred(x.to(self.x.device, dtype).transpose(0, 1))  # (G, T, d)
+        e, near_e, left_e = _centred(e.to(self.x.device, dtype).transpose(0, 1))  # (G, T, m)
+        self._shift(x.shape[1], near_x + left_x, near_e + left_e)
+        self._spread(left_x, left_e, -x.shape[1])
+        for xx, group in zip(self.xx, x, strict=True) if len(x) == 1 else ():
+            add_gram(xx, group)
+        if len(x) > 1:
+            self.xx += x.mT @ x
+        self.xe += x.mT @ e
         self.ee += e.square().sum(1)
 
     def __add__(self, other: "NormalEquations") -> "NormalEquations":
@@ -125,7 +126,7 @@ class NormalEquations:
         variance = ((weight @ self.xx[:, mine, mine]) * weight).sum(-1) / max(self.count, 1)
         return mean, variance.clamp(min=0)
 
-    def solve(self, ridge: float, prior: Tensor | None = None, intercept: bool = True) -> tuple[Tensor, Tensor]:
+    def solve(self, ridge: float, prior: Tensor | None = None, intercept: bool = True) -> Solution:
         """`W (G, m, d)` and `b (G, m)` that minimise `|e - W x - b|^2 + ridge * unit * |W - prior|^2`.
 
         Groups whose inputs are constant keep the prior.
@@ -135,11 +136,14 @@ class NormalEquations:
             prior: what the ridge pulls towards, `(G, m, d)`; `None` is zero.
             intercept: whether there is a `b`. Without one `b` is 0, and moments about zero replace the centred ones.
         """
+        return self.solve_all(ridge, [prior], intercept)[0]
+
+    def solve_all(self, ridge: float, priors: Sequence[Tensor | None], intercept: bool = True) -> list[Solution]:
+        """The solution for each of several priors; arguments as for `solve`."""
         xx, xe = self.xx, self.xe
         if not intercept:
             xx = xx + self.count * self.x[:, :, None] * self.x[:, None]
             xe = xe + self.count * self.x[:, :, None] * self.e[:, None]
-        start = xe.new_zeros(()).expand(xe.shape) if prior is None else prior.mT
         unit = xx.diagonal(dim1=1, dim2=2).mean(1)
         alive = unit > 1e-12 * self.count * self.x.square().mean(1)
         penalty = torch.where(alive, ridge * unit, 1.0)[:, None, None]
@@ -147,10 +151,14 @@ class NormalEquations:
         system.diagonal(dim1=1, dim2=2).add_(penalty[:, 0])
         factor = torch.linalg.cholesky(system)
         del system
-        weight = torch.cholesky_solve(xe * alive[:, None, None] + penalty * start, factor).mT
-        if not intercept:
-            return weight, torch.zeros_like(self.e)
-        return weight, self.e - (weight @ self.x[:, :, None])[:, :, 0]
+        wanted = xe * alive[:, None, None]
+        sides = [wanted if prior is None else wanted + penalty * prior.mT for prior in priors]
+        found = []
+        for side in torch.split(torch.cholesky_solve(torch.cat(sides, -1), factor), xe.shape[-1], -1):
+            weight = side.mT
+            shift = self.e - (weight @ self.x[:, :, None])[:, :, 0] if intercept else torch.zeros_like(self.e)
+            found.append((weight, shift))
+        return found
 
     def error(self, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
         """Mean squared error of every output, `(G, m)`. Without weight and bias the prediction is 0."""
@@ -159,3 +167,10 @@ class NormalEquations:
         rest = self.e - (weight @ self.x[:, :, None])[:, :, 0] - bias
         explained = 2 * (weight * self.xe.mT).sum(-1) - ((weight @ self.xx) * weight).sum(-1)
         return (self.ee - explained) / max(self.count, 1) + rest.square()
+
+
+def _centred(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Samples `(G, T, n)` without their mean, the mean, and what rounding has left of it, `(G, n)` in float64 each."""
+    near = values.mean(1)
+    rest = values - near[:, None]
+    return rest, near.double(), rest.mean(1).double()

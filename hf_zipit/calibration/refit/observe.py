@@ -22,6 +22,10 @@ class _LayerOutput(Output):
     layer: Layer
 
 
+class _AllSeen(Exception):
+    """All layers have run."""
+
+
 class LayerObserver(OutputFollower[_LayerOutput]):
     """Reads the inputs and outputs of some layers while a network runs.
 
@@ -33,6 +37,7 @@ class LayerObserver(OutputFollower[_LayerOutput]):
         layers: those of its layers that are read.
         images: the number of images, B; `None` if no layer reads windows.
         inputs: whether to read inputs as well as outputs.
+        stop: whether to end the block as soon as all layers have run.
 
     Attributes:
         inputs: for each layer `(B, P, groups, d)`: what one group of its output units reads, maps side by side.
@@ -43,8 +48,16 @@ class LayerObserver(OutputFollower[_LayerOutput]):
     >>> seen.results[layers[0]].shape  # doctest: +SKIP
     """
 
-    def __init__(self, net: nn.Module, layers: Sequence[Layer], images: int | None = None, inputs: bool = True) -> None:
+    def __init__(
+        self,
+        net: nn.Module,
+        layers: Sequence[Layer],
+        images: int | None = None,
+        inputs: bool = True,
+        stop: bool = False,
+    ) -> None:
         super().__init__(net)
+        self.stop = stop
         self.images = images
         self.keep_inputs = inputs
         self.layers = {affine.module: layer for layer in layers for affine in layer.maps}
@@ -92,6 +105,13 @@ class LayerObserver(OutputFollower[_LayerOutput]):
     def keep(self, layer: Layer, path: str, result: Tensor) -> None:
         """Keep the result of a layer; `path` is that of its last map."""
         self.results[layer] = self.sampled(path, result).clone()
+        if self.stop and len(self.results) == len(set(self.layers.values())):
+            raise _AllSeen
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> bool:
+        """Leave the block; that all layers have run is no error."""
+        super().__exit__(kind, error, trace)  # type: ignore[no-untyped-call]
+        return kind is _AllSeen
 
     def sampled(self, path: str, result: Tensor) -> Tensor:
         """The result of a map as samples, `(B, P, units)`."""

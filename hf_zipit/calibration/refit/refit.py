@@ -10,11 +10,13 @@ from hf_zipit.calibration.merge_state import MergeState
 from hf_zipit.calibration.refit.fit import fit_layers
 from hf_zipit.calibration.refit.held_out import Draw
 from hf_zipit.calibration.refit.layers import Layer, LayerGroup, find_layers
+from hf_zipit.calibration.refit.lessons import Lessons, result_sizes
 from hf_zipit.calibration.refit.logits import Target, centre_logits
 from hf_zipit.calibration.refit.read_positions import read_positions
-from hf_zipit.calibration.refit.replay import Replay, Track
+from hf_zipit.calibration.refit.replay import Replay, Track, stage_sizes
 from hf_zipit.calibration.refit.targets import identity, trunk_target
 from hf_zipit.calibration.refit.tracks import merged_tracks, network_of, parent_tracks
+from hf_zipit.data.batches import Passes
 from hf_zipit.running import working_copy
 from hf_zipit.sources.source import Branch
 
@@ -52,8 +54,8 @@ def refit(
     probes = [pixels[None].to(like.device, like.dtype) for pixels in (first[0], last[len(last) - 1])]
     size = probes[0].shape[-2:]
     mine = merged_tracks(merged, size)
-    teachers = zip([*parents] * 2, [*copies, *extra_teachers], strict=False)
-    theirs = [parent_tracks(parent, net, plan, size) for parent, net in teachers]
+    networks = zip([*parents] * 2, [*copies, *extra_teachers], strict=False)
+    theirs = [parent_tracks(parent, net, plan, size) for parent, net in networks]
 
     tracks = [mine.trunk, *mine.heads]
     groups = [find_layers(track.net, track.stages, probes[0]) for track in tracks]
@@ -62,18 +64,16 @@ def refit(
     read = read_positions(merged, [track.net for track in tracks], layers, probes)
     sweep = _Sweep(merge, Draw([len(images) for images in passes.images], merge.seed), groups, read)
 
-    trunks = [mine.trunk, *(others.trunk for others in theirs)]
-    replay = Replay(trunks, passes, [width * len(trunks) for width in stage_sizes(mine.trunk, probes[0])])
-    sweep.trunk(replay, per_task)
+    pupil, teachers = _side_by_side([mine.trunk, *(others.trunk for others in theirs)], passes, probes[0])
+    sweep.trunk(pupil, teachers, probes[0], per_task)
     owners = [(k, number) for k in range(len(parents)) for number in range(len(theirs[k].heads))]
     for place, (head, (k, number)) in enumerate(zip(mine.heads, owners, strict=False)):  # none if merged whole
         teaching = range(k, len(theirs), len(parents))  # parent k, and its extra teacher
-        heads = [head, *(theirs[i].heads[number] for i in teaching)]
-        sizes = [len(heads) * width for width in stage_sizes(head, probes[0])]
-        head_replay = Replay(heads, passes, sizes)
+        mine_now, theirs_now = _side_by_side([head, *(theirs[i].heads[number] for i in teaching)], passes, probes[0])
         if len(head.stages) > len(mine.trunk.stages):  # the head continues where the trunk ends
-            head_replay = replay.fork([0, *(1 + i for i in teaching)], heads, sizes)
-        sweep.head(head_replay, place, k, parents[k].parts[number])
+            mine_now = pupil.fork([0], mine_now.tracks, mine_now.sizes)
+            theirs_now = teachers.fork(teaching, theirs_now.tracks, theirs_now.sizes)
+        sweep.head(mine_now, theirs_now, probes[0], place, k, parents[k].parts[number])
     merge.model.load_state_dict(merged.state_dict())
 
 
@@ -93,38 +93,57 @@ class _Sweep:
     groups: Sequence[Sequence[LayerGroup]]
     read: Sequence[Mapping[Layer, Tensor]]
 
-    def trunk(self, replay: Replay, per_task: bool) -> None:
-        """Refit the layers of the trunk; the replay runs it beside those of the parents."""
-        net, *others = [track.net for track in replay.tracks]
-        nets = others[: len(self.merge.parents)]
+    def trunk(self, pupil: Replay, teachers: Replay, probe: Tensor, per_task: bool) -> None:
+        """Refit the layers of the trunk; `probe` is an image."""
+        nets = [track.net for track in teachers.tracks][: len(self.merge.parents)]
+        targets = {layer: _target(self.merge, nets, layer, per_task) for layer in self._layers(0)}
         branches = [branch for parent in self.merge.parents for branch in parent.parts]
-        for group in self.groups[0]:
-            targets = {layer: _target(self.merge, nets, layer, per_task) for layer in group.layers}
-            aims = centre_logits(net, targets, self.merge.plan.binding, branches)
-            fit_layers(replay, self.draw, group, aims, self.read[0])
+        self._fit(pupil, teachers, probe, targets, branches, 0)
 
-    def head(self, replay: Replay, place: int, task: int, branch: Branch) -> None:
-        """Refit the layers of a head; the replay runs it beside those that teach it, on the images of the task."""
-        net, *nets = [track.net for track in replay.tracks]
-        for group in self.groups[1 + place]:
-            targets = {layer: identity(nets, layer) for layer in group.layers}
-            aims = centre_logits(net, targets, self.merge.plan.binding, [branch])
-            fit_layers(replay, self.draw, group, aims, self.read[1 + place], task)
+    def head(self, pupil: Replay, teachers: Replay, probe: Tensor, place: int, task: int, branch: Branch) -> None:
+        """Refit the layers of a head on the images of its task; `probe` is an image."""
+        nets = [track.net for track in teachers.tracks]
+        targets = {layer: identity(nets, layer) for layer in self._layers(1 + place)}
+        self._fit(pupil, teachers, probe, targets, [branch], 1 + place, task)
+
+    def _layers(self, network: int) -> list[Layer]:
+        """The layers of the trunk (0) or of one of the heads (1 and on)."""
+        return [layer for group in self.groups[network] for layer in group.layers]
+
+    def _fit(
+        self,
+        pupil: Replay,
+        teachers: Replay,
+        probe: Tensor,
+        targets: Mapping[Layer, Target],
+        branches: Sequence[Branch],
+        network: int,
+        task: int | None = None,
+    ) -> None:
+        """Refit the layers of one network, in running order."""
+        groups = self.groups[network]
+        track = pupil.tracks[0]
+        aims = centre_logits(track.net, targets, self.merge.plan.binding, branches)
+        lessons = Lessons(teachers, groups, aims, result_sizes(track, groups, probe), pupil.share)
+        for group in groups:
+            fit_layers(pupil, lessons, self.draw, group, self.read[network], task)
+
+
+def _side_by_side(tracks: Sequence[Track], passes: Passes, probe: Tensor) -> tuple[Replay, Replay]:
+    """Replays of the first track, and of the others, which share the memory with the targets of the first."""
+    sizes = stage_sizes(tracks[0], probe)
+    share = 1 / (len(tracks) + 1)
+    others = [width * (len(tracks) - 1) for width in sizes]
+    return (
+        Replay(tracks[:1], passes, sizes, share),
+        Replay(tracks[1:], passes, others, share * (len(tracks) - 1)),
+    )
 
 
 def _classifiers(groups: Sequence[LayerGroup], merge: MergeState) -> list[LayerGroup]:
     """Those layers of a trunk that put out classes: of a model that is merged whole, its heads."""
     paths = {name.rpartition(".")[0] for name in merge.plan.binding.classifier}
     return [group for group in groups if all(layer.maps[0].module in paths for layer in group.layers)]
-
-
-def stage_sizes(track: Track, value: Tensor) -> list[int]:
-    """Bytes per image of what enters each stage."""
-    sizes = []
-    for stage in track.stages:
-        sizes.append(value.nbytes)
-        value = stage(value)
-    return sizes
 
 
 def _target(merge: MergeState, nets: Sequence[nn.Module], layer: Layer, per_task: bool) -> Target:

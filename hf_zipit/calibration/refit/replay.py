@@ -2,7 +2,9 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +12,7 @@ from torch import Tensor, nn
 from hf_zipit.data.batches import Passes
 
 MEMORY = 2 * 2**30  # upper limit on the bytes of activations that one process keeps
+Seen = TypeVar("Seen")
 
 
 @dataclass(frozen=True)
@@ -18,6 +21,12 @@ class Track:
 
     net: nn.Module
     stages: tuple[Callable[[Tensor], Tensor], ...]
+
+    def run(self, value: Tensor, first: int, end: int) -> Tensor:
+        """Run the stages from `first` up to, but not including, `end`."""
+        for stage in self.stages[first:end]:
+            value = stage(value)
+        return value
 
 
 @dataclass
@@ -39,51 +48,87 @@ class Batch:
 class Replay:
     """Passes over the images that start at any stage.
 
-    The inputs of the latest stage asked for are kept for all batches if they fit into `MEMORY`, and the next pass
+    The inputs of the latest stage asked for are kept for all batches if they fit into the memory, and the next pass
     starts there. Otherwise a pass starts from the images.
 
     Attributes:
         tracks: the networks that run side by side.
         passes: the images.
-        sizes: for each stage, the bytes per image that enter it, all tracks together.
+        sizes: for each stage, and behind the last, the bytes per image that enter it, all tracks together.
+        share: the share of `MEMORY` that is for this replay.
         start: the stage whose inputs are kept; -1 if none are.
         kept: those inputs, batch by batch.
-        taken: bytes of `MEMORY` that the replay from which this one goes on keeps.
+        taken: bytes of the share that the replay from which this one goes on keeps.
     """
 
     tracks: Sequence[Track]
     passes: Passes
     sizes: Sequence[int]
+    share: float = 1.0
     start: int = -1
     kept: list[Batch] = field(default_factory=list)
     taken: int = 0
 
     def batches(self, stage: int, label: str) -> Iterator[Batch]:
         """One pass over this process's share of the batches: what enters a stage."""
-        keep = stage > self.start and self._fits(stage)
+        for batch, values in self._pass(stage, label, lambda track, value: (self._at(track, value, stage), None)):
+            yield Batch([value.clone() for value, _ in values], batch.task, batch.number)
+
+    def watched(
+        self,
+        first: int,
+        last: int,
+        watch: Callable[[Track, int], AbstractContextManager[Seen]],
+        label: str,
+        onward: bool,
+    ) -> Iterator[tuple[list[Seen], Tensor]]:
+        """One pass through some stages: what was seen of each track, and the task of every image, batch by batch.
+
+        Args:
+            first, last: the stages.
+            watch: observes a track that runs so many images, while its context is open.
+            label: shown beside the progress bar.
+            onward: whether no later pass starts at these stages; then the inputs of the next one are kept.
+        """
+
+        def run(track: Track, value: Tensor) -> tuple[Tensor, Seen]:
+            value = self._at(track, value, first)
+            entered = value if onward else value.clone()
+            with watch(track, len(value)) as seen:
+                value = track.run(value, first, last + 1)
+            return value if onward else entered, seen
+
+        for batch, found in self._pass(last + 1 if onward else first, label, run):
+            yield [seen for _, seen in found], batch.task
+
+    def _pass(
+        self, keep_at: int, label: str, run: Callable[[Track, Tensor], tuple[Tensor, Seen]]
+    ) -> Iterator[tuple[Batch, list[tuple[Tensor, Seen]]]]:
+        """One pass that runs every track on what is kept; what enters stage `keep_at` is kept instead, if it fits."""
+        keep = keep_at > self.start and self._fits(keep_at)
         fresh: list[Batch] = []
         for i, batch in enumerate(self._stored(label)):
-            done = max(self.start, 0)
-            values = []
-            for track, value in zip(self.tracks, batch.values, strict=True):
-                for run in track.stages[done:stage]:
-                    value = run(value)
-                values.append(value)
-            out = Batch(values, batch.task, batch.number)
-            if keep and self.kept:
-                self.kept[i] = out
-            elif keep:
-                fresh.append(out)
-            yield _copied(out)
+            found = [run(track, value) for track, value in zip(self.tracks, batch.values, strict=True)]
+            if keep:
+                out = Batch([value for value, _ in found], batch.task, batch.number)
+                if self.kept:
+                    self.kept[i] = out
+                else:
+                    fresh.append(out)
+            yield batch, found
         if keep:
-            self.start = stage
+            self.start = keep_at
             self.kept = self.kept or fresh
+
+    def _at(self, track: Track, value: Tensor, stage: int) -> Tensor:
+        """What enters a stage, from what is kept."""
+        return track.run(value, max(self.start, 0), stage)
 
     def _stored(self, label: str) -> Iterator[Batch]:
         """Copies of the kept batches, or batches of images: a stage may change its input in place."""
         if self.start >= 0:
             for batch in self.kept:
-                yield _copied(batch)
+                yield Batch([value.clone() for value in batch.values], batch.task, batch.number)
             return
         device = self.passes.device
         dtype = next(self.tracks[0].net.parameters()).dtype
@@ -93,9 +138,7 @@ class Replay:
 
     def _fits(self, stage: int) -> bool:
         """Whether the inputs of a stage fit into memory."""
-        images = sum(len(data_set) for data_set in self.passes.images)
-        share = math.ceil(images / int(self.passes.accelerator.num_processes))
-        return self.sizes[stage] * share <= MEMORY - self.taken
+        return self.sizes[stage] * images_of(self.passes) <= self.share * MEMORY - self.taken
 
     def fork(self, tracks: Sequence[int], heads: Sequence[Track], sizes: Sequence[int]) -> "Replay":
         """A replay that goes on from what is kept of some of the tracks.
@@ -107,8 +150,24 @@ class Replay:
         """
         kept = [Batch([batch.values[i] for i in tracks], batch.task, batch.number) for batch in self.kept]
         taken = sum(value.nbytes for batch in self.kept for value in batch.values)
-        return Replay(heads, self.passes, sizes, self.start, kept, taken)
+        return Replay(heads, self.passes, sizes, self.share, self.start, kept, taken)
 
 
-def _copied(batch: Batch) -> Batch:
-    return Batch([value.clone() for value in batch.values], batch.task, batch.number)
+def images_of(passes: Passes) -> int:
+    """How many images one process reads at most."""
+    images = sum(len(data_set) for data_set in passes.images)
+    return math.ceil(images / int(passes.accelerator.num_processes))
+
+
+def stage_sizes(track: Track, value: Tensor) -> list[int]:
+    """Bytes per image of what enters each stage, and of what the last puts out.
+
+    Args:
+        track: the network.
+        value: one image, `(1, channels, H, W)`.
+    """
+    sizes = [value.nbytes]
+    for number in range(len(track.stages)):
+        value = track.run(value, number, number + 1)
+        sizes.append(value.nbytes)
+    return sizes

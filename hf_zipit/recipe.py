@@ -127,7 +127,7 @@ class Recipe(Options, Inputs):
     label_column: str | None = Field(
         None, description="Column of the labels. Default: of several, the one with the classes of the task."
     )
-    batch_size: int = Field(32, ge=1, le=10**6, description="Images per forward pass.")
+    batch_size: int | None = Field(None, ge=1, le=10**6, description="Images per pass. Default: 32, or more if small.")
     calibrate: str = Field(
         AUTO,
         description=f"How the merged model is calibrated on the images.\n\n{calibrations()}",

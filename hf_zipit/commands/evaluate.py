@@ -36,6 +36,9 @@ def evaluate(
     average_heads: Annotated[
         bool, typer.Option("--average-heads", help="With --class-embeddings, use the mean of all heads' outputs.")
     ] = False,
+    latency: Annotated[
+        bool, typer.Option("--latency", help="Measure how long a forward pass takes, for 1 image and for 32.")
+    ] = False,
     update_card: Annotated[
         bool, typer.Option("--update-card", help="Add the results to the model card, README.md.")
     ] = False,
@@ -73,6 +76,7 @@ def evaluate(
         batch_size=batch_size,
         device=device,
         class_embeddings=embeddings,
+        latency=latency,
     )
     if update_card:
         add_results(model, merged.config, rows, data)

@@ -16,7 +16,6 @@ from hf_zipit.assembly.parents import Merged
 from hf_zipit.calibration.refit.joint import refit_ensemble
 from hf_zipit.comparison.measure import open_evaluation
 from hf_zipit.comparison.report import ROWS, check_report
-from hf_zipit.data.batches import remembered
 from hf_zipit.errors import OptionError, OutputError, ZipItError
 from hf_zipit.evaluation.classification import Classification
 from hf_zipit.evaluation.fidelity import feature_correlation
@@ -82,7 +81,6 @@ class Comparison:
         if any(len(source.tasks) != 1 for source in merger.parents.sources):
             raise OptionError("one of the models is a merge, so it has no single output; compare its parents instead")
         self.evaluation = open_evaluation(merger, data, targets, num_images, batch_size)
-        merger.passes.images = [remembered(part) for part in merger.passes.images]
         self.base = {
             "versions": versions(),
             "models": [content_of(whole.model) for whole in merger.parents.wholes],

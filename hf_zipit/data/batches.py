@@ -36,6 +36,9 @@ class _Mixed(Dataset[tuple[Tensor, int, int]]):
         return self.data_sets[k][i], k, i
 
 
+BATCH = 32  # images of 224 x 224 pixels
+LARGEST = 256  # images, if they are small
+REMEMBERED = 2**30  # bytes of decoded images that are kept, of all data sets together
 GROUP = 64  # images; the more, the closer are the statistics of a group to those of all images
 NumberedBatch = tuple[Tensor, Tensor, Tensor]
 
@@ -80,11 +83,25 @@ def group_sizes(count: int) -> list[int]:
     return [count // groups + (number < count % groups) for number in range(groups)]
 
 
-def remembered(images: Images, limit: int = 2**30) -> Images:
-    """The same images, each decoded once and then kept in memory, if all of them fit into `limit` bytes."""
-    if images[0].nbytes * len(images) > limit:
-        return images
-    return replace(images, get=cache(images.get), held=images.held and remembered(images.held, limit))
+def suited_batch(shape: Sequence[int]) -> int:
+    """Images per batch: `BATCH`, or more of small images, for which the time between two layers counts.
+
+    Args:
+        shape: (channels, height, width) of an image.
+
+    >>> suited_batch((3, 224, 224)), suited_batch((3, 32, 32))
+    (32, 256)
+    """
+    return min(LARGEST, max(BATCH, BATCH * 224 * 224 // (shape[1] * shape[2])))
+
+
+def remembered(images: Sequence[Images], limit: int = REMEMBERED) -> list[Images]:
+    """The same data sets. Each image is decoded once and then kept in memory, if all of them fit into `limit` bytes."""
+    sets = [part for one in images for part in (one, one.held) if part is not None]
+    if sum(part[0].nbytes * len(part) for part in sets) > limit:
+        return list(images)
+    held = [one.held and replace(one.held, get=cache(one.held.get)) for one in images]
+    return [replace(one, get=cache(one.get), held=mine) for one, mine in zip(images, held, strict=True)]
 
 
 def make_accelerator() -> Accelerator:
@@ -97,7 +114,7 @@ class Passes:
 
     Args:
         images: the data sets: one for all tasks, or one per task. Without any, no pass is possible.
-        batch_size: images per batch.
+        batch_size: images per batch; by default what suits their size, see `suited_batch`.
         device: where the models run; `None` takes the accelerator's device.
 
     Raises:
@@ -107,7 +124,9 @@ class Passes:
     >>> for pixels, task in passes("Reading activations"): ...  # doctest: +SKIP
     """
 
-    def __init__(self, images: Sequence[Images], batch_size: int = 32, device: str | None = None) -> None:
+    def __init__(self, images: Sequence[Images], batch_size: int | None = None, device: str | None = None) -> None:
+        if batch_size is None:
+            batch_size = suited_batch(images[0][0].shape) if images else BATCH
         if batch_size < 1:
             raise OptionError(f"batch_size is {batch_size}: it must be at least 1")
         self.images = images

@@ -12,6 +12,7 @@ from hf_zipit.data.rows import TEST
 from hf_zipit.errors import OptionError
 from hf_zipit.evaluation.classification import Classification
 from hf_zipit.evaluation.dense import TaskMetrics, open_all_targets
+from hf_zipit.evaluation.latency import with_latency
 from hf_zipit.evaluation.protocols import ClassEmbeddings
 from hf_zipit.evaluation.results import Evaluation, Result
 from hf_zipit.models.modeling_zipit_model import ZipItModel
@@ -34,6 +35,7 @@ def evaluate(
     class_ids: Sequence[Sequence[int]] | None = None,
     class_embeddings: ClassEmbeddings | None = None,
     metrics: Mapping[str, Sequence[str]] | None = None,
+    latency: bool = False,
 ) -> list[Result]:
     """Evaluate a merged model and, if parents are given, the parents and their ensemble.
 
@@ -57,6 +59,7 @@ def evaluate(
         class_embeddings: classifiers only. The outputs are compared with these instead of being used as logits.
         metrics: tasks with outputs of different kinds only. The names of each task's metrics (see `METRICS`); by
             default, those for its kind.
+        latency: whether to measure how long a forward pass takes, for one image and for a batch.
 
     Raises:
         DataError: the data has no labels or targets, or none that belong to a task.
@@ -81,7 +84,9 @@ def evaluate(
             raise OptionError("class_ids and class_embeddings are for merges of classifiers only; leave them out")
         targets = open_all_targets(heads, data, transform, batch_size=batch_size, channels=size[0], **chosen)
         evaluation = TaskMetrics(heads, targets, size, metrics=metrics, device=device)
-    return evaluation.results(merged, [load_source(parent) for parent in parents])
+    opened = [load_source(parent) for parent in parents]
+    rows = evaluation.results(merged, opened)
+    return with_latency(rows, merged, opened, size, device) if latency else rows
 
 
 def open_classification(

@@ -24,8 +24,18 @@ def result_table(rows: Sequence[Result], tasks: Sequence[str]) -> str:
     for row in rows:
         accuracies = [f"{100 * row.tasks[task]:.1f}" if task in row.tasks else "-" for task in tasks]
         rest = [percent(row.average), percent(row.joint)]
-        lines.append([row.model, *accuracies, *rest, si(row.flops), si(row.parameters)])
-    return table(["model", *tasks, "average", "joint", "FLOPs", "params"], lines)
+        lines.append([row.model, *accuracies, *rest, si(row.flops), si(row.parameters), *_times(row, rows)])
+    return table(["model", *tasks, "average", "joint", "FLOPs", "params", *_time_columns(rows)], lines)
+
+
+def _time_columns(rows: Sequence[Result]) -> list[str]:
+    """The columns of the latency, if it was measured: one for each size of a batch."""
+    return [f"ms, batch {batch}" for batch in rows[0].latency]
+
+
+def _times(row: Result, rows: Sequence[Result]) -> list[str]:
+    """The latency of one model in these columns."""
+    return [f"{row.latency[batch]:.1f}" if batch in row.latency else "-" for batch in rows[0].latency]
 
 
 def counted(rows: Sequence[Result]) -> str:
@@ -41,8 +51,9 @@ def _metric_table(rows: Sequence[Result]) -> str:
     for row in rows:
         values = [row.scores.get(task, {}).get(metric) for task, metric in names]
         shown = ["-" if value is None else f"{value:.4f}" for value in values]
-        lines.append([row.model, *shown, si(row.flops), si(row.parameters)])
-    return table(["model", *(f"{task}: {metric}" for task, metric in names), "FLOPs", "params"], lines)
+        lines.append([row.model, *shown, si(row.flops), si(row.parameters), *_times(row, rows)])
+    scores = [f"{task}: {metric}" for task, metric in names]
+    return table(["model", *scores, "FLOPs", "params", *_time_columns(rows)], lines)
 
 
 def plot(results: Mapping[str, Sequence[Result]], spaces: Sequence[Mapping[str, Any]], path: str | Path) -> Path:

@@ -28,6 +28,7 @@ class Result:
         scores: task -> metric -> value, for tasks with outputs of different kinds.
         correlation: of merged units with the parents' units, by space.
         seconds: time of the merge, in seconds.
+        latency: milliseconds of a forward pass for all its tasks, by the number of images in the batch.
         settings: the options that distinguish this merge, by name; of an ensemble, how it is calibrated, if it is.
         error: why the merge could not be made; then nothing was measured.
     """
@@ -43,6 +44,7 @@ class Result:
     scores: dict[str, dict[str, float]] = field(default_factory=dict)
     correlation: dict[str, float] = field(default_factory=dict)
     seconds: float | None = None
+    latency: dict[str, float] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
     error: str | None = None
 

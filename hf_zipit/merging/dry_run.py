@@ -1,5 +1,6 @@
 """Dry runs: what a merge would do and cost, without downloading weights or writing files."""
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -9,6 +10,7 @@ from hf_zipit.assembly.parents import Parents
 from hf_zipit.calibration.methods import CALIBRATIONS
 from hf_zipit.calibration.refit.memory import refit_bytes
 from hf_zipit.costs import Cost
+from hf_zipit.data.batches import REMEMBERED, suited_batch
 from hf_zipit.data.draw import USEFUL
 from hf_zipit.data.rows import hub_data
 from hf_zipit.errors import OptionError, SpecError, TraceError
@@ -27,11 +29,13 @@ from hf_zipit.sources.source import Source
 from hf_zipit.specs.attention import attentions
 from hf_zipit.specs.cuts import cut_labels, cut_names
 from hf_zipit.specs.plan import Plan
+from hf_zipit.statistics.moments import moment_bytes
 from hf_zipit.text import load_errors, si, table
 
 BYTES = 4  # per parameter, in float32
 _MEMORY = {
     "parents": "parents and working copies",
+    "images": "images",
     "statistics": "statistics",
     "merged": "merged model",
     "refit": "refit",
@@ -55,8 +59,9 @@ class MergePlan:
         parents_flops: summed over all models.
         parents_parameters: summed over all models.
         heads: merged attention heads of each layer that keeps those of all models, by its module.
-        memory: bytes for parents, statistics and merge, and for the refit if there is one: its copy of the merge, the
-            images' activations that it keeps, and its regressions. The activations of a batch are not counted.
+        memory: bytes for parents, decoded images, statistics and merge, and for the refit if there is one: its copy of
+            the merge, the activations and targets that it keeps, and its regressions. Activations of a batch are not
+            counted.
         note: a remark on what the numbers leave out.
     """
 
@@ -168,14 +173,17 @@ def _memory(recipe: Recipe, parents: Parents, plan: Plan, spaces: Iterable[str],
         spaces: the names of the spaces that are merged.
         merged: what the merged model costs.
     """
+    images = _images(recipe)
+    pixels = REMEMBERED if images is None else images * BYTES * math.prod(parents.input_size)
     found = {
         "parents": 2 * BYTES * sum(one.parameters for one in parents.costs),
+        "images": pixels if recipe.reads_images and pixels <= REMEMBERED else 0,
         "statistics": _statistics_bytes(recipe, parents, plan, spaces) if recipe.needs_statistics else 0,
         "merged": BYTES * merged.parameters,
     }
     if CALIBRATIONS[recipe.calibrate].refits:
-        images = _images(recipe)
-        regressions = refit_bytes(parents.sources, plan, parents.input_size, images, recipe.batch_size)
+        batch = recipe.batch_size or suited_batch(parents.input_size)
+        regressions = refit_bytes(parents.sources, plan, parents.input_size, images, batch)
         found["refit"] = BYTES * merged.parameters + regressions
     return found
 
@@ -189,14 +197,14 @@ def _images(recipe: Recipe) -> int | None:
 
 
 def _statistics_bytes(recipe: Recipe, parents: Parents, plan: Plan, spaces: Iterable[str]) -> int:
-    """Bytes of the second moments, in float64: a matrix for each space and data set, and those of kept heads."""
+    """Bytes of the second moments: a triangle for each space and data set, and those of kept heads."""
     sets = max(1, len(recipe.data or []))
     models = len(parents.sources)
     known = parents.binding.spaces
     matched = [known[name] for name in spaces if known[name].probes and known[name].group_axis not in plan.kept]
     kept = [layer for axis, layer in attentions(plan.binding).items() if plan.kept.get(axis, layer.units) < layer.units]
-    heads = sum((models * x.values.size) ** 2 + 2 * models * x.values.size * x.units for x in kept)
-    return 8 * (sets * sum((models * space.size) ** 2 for space in matched) + heads)
+    heads = sum(moment_bytes(models * x.values.size) + 16 * models * x.values.size * x.units for x in kept)
+    return sets * sum(moment_bytes(models * space.size) for space in matched) + heads
 
 
 def check_result(sources: Sequence[Source], recipe: Recipe, library: str, license: str | None) -> None:

@@ -108,8 +108,8 @@ class Merger:
         images = [] if data is None else open_all(data, len(opened), self.transform, **chosen)
         if len({part.held is None for part in images}) > 1:  # held out are images of all data sets, or of none
             images = open_all(data, len(opened), self.transform, **{**chosen, "held_out": False})
-        self.passes = Passes(images, recipe.batch_size, recipe.device)
-        held = [part.held for part in images if part.held is not None]
+        self.passes = Passes(remembered(images), recipe.batch_size, recipe.device)
+        held = [part.held for part in self.passes.images if part.held is not None]
         self.held_out = Passes(held, recipe.batch_size, recipe.device) if held else None
         check_models_run(self.parents.wholes, self.passes)
         self.given = self.parents
@@ -217,7 +217,7 @@ class Merger:
     def open_images(self, data: Any, **options: Any) -> list[Images]:
         """Further images for these models, each decoded once; `options` are those of `open_all`."""
         chosen = {**self._of_images, "label_column": self.recipe.label_column, **options}
-        return [remembered(part) for part in open_all(data, len(self.parents.sources), self.transform, **chosen)]
+        return remembered(open_all(data, len(self.parents.sources), self.transform, **chosen))
 
     @property
     def _of_images(self) -> dict[str, Any]:

@@ -33,7 +33,12 @@ def provenance(
     """
     counts = [part.asked or len(part) for part in passes.images]
     options = {**recipe.options.model_dump(), "calibrate": recipe.calibrate}
-    options |= {"seed": run.seed, "num_images": counts or None, "batch_size": run.batch_size, "backbone": run.backbone}
+    options |= {
+        "seed": run.seed,
+        "num_images": counts or None,
+        "batch_size": passes.batch_size,
+        "backbone": run.backbone,
+    }
     options |= {"skip_bad_images": run.skip_bad_images} if run.skip_bad_images else {}
     if base is not None:
         known = PinnedSource.model_fields

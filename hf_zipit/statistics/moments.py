@@ -141,6 +141,11 @@ class Moments:
             done += shape[0] * shape[1]
 
 
+def moment_bytes(n: int) -> int:
+    """Bytes of the second moment of n units."""
+    return packed_size(n) * (8 if n <= WIDE else 4)
+
+
 def packed_size(n: int) -> int:
     """How many numbers the upper triangle of n units takes."""
     return sum(min(STRIP, n - start) * (n - start) for start in range(0, n, STRIP))

@@ -15,7 +15,8 @@ from hf_zipit.calibration.refit import observe, replay
 from hf_zipit.calibration.refit.affine import FoldedNorm, fold_layer
 from hf_zipit.calibration.refit.dual import Samples
 from hf_zipit.calibration.refit.follow import AffineMap
-from hf_zipit.calibration.refit.layers import Layer, find_layers
+from hf_zipit.calibration.refit.layers import Layer, LayerGroup, find_layers
+from hf_zipit.calibration.refit.lessons import windows
 from hf_zipit.calibration.refit.normal_equations import NormalEquations
 from hf_zipit.calibration.refit.observe import LayerObserver, columns
 from hf_zipit.calibration.refit.targets import Target
@@ -127,6 +128,38 @@ def test_a_head_keeps_what_the_trunk_leaves_of_the_memory(monkeypatch):
     assert not trunk.fork([0], [], [21])._fits(0)
 
 
+def group_of(name, first, last):
+    return LayerGroup((Layer((AffineMap(name),)),), first, last)
+
+
+def test_layers_in_the_same_stages_are_taught_in_one_pass_where_their_targets_fit():
+    groups = [group_of("a", 0, 0), group_of("b", 0, 1), group_of("c", 1, 1), group_of("d", 2, 2)]
+    sizes = {group.layers[0]: 10 for group in groups}
+    found = windows(groups, sizes, limit=20)
+    assert [(window.groups, window.first, window.last, window.onward) for window in found] == [
+        (tuple(groups[:3]), 0, 1, True),
+        ((groups[3],), 2, 2, True),
+    ]
+    alone = windows(groups, sizes, limit=19)
+    assert [window.groups for window in alone] == [(group,) for group in groups]
+    assert [window.onward for window in alone] == [False, False, True, True]
+
+
+def test_an_observer_may_end_the_pass_behind_its_last_layer():
+    ran = []
+    net = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 5))
+    net[1].register_forward_hook(lambda *_: ran.append(1))
+    layer = Layer((AffineMap("0"),))
+    x = random(2, 3).float()
+    with torch.no_grad(), LayerObserver(net, [layer], stop=True) as seen:
+        net(x)
+    assert torch.equal(seen.results[layer][:, 0], net[0](x))
+    assert torch.equal(seen.inputs[layer][:, 0, 0], x)
+    assert not ran
+    with pytest.raises(RuntimeError), torch.no_grad(), LayerObserver(net, [layer], stop=True):
+        net(x[:, :2])  # other errors are not hidden
+
+
 def test_the_target_is_the_mean_over_the_merged_units():
     sites = [random(4, 2, 3), random(4, 2, 3, seed=1)]
     index = [torch.tensor([0, 1, 1]), torch.tensor([1, 2, -1])]
@@ -184,6 +217,7 @@ class Odd(nn.Module):
 
 
 def test_layers_that_cannot_be_refit_on_their_own_are_seen():
+    torch.manual_seed(0)
     net = Odd().eval()
     found = [group.layers for group in find_layers(net, [net], torch.ones(2, 4))]
     assert found == [
@@ -428,7 +462,8 @@ def test_layers_of_too_many_inputs_are_refit_on_some_of_the_samples(name, value,
 def test_targets_of_a_task_are_those_of_its_parent():
     sources, data = [SMALL(seed) for seed in (0, 1)], [images(20, seed=seed) for seed in (3, 4)]
     average, alone = (
-        hf_zipit.merge(sources, data, calibrate=name, tasks=["a", "b"]) for name in ("refit", "refit-per-task")
+        hf_zipit.merge(sources, data, method="zip", calibrate=name, tasks=["a", "b"])
+        for name in ("refit", "refit-per-task")
     )
     assert not torch.equal(average.trunk.layer2[0].conv1.weight, alone.trunk.layer2[0].conv1.weight)
     assert all(out.isfinite().all() for out in task_logits(alone).values())

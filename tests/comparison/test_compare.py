@@ -17,7 +17,7 @@ from hf_zipit.comparison.grid import Grid
 from hf_zipit.comparison.report import comparison_table, plain, write_report
 from hf_zipit.comparison.run import ROWS, Comparison
 from hf_zipit.data.batches import Passes, remembered
-from hf_zipit.data.images import Images, open_images
+from hf_zipit.data.images import Images, open_all, open_images
 from hf_zipit.errors import DataError, OptionError
 from hf_zipit.evaluation.fidelity import distance, feature_correlation
 from hf_zipit.matching import matcher
@@ -110,11 +110,15 @@ def test_one_pass_for_statistics_and_each_image_decoded_once(tmp_path, monkeypat
     begun = []
     plain = Passes.__call__
     monkeypatch.setattr(Passes, "__call__", lambda self, label: begun.append(label) or plain(self, label))
-    mine = merger(cache=False)
-    part = mine.passes.images[0]
     read = []
-    counted = replace(part, get=lambda i: read.append(i) or part.get(i))
-    mine.passes.images = [counted]
+
+    def counted(*arguments, **options):
+        [part] = open_all(*arguments, **options)
+        merges = "held_out" in options  # else they are the labelled ones
+        return [replace(part, get=lambda i: read.append(i) or part.get(i)) if merges else part]
+
+    monkeypatch.setattr("hf_zipit.merging.merger.open_all", counted)
+    mine = merger(cache=False)
     Comparison(mine, tmp_path, labelled()).run(wanted(mine))
     assert begun.count("Reading activations") == 1
     assert sorted(read) == [0, *range(32)]  # the first one also tells the size
@@ -291,7 +295,8 @@ def test_correlation_of_features_is_a_plain_computation():
 def test_images_that_do_not_fit_in_memory_are_decoded_anew():
     read = []
     source = Images(lambda i: read.append(i) or torch.zeros(3, 4, 4), 3, "x", lambda: "y")
-    for part, times in ((remembered(source, limit=3 * 48 * 4), 1), (remembered(source, limit=3 * 48 * 4 - 1), 2)):
+    for limit, times in ((3 * 48 * 4, 1), (3 * 48 * 4 - 1, 2)):
+        [part] = remembered([source], limit)
         read.clear()
         assert [part[i].shape for i in (0, 1, 2, 0, 1, 2)]
         assert len(read) == 3 * times

@@ -60,8 +60,8 @@ class _Seen:
         return lambda _, __, out: self.values.update({name: self._heads(out, start)})
 
     def keep_input(self) -> Callable[..., None]:
-        """A hook on the layer that reads the outputs of the heads."""
-        return lambda _, args: self.values.update(outputs=args[0].flatten(1, -2).clone())
+        """A hook on the layer that reads the outputs of the heads, in float64: value maps are sensitive to rounding."""
+        return lambda _, args: self.values.update(outputs=args[0].flatten(1, -2).double())
 
     def _heads(self, out: Tensor, start: int) -> Tensor:
         """`(B, P, units)` -> `(B, P, H, u)`, in float64."""

@@ -13,6 +13,7 @@ from hf_zipit.calibration.refit.follow import AffineMap
 from hf_zipit.calibration.refit.layers import Layer, find_layers
 from hf_zipit.calibration.refit.normal_equations import NormalEquations
 from hf_zipit.calibration.refit.read_positions import read_positions
+from hf_zipit.data.batches import make_accelerator
 from hf_zipit.running import logits_of
 from tests.helpers.families import FAMILIES, MLP, hf
 from tests.helpers.models import hf_vit, images, timm_vit, tiny
@@ -103,7 +104,7 @@ def test_a_layer_read_in_part_is_fitted_there_with_the_fit_at_all_positions_as_p
     part = PartFit(torch.arange(3), read, *empty)
     fitted = torch.arange(60) >= 6
     part.update(x[:, :, None], e[:, :, None], fitted, ~fitted)
-    weight, shift = part.best(FoldedLayer(net, Layer((AffineMap("0"),))))
+    weight, shift = part.best(FoldedLayer(net, Layer((AffineMap("0"),))), make_accelerator())
 
     def error(solution):
         return (e[:6, 0] - x[:6, 0] @ solution[0].T - solution[1]).square().sum()
@@ -132,11 +133,11 @@ def test_units_are_split_by_the_positions_at_which_they_are_read():
 def test_only_read_positions_of_the_last_block_are_fitted_and_held_out(monkeypatch):
     counts, choose = {}, fitting.choose
 
-    def seen(folded, parts):
+    def seen(folded, parts, accelerator):
         counts[folded.layer.maps[0].module] = [
             (len(part.units), part.fit.count, part.test.count, part.rest and part.rest.count) for part in parts
         ]
-        choose(folded, parts)
+        choose(folded, parts, accelerator)
 
     monkeypatch.setattr(fitting, "choose", seen)
     hf_zipit.merge([timm_vit(0), timm_vit(1)], images(20), calibrate="refit", tasks=["a", "b"], cache=False)

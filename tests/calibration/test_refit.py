@@ -295,10 +295,10 @@ def test_every_layer_comes_closer_and_puts_out_what_was_predicted(name, monkeypa
     """What is written is the fit, no layer's error on the held-out images grows, and the heads come closer."""
     fit, changed, alone = fitting.choose, [], []
 
-    def choose(folded, parts):
+    def choose(folded, parts, accelerator):
         before, predicted = folded.weight, []
         monkeypatch.setattr(folded, "write", lambda *args: predicted.append(args) or type(folded).write(folded, *args))
-        fit(folded, parts)
+        fit(folded, parts, accelerator)
         after = fold_layer(folded.net, folded.layer)
         alone.extend([folded] * isinstance(folded, FoldedNorm))
         change = predicted[0][0] if predicted else torch.zeros_like(before)
@@ -431,9 +431,9 @@ def refit_kinds(monkeypatch):
     """A refit of VGGs, and how each layer was fitted: kind, inputs, samples."""
     kinds, fit = [], fitting.choose
 
-    def choose(folded, parts):
+    def choose(folded, parts, accelerator):
         kinds.append((type(parts[0].fit), folded.weight.shape[2], parts[0].fit.count))
-        fit(folded, parts)
+        fit(folded, parts, accelerator)
 
     with monkeypatch.context() as patch:
         patch.setattr(fitting, "choose", choose)
@@ -501,9 +501,9 @@ def test_steps_with_arguments_are_run_and_every_layer_behind_them_is_refit(name,
     """Blocks that are given the grid of tokens and attend inside windows, pooling that is given its classifiers."""
     reached, fit = set(), fitting.choose
 
-    def choose(folded, parts):
+    def choose(folded, parts, accelerator):
         reached.update(affine.module for affine in folded.layer.maps)
-        fit(folded, parts)
+        fit(folded, parts, accelerator)
 
     monkeypatch.setattr(fitting, "choose", choose)
     for make in ALL_FAMILIES[name].values():

@@ -1,5 +1,6 @@
 """The choice among the fits of a layer by the error on held-out images."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -55,7 +56,7 @@ class PartFit:
             if samples is not None:
                 samples.reduce(accelerator)
 
-    def best(self, folded: FoldedLayer | FoldedNorm) -> Solution | None:
+    def best(self, folded: FoldedLayer | FoldedNorm, accelerator: Accelerator) -> Solution | None:
         """The change with the smallest error on the held-out images; `None` if no error is below the present one.
 
         What is chosen is the ridge, and whether it pulls towards the merged weights as they are or with batch norms
@@ -73,11 +74,12 @@ class PartFit:
         some = slice(None, None, -(-len(self.units) // OUTPUTS))
         few, trial = everywhere.of(some), self.test.of(some)
         starts = [None if prior is None else prior[:, some] for prior in priors]
-        wide = _best(few, trial, RIDGES, starts, intercept)
+        wide = _best(few, trial, RIDGES, starts, intercept, accelerator)
         error = wide.error
         narrow = None
         if self.rest is not None:
-            narrow = _best(self.fit.of(some), trial, FEW, [wide.solution[0]], intercept)
+            start, _ = few.solve(wide.ridge, starts[wide.prior], intercept)
+            narrow = _best(self.fit.of(some), trial, FEW, [start], intercept, accelerator)
             narrow = narrow if narrow.error < error else None
             error = error if narrow is None else narrow.error
         if error >= float(trial.error().sum()):
@@ -88,12 +90,11 @@ class PartFit:
 
 @dataclass(frozen=True)
 class _Choice:
-    """The best of several fits: its ridge, the number of its prior, its error on the held-out images, and itself."""
+    """The best of several fits: its ridge, the number of its prior, and its error on the held-out images."""
 
     ridge: float
     prior: int
     error: float
-    solution: Solution
 
 
 def _best(
@@ -102,21 +103,35 @@ def _best(
     ridges: tuple[float, ...],
     priors: Sequence[Tensor | None],
     intercept: bool,
+    accelerator: Accelerator,
 ) -> _Choice:
     """The ridge and the prior whose fit is best on the held-out images.
 
-    The ridges become smaller. Once a smaller one is worse, none is tried that is smaller still.
+    The ridges become smaller. Once a smaller one is worse, none is tried that is smaller still. Of several processes
+    each tries another ridge.
     """
-    best: _Choice | None = None
-    for ridge in ridges:
-        solutions = fit.solve_all(ridge, priors, intercept)
-        errors = [float(trial.error(*solution).sum()) for solution in solutions]
-        number = min(range(len(errors)), key=errors.__getitem__)
-        if best is not None and not errors[number] < best.error:
-            return best
-        best = _Choice(ridge, number, errors[number], solutions[number])
-    assert best is not None
+    best = _Choice(ridges[0], 0, math.inf)
+    count = accelerator.num_processes
+    for start in range(0, len(ridges), count):
+        mine = start + accelerator.process_index
+        errors = [math.inf] * len(priors)
+        if mine < len(ridges):
+            errors = [float(trial.error(*one).sum()) for one in fit.solve_all(ridges[mine], priors, intercept)]
+        for ridge, found in zip(ridges[start:], _of_all(errors, accelerator), strict=False):
+            number = min(range(len(found)), key=found.__getitem__)
+            if not found[number] < best.error:
+                return best
+            best = _Choice(ridge, number, found[number])
     return best
+
+
+def _of_all(errors: list[float], accelerator: Accelerator) -> list[list[float]]:
+    """The errors that each process has found, in the order of the processes."""
+    if accelerator.num_processes == 1:
+        return [errors]
+    mine = torch.tensor(errors, dtype=torch.float64, device=accelerator.device)
+    found: list[list[float]] = accelerator.gather(mine[None]).tolist()
+    return found
 
 
 def split(mask: Tensor | None, units: int) -> list[tuple[Tensor, Tensor | None]]:
@@ -135,14 +150,15 @@ def split(mask: Tensor | None, units: int) -> list[tuple[Tensor, Tensor | None]]
     return [((kind == i).nonzero().flatten(), None if read.all() else read) for i, read in enumerate(kinds.T)]
 
 
-def choose(folded: FoldedLayer | FoldedNorm, parts: Sequence[PartFit]) -> None:
+def choose(folded: FoldedLayer | FoldedNorm, parts: Sequence[PartFit], accelerator: Accelerator) -> None:
     """Give a layer the weights with the smallest error on the held-out images, where that is below the merged weights'.
 
     Args:
         folded: the layer, changed in place.
         parts: the regressions of all its units.
+        accelerator: its processes share the work, and find the same.
     """
-    found = [part.best(folded) for part in parts]
+    found = [part.best(folded, accelerator) for part in parts]
     if all(solution is None for solution in found):
         return
     change = torch.zeros_like(folded.weight)

@@ -40,6 +40,7 @@ def fit_layers(
     lessons: Lessons,
     draw: Draw,
     group: LayerGroup,
+    positions: Mapping[Layer, int],
     read: Mapping[Layer, Tensor],
     task: int | None = None,
 ) -> None:
@@ -50,27 +51,28 @@ def fit_layers(
         lessons: what its layers are fitted to.
         draw: which images are held out.
         group: the layers.
+        positions: how many positions of an image each layer is fitted at.
         read: the positions at which the units of a layer are read, `(P, units)`, where these are not all.
         task: the task whose images are read; `None` reads all. A single data set is read in any case.
     """
     data_sets = pupil.passes.images
     task = None if len(data_sets) == 1 else task
     images = sum(len(data_set) for k, data_set in enumerate(data_sets) if task in (None, k))
-    fits = {layer: _begin(pupil, group, layer, read.get(layer), images) for layer in group.layers}
+    fits = {layer: _begin(pupil, layer, read.get(layer), images * positions[layer]) for layer in group.layers}
     batches = pupil.batches(group.first, f"Refitting {group.layers[0].maps[0].module}")
     for batch, taught in zip(batches, lessons.batches(group), strict=True):
         _add(pupil, draw, group, fits, batch, taught, task)
     for fit in fits.values():
         for part in fit.parts:
             part.reduce(pupil.passes.accelerator)
-        choose(fit.folded, fit.parts)
+        choose(fit.folded, fit.parts, pupil.passes.accelerator)
 
 
-def _begin(replay: Replay, group: LayerGroup, layer: Layer, read: Tensor | None, images: int) -> LayerFit:
+def _begin(replay: Replay, layer: Layer, read: Tensor | None, samples: int) -> LayerFit:
     """A layer with regressions of no samples; arguments as for `fit_layers` and `_kind`."""
     folded = fold_layer(replay.tracks[0].net, layer)
     groups, units, inputs = folded.weight.shape
-    kind, every = _kind(replay, group, layer, folded.weight, images)
+    kind, every = _kind(folded.weight, samples)
     parts = []
     for mine, positions in split(read if groups == 1 else None, units):
         empty = [kind.empty(groups, inputs, len(mine), replay.passes.device) for _ in range(3)]
@@ -99,26 +101,15 @@ def _add(
             part.update(seen.inputs[layer], e, chosen & ~held, chosen & held)
 
 
-def _kind(
-    replay: Replay, group: LayerGroup, layer: Layer, weight: Tensor, images: int
-) -> tuple[type[NormalEquations] | type[Samples], int]:
+def _kind(weight: Tensor, samples: int) -> tuple[type[NormalEquations] | type[Samples], int]:
     """The accumulator for a layer, and k: one block of ten images in k is read.
 
     Args:
-        replay: the merged network.
-        group: the group of the layer.
-        layer: the layer.
         weight: its folded weight, `(G, m, d)`.
-        images: how many images there are to fit it.
+        samples: how many samples there are to fit it.
     """
     inputs, outputs = weight.shape[2], weight.shape[1]
-    if inputs <= min(images, INPUTS):
-        return NormalEquations, 1
-    track = replay.tracks[0]
-    value = replay.passes.images[0][0][None].to(replay.passes.device, next(track.net.parameters()).dtype)
-    value = track.run(value, 0, group.first)
-    samples = images * _observe(track, group, value, inputs=False).results[layer].shape[1]
-    if samples >= inputs and inputs <= INPUTS:
+    if inputs <= min(samples, INPUTS):
         return NormalEquations, 1
     return Samples, -(-samples // min(INPUTS, NUMBERS // (len(weight) * (inputs + outputs))))
 

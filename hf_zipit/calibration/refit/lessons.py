@@ -110,8 +110,8 @@ def windows(groups: Sequence[LayerGroup], sizes: Mapping[Layer, int], limit: flo
     return found
 
 
-def result_sizes(track: Track, groups: Sequence[LayerGroup], value: Tensor) -> dict[Layer, int]:
-    """Bytes per image of what every layer puts out, at the positions that are read.
+def results_of(track: Track, groups: Sequence[LayerGroup], value: Tensor) -> dict[Layer, Tensor]:
+    """What every layer puts out for one image, at the positions that are read, `(1, P, units)`.
 
     Args:
         track: the network.
@@ -121,4 +121,4 @@ def result_sizes(track: Track, groups: Sequence[LayerGroup], value: Tensor) -> d
     layers = [layer for group in groups for layer in group.layers]
     with LayerObserver(track.net, layers, images=1, inputs=False) as seen:
         track.run(value, 0, len(track.stages))
-    return {layer: seen.results[layer].nbytes for layer in layers}
+    return {layer: seen.results[layer] for layer in layers}

@@ -10,8 +10,7 @@ from hf_zipit.calibration.refit import replay
 from hf_zipit.calibration.refit.affine import module_at
 from hf_zipit.calibration.refit.fit import INPUTS, NUMBERS
 from hf_zipit.calibration.refit.layers import Layer, find_layers
-from hf_zipit.calibration.refit.lessons import result_sizes, windows
-from hf_zipit.calibration.refit.observe import LayerObserver
+from hf_zipit.calibration.refit.lessons import results_of, windows
 from hf_zipit.calibration.refit.replay import stage_sizes
 from hf_zipit.calibration.refit.tracks import network_of, parent_tracks
 from hf_zipit.running import working_copy
@@ -48,16 +47,13 @@ def refit_bytes(parents: Sequence[Source], plan: Plan, size: Sequence[int], imag
             needed = limit if images is None else width * images
             kept = max(kept, round(needed * (len(parents) + 1)) if needed <= limit else 0)
         groups = find_layers(track.net, track.stages, pixel)
-        seen = LayerObserver(track.net, [layer for group in groups for layer in group.layers], images=1, inputs=False)
-        with seen:
-            value = pixel
-            for stage in track.stages:
-                value = stage(value)
-        for window in windows(groups, result_sizes(track, groups, pixel), limit / max(1, images or 1)):
-            later = sum(seen.results[layer].nbytes for group in window.groups[1:] for layer in group.layers)
+        results = results_of(track, groups, pixel)
+        sizes = {layer: result.nbytes for layer, result in results.items()}
+        for window in windows(groups, sizes, limit / max(1, images or 1)):
+            later = sum(sizes[layer] for group in window.groups[1:] for layer in group.layers)
             targets = max(targets, round(limit) if images is None else later * images)
         for group in groups:
-            shapes = [_Shape.of(track.net, layer, seen.results[layer], wider) for layer in group.layers]
+            shapes = [_Shape.of(track.net, layer, results[layer], wider) for layer in group.layers]
             costs = [shape.cost(images, batch_size) for shape in shapes]
             largest = max(largest, sum(held for held, _ in costs) + max(work for _, work in costs))
     return kept + targets + largest

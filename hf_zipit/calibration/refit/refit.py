@@ -10,7 +10,7 @@ from hf_zipit.calibration.merge_state import MergeState
 from hf_zipit.calibration.refit.fit import fit_layers
 from hf_zipit.calibration.refit.held_out import Draw
 from hf_zipit.calibration.refit.layers import Layer, LayerGroup, find_layers
-from hf_zipit.calibration.refit.lessons import Lessons, result_sizes
+from hf_zipit.calibration.refit.lessons import Lessons, results_of
 from hf_zipit.calibration.refit.logits import Target, centre_logits
 from hf_zipit.calibration.refit.read_positions import read_positions
 from hf_zipit.calibration.refit.replay import Replay, Track, stage_sizes
@@ -124,9 +124,12 @@ class _Sweep:
         groups = self.groups[network]
         track = pupil.tracks[0]
         aims = centre_logits(track.net, targets, self.merge.plan.binding, branches)
-        lessons = Lessons(teachers, groups, aims, result_sizes(track, groups, probe), pupil.share)
+        results = results_of(track, groups, probe)
+        sizes = {layer: result.nbytes for layer, result in results.items()}
+        positions = {layer: int(result.shape[1]) for layer, result in results.items()}
+        lessons = Lessons(teachers, groups, aims, sizes, pupil.share)
         for group in groups:
-            fit_layers(pupil, lessons, self.draw, group, self.read[network], task)
+            fit_layers(pupil, lessons, self.draw, group, positions, self.read[network], task)
 
 
 def _side_by_side(tracks: Sequence[Track], passes: Passes, probe: Tensor) -> tuple[Replay, Replay]:

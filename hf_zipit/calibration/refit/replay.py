@@ -71,8 +71,10 @@ class Replay:
 
     def batches(self, stage: int, label: str) -> Iterator[Batch]:
         """One pass over this process's share of the batches: what enters a stage."""
-        for batch, values in self._pass(stage, label, lambda track, value: (self._at(track, value, stage), None)):
-            yield Batch([value.clone() for value, _ in values], batch.task, batch.number)
+        for batch, found in self._pass(stage, label, lambda track, value: (self._at(track, value, stage), None)):
+            values = [value for value, _ in found]
+            kept = self.start < stage and self._fits(stage)  # a stage may change its input in place
+            yield Batch([value.clone() for value in values] if kept else values, batch.task, batch.number)
 
     def watched(
         self,

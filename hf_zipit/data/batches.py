@@ -1,7 +1,7 @@
 """Batches that mix the data sets of all tasks, divided among processes."""
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import cache
 
@@ -96,12 +96,21 @@ def suited_batch(shape: Sequence[int]) -> int:
 
 
 def remembered(images: Sequence[Images], limit: int = REMEMBERED) -> list[Images]:
-    """The same data sets. Each image is decoded once and then kept in memory, if all of them fit into `limit` bytes."""
+    """The same data sets. Each image is decoded once and then kept in memory, if all of them fit into `limit` bytes.
+
+    What is given out are copies: a model may change its input in place.
+    """
     sets = [part for one in images for part in (one, one.held) if part is not None]
     if sum(part[0].nbytes * len(part) for part in sets) > limit:
         return list(images)
-    held = [one.held and replace(one.held, get=cache(one.held.get)) for one in images]
-    return [replace(one, get=cache(one.get), held=mine) for one, mine in zip(images, held, strict=True)]
+    held = [one.held and replace(one.held, get=_copies(one.held.get)) for one in images]
+    return [replace(one, get=_copies(one.get), held=mine) for one, mine in zip(images, held, strict=True)]
+
+
+def _copies(get: Callable[[int], Tensor]) -> Callable[[int], Tensor]:
+    """Copies of what a function returns, which is called once for each number."""
+    kept = cache(get)
+    return lambda number: kept(number).clone()
 
 
 def make_accelerator() -> Accelerator:

@@ -29,6 +29,7 @@ from hf_zipit.statistics.collect import SpaceStatistics
 from hf_zipit.statistics.moments import ReferenceMoments
 from hf_zipit.transform.match import Match, UnitMatch
 
+PATIENT = 5  # seconds; methods that take longer say so before they begin
 logger = logging.getLogger(__name__)
 
 
@@ -81,6 +82,7 @@ class Matcher:
             known = {} if known is None else known
             keys = {family: (self.options, family, self._widths_of(family)) for family in families}
             new = [family for family in families if keys[family] not in known]
+            self._announce(new)
             found = work_on_all(self.match, new, "Matching", self.accelerator)
             known |= {keys[family]: match for family, match in zip(new, found, strict=True)}
             for family in families:
@@ -165,6 +167,14 @@ class Matcher:
         found = match_groups(similarities, self.models, first.groups, methods, compat=self.options.compat)
         return {space.name: match for space, match in zip(family, found, strict=True)}
 
+    def _announce(self, families: Sequence[Family]) -> None:
+        """Say how long a slow method will take."""
+        units = [self.models * space.size for family in families for space in family]
+        seconds = self.method.seconds * sum((count / 1024) ** 3 for count in units)
+        if seconds > PATIENT and (self.accelerator is None or self.accelerator.is_main_process):
+            said = "%s takes time that grows with the cube of the units: about %.0f s of one core for these %d spaces"
+            logger.warning(said, self.options.method, seconds, len(units))
+
     def _widths_of(self, family: Family) -> tuple[int | None, ...]:
         """Merged units of each space of a family, where they differ from the width of one model."""
         return tuple(self.widths.get(space.name) for space in family)
@@ -182,7 +192,7 @@ class Matcher:
             budget = Budget.of((space.size,) * self.models, self.options.beta, space.size, space.groups)
         found: Callable[..., Match] = self.method.match(self.options, budget)
         if self.method.read and space.groups == 1 and space.probes:
-            covariance = self.statistics[space.name].pooled.covariance
+            covariance = self.statistics[space.name].moments.covariance
             found = partial(found, readers=readers(self.states, self.binding, space, covariance))
         keep = self.widths.get(space.name)
         if keep is None:
@@ -209,7 +219,7 @@ class Matcher:
             return None
         if space.name in self._activation_similarities:
             return self._activation_similarities[space.name]
-        moments = self.statistics[space.name].pooled
+        moments = self.statistics[space.name].moments
         if isinstance(moments, ReferenceMoments):
             found = reference_correlation(moments)
         else:

@@ -38,6 +38,7 @@ class Method:
         control: Whether this is a baseline for the methods, not a method.
         rule: For methods that match unit i with unit i: how the differences of the models to a base are merged, as a
             reference to a function, `module:name`. Its signature is `(deltas, ...) -> merged difference`.
+        seconds: For methods whose time grows with the cube of the units: about what a space of 1024 units takes.
         observes: Whether the rule takes the inputs of the layers, `inputs`, and no base is needed.
     """
 
@@ -55,6 +56,7 @@ class Method:
     control: bool = False
     rule: str | None = None
     observes: bool = False
+    seconds: float = 0.0
 
     def takes(self, width: float) -> bool:
         """Whether the method can produce matches of this width; widths below 1 need merges within a model."""
@@ -201,6 +203,7 @@ METHODS: dict[str, Method] = {
         "merge optimal pairs, across and within models (ZipIt!, section 5)",
         activations=True,
         within=True,
+        seconds=12,
     ),
     "kmeans": Method(
         f"{_ROOM}.kmeans:kmeans_match", "cluster units by k-means (ZipIt!, section 5)", activations=True, within=True

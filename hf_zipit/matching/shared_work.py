@@ -49,7 +49,11 @@ def work_on_all(
         found = [outcome(number) for number in progress(mine, label, accelerator)]
     else:
         with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(threads // workers,)) as pool:
-            found = list(progress(pool.map(outcome, mine), label, accelerator))
+            try:
+                found = list(progress(pool.map(outcome, mine), label, accelerator))
+            except BaseException:  # an interrupt: what has not begun never does
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
     if processes > 1:
         found = gather_object(found)
     found.sort(key=lambda one: one[0])

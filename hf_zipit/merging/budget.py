@@ -59,7 +59,7 @@ def explained(statistics: SpaceStatistics, match: Match) -> Tensor:
         statistics: moments of the `n` units of all models, pooled over tasks.
         match: merges them into `m` units.
     """
-    covariance = statistics.pooled.covariance
+    covariance = statistics.moments.covariance
     deviation = covariance.diagonal().sqrt()
     alive = deviation > 1e-6 * deviation.max()
     scale = torch.where(alive, 1 / deviation.clamp(min=1e-30), 0)

@@ -178,7 +178,7 @@ def _memory(recipe: Recipe, parents: Parents, plan: Plan, spaces: Iterable[str],
     found = {
         "parents": 2 * BYTES * sum(one.parameters for one in parents.costs),
         "images": pixels if recipe.reads_images and pixels <= REMEMBERED else 0,
-        "statistics": _statistics_bytes(recipe, parents, plan, spaces) if recipe.needs_statistics else 0,
+        "statistics": _statistics_bytes(parents, plan, spaces) if recipe.needs_statistics else 0,
         "merged": BYTES * merged.parameters,
     }
     if CALIBRATIONS[recipe.calibrate].refits:
@@ -196,15 +196,14 @@ def _images(recipe: Recipe) -> int | None:
     return sum(number) if isinstance(number, list) else number * max(1, len(recipe.data or []))
 
 
-def _statistics_bytes(recipe: Recipe, parents: Parents, plan: Plan, spaces: Iterable[str]) -> int:
-    """Bytes of the second moments: a triangle for each space and data set, and those of kept heads."""
-    sets = max(1, len(recipe.data or []))
+def _statistics_bytes(parents: Parents, plan: Plan, spaces: Iterable[str]) -> int:
+    """Bytes of the second moments: a triangle for each space, and those of kept heads."""
     models = len(parents.sources)
     known = parents.binding.spaces
     matched = [known[name] for name in spaces if known[name].probes and known[name].group_axis not in plan.kept]
     kept = [layer for axis, layer in attentions(plan.binding).items() if plan.kept.get(axis, layer.units) < layer.units]
     heads = sum(moment_bytes(models * x.values.size) + 16 * models * x.values.size * x.units for x in kept)
-    return sets * sum(moment_bytes(models * space.size) for space in matched) + heads
+    return sum(moment_bytes(models * space.size) for space in matched) + heads
 
 
 def check_result(sources: Sequence[Source], recipe: Recipe, library: str, license: str | None) -> None:

@@ -24,7 +24,7 @@ from hf_zipit.sources.source import Source
 from hf_zipit.specs.spaces import Binding, FeatureSpace
 from hf_zipit.statistics.collect import SpaceStatistics
 from hf_zipit.statistics.content import content_of, versions
-from hf_zipit.statistics.moments import AnyMoments, Moments, ReferenceMoments
+from hf_zipit.statistics.moments import Moments, ReferenceMoments
 from hf_zipit.statistics.probes import POSITIONS
 
 LIMIT = 10 * 2**30  # bytes; beyond it the least recently used statistics are removed
@@ -131,7 +131,6 @@ class StatisticsCache:
         self.device = passes.device
         self.compat = compat
         self.models = len(sources)
-        self.tasks = len(passes.images)
         self.about = {"models": [s.name for s in sources], "data": [images.name for images in passes.images]}
         transform = next((source.transform for source in sources if source.transform), None)
         content = {
@@ -141,7 +140,7 @@ class StatisticsCache:
             "transform": content_of(transform),
             "spec": binding.spec.text,
             "device": passes.device.type,
-            "sums": ["float32, by batch", passes.batch_size] if compat else ["upper triangle", POSITIONS],
+            "sums": ["float32, by batch", passes.batch_size] if compat else ["upper triangle of all data", POSITIONS],
         }
         self.folder = cache_folder() / "statistics" / _hash(content)
 
@@ -186,22 +185,17 @@ class StatisticsCache:
             checksum = tensors.pop(CHECKSUM)
             if not torch.equal(checksum, _checksum(tensors)):
                 return None
-            moments: list[AnyMoments] = []
-            for task in range(1 if self.compat else self.tasks):
-                mine: dict[str, Any] = {f.name: tensors[f"{f.name}.{task}"].to(self.device) for f in fields(kind)}
-                moments.append(kind(**{**mine, "count": int(mine["count"])}))
+            found: dict[str, Any] = {f.name: tensors[f.name].to(self.device) for f in fields(kind)}
+            moments = kind(**{**found, "count": int(found["count"])})
         except (OSError, SafetensorError, ValueError, KeyError, TypeError):
             return None
         return SpaceStatistics(space, (space.size,) * self.models, moments)
 
 
 def _tensors(statistics: SpaceStatistics) -> dict[str, torch.Tensor]:
-    """The fields of every task's moments, named `field.task`."""
-    out = {}
-    for task, moments in enumerate(statistics.tasks):
-        for field, value in vars(moments).items():
-            out[f"{field}.{task}"] = torch.as_tensor(value).cpu().contiguous()
-    return out
+    """The fields of the moments."""
+    fields_of = vars(statistics.moments).items()
+    return {field: torch.as_tensor(value).cpu().contiguous() for field, value in fields_of}
 
 
 def _checksum(tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:

@@ -25,20 +25,12 @@ class SpaceStatistics:
     Attributes:
         space: the space.
         sizes: the number of units of each model. The moments are those of all models' units stacked, `sum(sizes)`.
-        tasks: one entry per task, in task order; one for all tasks under `compat`.
+        moments: over the data of all tasks.
     """
 
     space: FeatureSpace
     sizes: tuple[int, ...]
-    tasks: list[AnyMoments]
-
-    @property
-    def pooled(self) -> AnyMoments:
-        """The moments over the data of all tasks."""
-        first, *rest = self.tasks
-        for moments in rest:
-            first = first + moments  # type: ignore[operator]
-        return first
+    moments: AnyMoments
 
 
 def collect(
@@ -67,28 +59,24 @@ def collect(
     # In the order of the binding: all processes must reduce the spaces in the same order.
     wanted = {name: space for name, space in binding.spaces.items() if name in chosen and space.probes}
     device = passes.device
-    tasks = len(passes.images)
     stats = {}
     for name, space in wanted.items():
         sizes = (space.size,) * len(models)
-        if compat:
-            stats[name] = SpaceStatistics(space, sizes, [ReferenceMoments.empty(sum(sizes), device)])
-        else:
-            stats[name] = SpaceStatistics(space, sizes, [Moments.empty(sum(sizes), device) for _ in range(tasks)])
+        kind = ReferenceMoments if compat else Moments
+        stats[name] = SpaceStatistics(space, sizes, kind.empty(sum(sizes), device))
     with ExitStack() as stack, torch.no_grad():
         readers = [stack.enter_context(Reader(model, wanted, None if compat else POSITIONS)) for model in models]
         probed = [probe.module for space in wanted.values() for probe in space.probes]
         runs = [_PartialRun(model, binding, until=probed) for model in models]
         layout = torch.contiguous_format if compat else torch.channels_last
-        for pixels, task in passes("Reading activations"):
+        for pixels, _ in passes("Reading activations"):
             pixels = pixels.to(device, next(models[0].parameters()).dtype, memory_format=layout)
             for run in runs:
                 run(pixels)
             for name, statistics in stats.items():
-                _accumulate(statistics, [reader.pop(name) for reader in readers], task)
+                _accumulate(statistics.moments, [reader.pop(name) for reader in readers])
     for statistics in stats.values():
-        for moments in statistics.tasks:
-            moments.reduce(passes.accelerator)
+        statistics.moments.reduce(passes.accelerator)
         _check(statistics, names)
     return stats
 
@@ -113,19 +101,15 @@ class _PartialRun:
         run_steps(self.model, self.steps, pixels, pixels.shape[-2:])
 
 
-def _accumulate(statistics: SpaceStatistics, features: list[list[Tensor]], task: Tensor) -> None:
-    """Add one batch: `features[model][probe]` has shape `(B, P, size)`, `task` shape `(B,)`."""
-    for probe in range(len(features[0])):
-        values = torch.cat([f[probe] for f in features], dim=-1)  # (B, P, N * size)
-        for index, moments in enumerate(statistics.tasks):
-            mine = values if len(statistics.tasks) == 1 else values[task.to(values.device) == index]
-            if len(mine):
-                moments.update(mine)
+def _accumulate(moments: AnyMoments, features: list[list[Tensor]]) -> None:
+    """Add one batch: `features[model][probe]` has shape `(B, P, size)`."""
+    for values in zip(*features, strict=True):
+        moments.update(torch.cat(values, dim=-1))  # (B, P, N * size)
 
 
 def _check(statistics: SpaceStatistics, names: Sequence[str]) -> None:
     """Refuse statistics of no images, or with values that are not finite."""
-    total = statistics.pooled
+    total = statistics.moments
     if not total.count:
         raise DataError("the data holds no images")
     bad = (~(total.mean.isfinite() & total.variance.isfinite())).nonzero().flatten()

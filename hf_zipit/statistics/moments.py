@@ -1,7 +1,7 @@
 """Moments of a set of units: count, mean and centred second moment.
 
 They are combined by the pairwise update of Chan, Golub and LeVeque (1979). No variance is ever the difference of two
-large numbers, and the moments of disjoint parts of the data add up to those of the whole.
+large numbers, and the moments of disjoint parts of the data give those of the whole.
 """
 
 from collections.abc import Iterator
@@ -92,12 +92,6 @@ class Moments:
             product = rest[:, mine].T @ rest[:, start:]
             product.addr_(left[mine], left[start:], alpha=-len(samples))
             strip += product.addr_(shift[mine], shift[start:], alpha=weight)
-
-    def __add__(self, other: "Moments") -> "Moments":
-        """The moments of both sets of samples together."""
-        out = Moments(self.count, self.mean, self.upper + other.upper)
-        out._spread(*out._move(other.count, other.mean))
-        return out
 
     def reduce(self, accelerator: Accelerator) -> None:
         """Replace the moments of this process by those of all processes."""

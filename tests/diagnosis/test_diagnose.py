@@ -78,7 +78,7 @@ def test_survival_is_what_a_regression_on_the_merged_units_explains():
     statistics = merger.statistics(matches)
     found = survival(matches, statistics, 2)
     name = next(iter(matches))
-    covariance = statistics[name].pooled.covariance
+    covariance = statistics[name].moments.covariance
     merge = matches[name].aim.merge.to(covariance)
     factor = torch.linalg.cholesky(covariance + 1e-12 * torch.eye(len(covariance), dtype=covariance.dtype))
     units = factor.T  # samples with this covariance

@@ -179,3 +179,13 @@ def test_the_gap_of_zip_to_the_optimum_is_logged(caplog):
         matches(run, "zip", cut="layer1")
     assert [r.getMessage().split(":")[0] for r in caplog.records] == list(matches(run, "zip", cut="layer1"))
     assert "at most 0.0 % from optimal" in caplog.records[0].getMessage()
+
+
+def test_a_slow_method_says_how_long_it_will_take(caplog, monkeypatch):
+    pytest.importorskip("rustworkx")
+    monkeypatch.setattr(matcher, "PATIENT", 0)
+    mine = merger([tiny("cifar_resnet20", seed) for seed in (0, 1)])
+    matches(mine, "zip")
+    assert "about" not in caplog.text
+    matches(mine, "optimal")
+    assert "optimal takes time that grows with the cube of the units: about 0 s of one core" in caplog.text

@@ -139,7 +139,7 @@ def test_what_is_unexplained_is_what_least_squares_leave():
     x = (x - x.mean(0)) / x.std(0, correction=0)
     merged = (x * moments.covariance.diagonal().sqrt()) @ match.merge.double().T
     rest = x - merged @ torch.linalg.lstsq(merged, x).solution
-    statistics = SpaceStatistics(None, (3, 3), [moments])
+    statistics = SpaceStatistics(None, (3, 3), moments)
     assert unexplained(statistics, match) == pytest.approx(float(rest.square().sum() / x.square().sum()), abs=1e-4)
     assert unexplained(statistics, Match(torch.arange(6), (3, 3), 6)) == pytest.approx(0, abs=1e-4)
 

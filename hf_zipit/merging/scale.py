@@ -2,8 +2,7 @@
 
 import logging
 import math
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Mapping
 
 from hf_zipit.assembly.parents import Merged, Parents
 from hf_zipit.data.batches import Passes
@@ -11,6 +10,7 @@ from hf_zipit.evaluation.agreement import compare_answers
 from hf_zipit.recipe import Recipe
 
 SCALES = (0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0, 1.25, 1.5, 2.0)
+TOGETHER = 5  # merges that are held at a time, so that the parents answer once for all of them
 SUMS = ("task-arithmetic", "dare")  # methods whose merged difference grows with the number of models
 _log = logging.getLogger("hf_zipit")
 
@@ -44,8 +44,14 @@ def chosen_scale(
         merge: makes a merge.
         near: how near a merge is to the models, where they do not predict one class of several each.
     """
-    score = partial(_kept, parents=parents, passes=passes) if parents.predicts_jointly else near
-    scores = {scale: score(merge(recipe.changed(scale=scale, calibrate="batchnorm"))) for scale in SCALES}
+    scores: dict[float, float] = {}
+    for start in range(0, len(SCALES), TOGETHER):
+        some = SCALES[start : start + TOGETHER]
+        merges = {scale: merge(recipe.changed(scale=scale, calibrate="batchnorm")) for scale in some}
+        if parents.predicts_jointly:
+            scores |= _kept(merges, parents, passes)
+        else:
+            scores |= {scale: near(merged) for scale, merged in merges.items()}
     known = {scale: value for scale, value in scores.items() if not math.isnan(value)}
     if not known:
         return unseen_scale(recipe, len(parents.sources))
@@ -54,8 +60,8 @@ def chosen_scale(
     return best
 
 
-def _kept(merged: Merged, parents: Parents, passes: Passes) -> float:
-    """The share of the parents' accuracy that a merge should keep, on average; NaN if no image counts for a task."""
-    found = compare_answers({"merged": merged}, parents.wholes, passes)
+def _kept(merges: Mapping[float, Merged], parents: Parents, passes: Passes) -> dict[float, float]:
+    """The share of the parents' accuracy that each merge should keep, on average; NaN if no image counts for a task."""
+    found = compare_answers({str(scale): merged for scale, merged in merges.items()}, parents.wholes, passes)
     known = found.images > 0
-    return float(found.kept("merged", [None] * len(known))[known].mean())
+    return {scale: float(found.kept(str(scale), [None] * len(known))[known].mean()) for scale in merges}

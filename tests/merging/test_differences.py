@@ -65,6 +65,7 @@ def test_every_method_makes_a_merge_at_a_given_scale(method, vits):
 def test_the_scale_is_the_one_whose_merge_answers_most_like_the_models(resnets, monkeypatch):
     base, models = resnets
     monkeypatch.setattr(scale, "SCALES", (0.1, 0.5, 1.0, 2.0))
+    monkeypatch.setattr(scale, "TOGETHER", 3)
     merger = Merger(models, images(100), base=base, cache=False)
     chosen = merger.merge(method="task-arithmetic", calibrate="none").config.zipit["recipe"]["scale"]
     assert merger.held_out is not None

@@ -103,7 +103,7 @@ class Pair:
         return time.perf_counter() - start
 
     def again(self) -> float:
-        """Seconds of a merge by permute and batch norms once the statistics are known."""
+        """Seconds of a merge by permute, without calibration, once the statistics are known."""
         merger = self.merger()
         merger.merge(method="zip", calibrate="none")
         start = time.perf_counter()

@@ -26,7 +26,7 @@ def with_latency(
     size: Sequence[int],
     device: str | None = None,
 ) -> list[Result]:
-    """The results of an evaluation, with the milliseconds that each model takes for a batch of images.
+    """The results of an evaluation, with the milliseconds that each model takes for a batch of images in float32.
 
     The ensemble takes as long as all parents, one after another.
 
@@ -41,7 +41,7 @@ def with_latency(
     models: dict[str, nn.Module] = {"merged": merged}
     alone = [one for parent in parents for one in parent.alone()]
     models |= {f"parent:{task}": one.model for task, one in zip(merged.config.tasks, alone, strict=False)}
-    runs = {name: working_copy(model, place) for name, model in models.items()}
+    runs = {name: working_copy(model, place).float() for name, model in models.items()}
     found: dict[str, dict[str, float]] = {row.model: {} for row in rows}
     for batch in BATCHES:
         times = latencies(runs, torch.zeros(batch, *size, device=place))

@@ -42,9 +42,8 @@ class Moments:
     @classmethod
     def empty(cls, n: int, device: torch.device | str = "cpu") -> "Moments":
         """The moments of no samples of n units."""
-        dtype = torch.float64 if n <= WIDE else torch.float32
         mean = torch.zeros(n, dtype=torch.float64, device=device)
-        return cls(0, mean, torch.zeros(packed_size(n), dtype=dtype, device=device))
+        return cls(0, mean, torch.zeros(packed_size(n), dtype=precision(n), device=device))
 
     @property
     def scatter(self) -> Tensor:
@@ -137,7 +136,12 @@ class Moments:
 
 def moment_bytes(n: int) -> int:
     """Bytes of the second moment of n units."""
-    return packed_size(n) * (8 if n <= WIDE else 4)
+    return packed_size(n) * precision(n).itemsize
+
+
+def precision(n: int) -> torch.dtype:
+    """What the second moment of n units is added up in."""
+    return torch.float64 if n <= WIDE else torch.float32
 
 
 def packed_size(n: int) -> int:

@@ -44,6 +44,13 @@ def test_every_row_has_its_latency_and_the_ensemble_that_of_all_parents():
     assert "ms, batch" not in result_table(rows, ["a", "b"])
 
 
+def test_models_in_double_precision_are_timed_too():
+    models = [tiny("cifar_resnet20", seed).double() for seed in (0, 1)]
+    merged = hf_zipit.merge(models, method="average", calibrate="none", tasks=["a", "b"], cache=False)
+    [row] = with_latency([Result("merged", 1, 1)], merged, [], (3, 32, 32), "cpu")
+    assert row.latency["32"] > 0
+
+
 def test_the_option_measures(digits, digits_data, tmp_path):
     merged = hf_zipit.merge(digits, digits_data, method="average", calibrate="none", num_images=20, verdict=False)
     rows = hf_zipit.evaluate(merged, digits_data, parents=digits, num_images=20, latency=True)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from hf_zipit.calibration.refit.affine import FoldedLayer, FoldedNorm, Regression
 from hf_zipit.calibration.refit.normal_equations import Solution
+from hf_zipit.matching.shared_work import work_on_all
 
 OUTPUTS = 64  # upper limit on the outputs of a layer that choose its ridge
 RIDGES = (1e-1, 1e-2, 1e-3, 1e-4)  # as multiples of the mean second moment of an input
@@ -110,28 +111,20 @@ def _best(
     The ridges become smaller. Once a smaller one is worse, none is tried that is smaller still. Of several processes
     each tries another ridge.
     """
+
+    def errors(ridge: float) -> list[float]:
+        return [float(trial.error(*one).sum()) for one in fit.solve_all(ridge, priors, intercept)]
+
     best = _Choice(ridges[0], 0, math.inf)
     count = accelerator.num_processes
     for start in range(0, len(ridges), count):
-        mine = start + accelerator.process_index
-        errors = [math.inf] * len(priors)
-        if mine < len(ridges):
-            errors = [float(trial.error(*one).sum()) for one in fit.solve_all(ridges[mine], priors, intercept)]
-        for ridge, found in zip(ridges[start:], _of_all(errors, accelerator), strict=False):
+        some = ridges[start : start + count]
+        for ridge, found in zip(some, work_on_all(errors, some, "Solving", accelerator), strict=True):
             number = min(range(len(found)), key=found.__getitem__)
             if not found[number] < best.error:
                 return best
             best = _Choice(ridge, number, found[number])
     return best
-
-
-def _of_all(errors: list[float], accelerator: Accelerator) -> list[list[float]]:
-    """The errors that each process has found, in the order of the processes."""
-    if accelerator.num_processes == 1:
-        return [errors]
-    mine = torch.tensor(errors, dtype=torch.float64, device=accelerator.device)
-    found: list[list[float]] = accelerator.gather(mine[None]).tolist()
-    return found
 
 
 def split(mask: Tensor | None, units: int) -> list[tuple[Tensor, Tensor | None]]:

@@ -73,7 +73,7 @@ class Replay:
         """One pass over this process's share of the batches: what enters a stage."""
         for batch, found in self._pass(stage, label, lambda track, value: (self._at(track, value, stage), None)):
             values = [value for value, _ in found]
-            kept = self.start < stage and self._fits(stage)  # a stage may change its input in place
+            kept = self._keeps(stage)  # a stage may change its input in place
             yield Batch([value.clone() for value in values] if kept else values, batch.task, batch.number)
 
     def watched(
@@ -107,7 +107,7 @@ class Replay:
         self, keep_at: int, label: str, run: Callable[[Track, Tensor], tuple[Tensor, Seen]]
     ) -> Iterator[tuple[Batch, list[tuple[Tensor, Seen]]]]:
         """One pass that runs every track on what is kept; what enters stage `keep_at` is kept instead, if it fits."""
-        keep = keep_at > self.start and self._fits(keep_at)
+        keep = self._keeps(keep_at)
         fresh: list[Batch] = []
         for i, batch in enumerate(self._stored(label)):
             found = [run(track, value) for track, value in zip(self.tracks, batch.values, strict=True)]
@@ -137,6 +137,10 @@ class Replay:
         for pixels, task, number in self.passes.numbered(label):
             pixels = pixels.to(device, dtype, memory_format=torch.channels_last)
             yield Batch([pixels.clone() for _ in self.tracks], task.to(device), number.to(device))
+
+    def _keeps(self, stage: int) -> bool:
+        """Whether a pass keeps the inputs of a stage: those of a later one than are kept now, if they fit."""
+        return stage > self.start and self._fits(stage)
 
     def _fits(self, stage: int) -> bool:
         """Whether the inputs of a stage fit into memory."""

@@ -22,6 +22,7 @@ from .models.modeling_zipit import ZipItForImageClassification as ZipItForImageC
 from .models.modeling_zipit_model import ZipItModel as ZipItModel
 from .recipe import Recipe as Recipe
 from .recipe import read_recipe as read_recipe
+from .saving.export import export as export
 from .saving.push import push as push
 from .saving.save import save as save
 from .sources.in_memory import module_source as module_source

@@ -11,6 +11,7 @@ from hf_zipit.errors import OptionError, SourceError
 from hf_zipit.text import first_line
 
 STATISTICS = ("running_mean", "running_var")  # how the names of a batch norm's statistics end, which are no weights
+ANSWERS = ("logits", "predicted_depth", "reconstruction", "last_hidden_state")  # the fields that hold a prediction
 
 
 def logits_of(output: Any) -> Tensor:

@@ -16,28 +16,55 @@ from hf_zipit.sources.access import Access
 def export(
     model: Annotated[str, typer.Argument(help="Merged model: Hub id or folder.")],
     access: Access,
-    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the checkpoint.")],
-    library: Annotated[str, typer.Option("--format", help="Library of the parents: timm or transformers.")],
+    out: Annotated[
+        Path, typer.Option("-o", "--out", help="Folder for the checkpoint, or the file: NAME.onnx or NAME.pt2.")
+    ],
+    format: Annotated[
+        str,
+        typer.Option(
+            show_default=False,
+            help="An ordinary checkpoint of the parents' library (plain, or timm or transformers), an onnx file, or a "
+            "program of torch.export (torch). Default: plain.",
+        ),
+    ] = "plain",
     task: Annotated[
-        str | None, typer.Option(help="Export only this task. Default: one classifier over the classes of all tasks.")
+        list[str] | None,
+        typer.Option(
+            help="Export only this task; can be repeated for onnx and torch. Default: all tasks; in an ordinary "
+            "checkpoint, one classifier over all their classes."
+        ),
     ] = None,
     license: License = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Export a full merge as an ordinary timm or transformers checkpoint, which loads without hf-zipit."""
+    """Export a merge in a form that runs without hf-zipit.
+
+    A full merge can become an ordinary timm or transformers checkpoint. Any merge can become one ONNX file, or one
+    program of torch.export, with an output per task and batches of any size.
+    """
+    from hf_zipit.saving import export as graphs
     from hf_zipit.saving import save as saving
     from hf_zipit.saving.load import load_merged
+    from hf_zipit.saving.plain import own_library
 
-    if library == "zipit":
+    if format == "zipit":
         raise OptionError(
             "a merge is already in the format zipit, so there is nothing to export: copy its folder, or use --format "
-            "timm or --format transformers for an ordinary checkpoint"
+            "plain for an ordinary checkpoint, onnx or torch"
         )
-    saving.check_output(out, overwrite)
-    merged = load_merged(model, access)
-    saving.save(merged, out, overwrite=overwrite, library=library, task=task, license=license)
-    if as_json:
-        show_json({"folder": str(out), "format": library, "tasks": [task] if task else merged.config.tasks})
+    if format in graphs.SUFFIXES:
+        graphs.check_target(out, format, overwrite)
+        merged = load_merged(model, access)
+        graphs.export(merged, out, format=format, tasks=task or None, overwrite=overwrite, license=license)
+        result = {"file": str(out), "format": format, "tasks": task or merged.config.tasks}
     else:
-        show(out)
+        if len(task or []) > 1:
+            raise OptionError("an ordinary checkpoint has one task or all: use --task once, or --format onnx or torch")
+        saving.check_output(out, overwrite)
+        merged = load_merged(model, access)
+        library = own_library(merged.config) if format == "plain" else format
+        only = task[0] if task else None
+        saving.save(merged, out, overwrite=overwrite, library=library, task=only, license=license)
+        result = {"folder": str(out), "format": library, "tasks": task or merged.config.tasks}
+    show_json(result) if as_json else show(out)

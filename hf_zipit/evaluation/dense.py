@@ -20,11 +20,10 @@ from hf_zipit.evaluation.metrics import METRICS, OF_KIND, OF_PROBLEM, Metric
 from hf_zipit.evaluation.results import Result, ensemble_cost, relative
 from hf_zipit.evaluation.seen import SeenTargets
 from hf_zipit.progress import progress
-from hf_zipit.running import device_of, working_copy
+from hf_zipit.running import ANSWERS, device_of, working_copy
 from hf_zipit.sources.source import Source
 
 _log = logging.getLogger("hf_zipit")
-ANSWERS = ("logits", "predicted_depth", "reconstruction", "last_hidden_state")
 
 
 class TaskMetrics:

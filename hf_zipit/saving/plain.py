@@ -15,6 +15,12 @@ from hf_zipit.saving.heads import plain_backbone
 from hf_zipit.sources import from_timm, from_transformers
 
 FORMATS = ("zipit", "timm", "transformers")
+ELSE = "which `hf-zipit export` turns into onnx or torch"
+
+
+def own_library(config: ZipItConfig) -> str:
+    """The library of a merge's parents, whose ordinary checkpoint it can become."""
+    return str((config.backbone or {})["library"])
 
 
 def check_format(config: ZipItConfig, library: str, task: str | None = None) -> None:
@@ -37,7 +43,7 @@ def check_format(config: ZipItConfig, library: str, task: str | None = None) -> 
             raise OptionError("the format zipit keeps all tasks; choose one with active_task when you load the model")
         return
     if config.model_type != ZipItConfig.model_type:
-        raise OutputError(f"an ordinary {library} model has one kind of output; keep the format zipit")
+        raise OutputError(f"an ordinary {library} model has one kind of output; keep the format zipit, {ELSE}")
     if backbone["library"] != library:
         also = "; transformers reads what timm writes, too" if backbone["library"] == "timm" else ""
         raise OptionError(f"these are models of {backbone['library']}; use the format {backbone['library']}{also}")
@@ -47,7 +53,7 @@ def check_format(config: ZipItConfig, library: str, task: str | None = None) -> 
         where = f"after the cut {config.cut}" if config.cut else "behind the merged ones"
         raise OutputError(
             f"an ordinary {library} model has no place for the layers that each task keeps {where}; "
-            "merge without a cut, or keep the format zipit"
+            f"merge without a cut, or keep the format zipit, {ELSE}"
         )
     if library == "timm" and not from_timm.knows(backbone["architecture"]):
         raise OutputError(
@@ -83,7 +89,7 @@ def plain_model(merged: ZipItForImageClassification, library: str, task: str | N
             usual = _shape(net.state_dict(), name)
             raise OutputError(
                 f"no ordinary {library} model has these widths: {name} is {found} instead of {usual}. "
-                "Merge at the parents' width, or keep the format zipit"
+                f"Merge at the parents' width, or keep the format zipit, {ELSE}"
             )
     net.load_state_dict(state)
     return net.eval()

@@ -112,6 +112,12 @@ def preprocessing(settings: dict[str, Any]) -> tuple[tuple[int, int, int], Calla
     return resolved["input_size"], transform
 
 
+def resolved(settings: dict[str, Any]) -> dict[str, Any]:
+    """The preprocessing that a `pretrained_cfg` states, as plain values: size, mean, std, cropping, ..."""
+    values = _preprocessing(settings)[0]
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
+
+
 def knows(architecture: str) -> bool:
     """Whether timm itself defines an architecture; those that come with hf-zipit are only registered with it."""
     return bool(timm.model_entrypoint(architecture).__module__.startswith("timm."))

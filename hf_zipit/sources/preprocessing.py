@@ -8,7 +8,7 @@ from torch import Tensor
 
 from hf_zipit.models.pretrained_zipit import ZipItPreTrainedModel
 from hf_zipit.sources import from_timm
-from hf_zipit.sources.processors import classifier_size, processor_in, transform_of
+from hf_zipit.sources.processors import classifier_size, processor_facts, processor_in, transform_of
 
 
 def preprocessing_of(
@@ -27,6 +27,24 @@ def preprocessing_of(
     processor = processor_of(merged)
     size = _three(stated or classifier_size(config.backbone["config"], processor))
     return size, transform_of(processor, size[0], config.model_type)
+
+
+def facts_of(merged: ZipItPreTrainedModel) -> dict[str, Any]:
+    """What is known of a merged model's preprocessing, as plain values; empty where none of the sources had one.
+
+    `mean` and `std` are for pixel values of 0 to 255 that were multiplied by `scale`. `interpolation` is `None` where
+    images are not resized. `settings` holds everything that the library of the sources states, cropping included.
+    """
+    config: Any = merged.config
+    stated = getattr(config, "preprocessing", None) or getattr(config, "pretrained_cfg", None)
+    if stated:
+        settings = from_timm.resolved(stated)
+        return {key: settings[key] for key in ("mean", "std", "interpolation")} | {
+            "scale": 1 / 255,
+            "settings": settings,
+        }
+    processor = processor_of(merged)
+    return {} if processor is None else processor_facts(processor)
 
 
 def processor_of(merged: ZipItPreTrainedModel) -> Any:

@@ -1,5 +1,6 @@
 """Image processors of transformers: read, applied to an image, and what they say about the size of the images."""
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,19 @@ def transform_of(processor: Any, channels: int, model: str) -> Callable[[Any], T
         if per_channel(settings.get(key), channels) is None:
             return failing(f"{model}: {wrong_count(f'{key} of the image processor', settings[key], channels)}")
     return processor_transform(processor)
+
+
+def processor_facts(processor: Any) -> dict[str, Any]:
+    """What an image processor states, as plain values; see `preprocessing.facts_of`."""
+    settings: dict[str, Any] = json.loads(processor.to_json_string())
+    normal, names = settings.get("do_normalize"), {number: name for name, number in RESAMPLE.items()}
+    return {
+        "mean": settings.get("image_mean") if normal else [0.0],
+        "std": settings.get("image_std") if normal else [1.0],
+        "interpolation": names.get(settings.get("resample", -1)) if settings.get("do_resize") else None,
+        "scale": settings.get("rescale_factor") if settings.get("do_rescale") else 1.0,
+        "settings": settings,
+    }
 
 
 def image_size(config: Mapping[str, Any], processor: Any) -> tuple[int, int, int] | None:

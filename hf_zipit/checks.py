@@ -10,12 +10,13 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from hf_zipit.errors import SpecError
-from hf_zipit.models.steps import run_steps
 from hf_zipit.running import logits_of
 from hf_zipit.specs.spaces import Binding, Probe
 from hf_zipit.statistics.probes import Reader
+from hf_zipit.text import first_line
 from hf_zipit.transform.permute import TOLERANCE, permuted, random_labels, randomise
 
 
@@ -57,7 +58,7 @@ def check_spec(model: nn.Module, binding: Binding, input_size: tuple[int, int, i
     Raises:
         SpecError: a check fails; the message names the spaces, the probe or the step.
     """
-    net = randomise(copy.deepcopy(model).double().eval(), seed)
+    net = randomise(copy.deepcopy(model).double().eval().requires_grad_(False), seed)
     pixels = torch.randn(2, *input_size, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
     labels = random_labels(binding, seed)
     moved = permuted(net, binding, labels)
@@ -110,30 +111,58 @@ def _observe(net: nn.Module, binding: Binding, pixels: Tensor) -> dict[tuple[str
     return {point: reader.pop(str(i)) for i, point in enumerate(points)}
 
 
+class StepError(SpecError):
+    """A step of a chain is wrong.
+
+    Attributes:
+        step: the step after which the model cannot be cut.
+    """
+
+    def __init__(self, binding: Binding, step: str, message: str) -> None:
+        super().__init__(f"{binding.spec.file}: {message}")
+        self.step = step
+
+
 def _check_steps(
     net: nn.Module, moved: nn.Module, binding: Binding, labels: Mapping[str, Tensor], pixels: Tensor, logits: Tensor
 ) -> None:
     if not binding.steps:
         return
+    with FlopCounterMode(display=False) as whole:
+        net(pixels)
+    runs = [binding.runs(model, pixels.shape[-2:]) for model in (net, moved)]
     a = b = pixels
-    for step in binding.steps:
-        call = binding.calls([step])
+    before = binding.steps[0]
+    spent = 0
+    for number, step in enumerate(binding.steps):
         try:
-            a = run_steps(net, call, a, pixels.shape[-2:])
-            b = run_steps(moved, call, b, pixels.shape[-2:])
-        except (RuntimeError, TypeError, AttributeError, KeyError) as error:
-            raise SpecError(f"{binding.spec.file}: step {step} cannot run after the steps before it: {error}") from None
-        space = binding.after[step]
-        back = b
-        axis = binding.axis(b.ndim)
-        if space is not None:
-            if b.shape[axis] != binding.spaces[space].size:
-                raise SpecError(f"{binding.spec.file}: the output of step {step} has not the size of space '{space}'")
-            back = b.index_select(axis, labels[space])
-        if not _close(back, a):
-            raise SpecError(f"{binding.spec.file}: the output of step {step} does not belong to space '{space}'")
+            with FlopCounterMode(display=False) as counter:
+                a = runs[0][number](a)
+            b = runs[1][number](b)
+        except Exception as error:  # a model may raise anything when it is interrupted
+            raise StepError(
+                binding, before, f"step {step} cannot run after the steps before it: {first_line(error)}"
+            ) from None
+        spent += counter.get_total_flops()
+        _check_space(binding, step, labels, a, b)
+        before = step
     if a.shape != logits.shape or not _close(a, logits):
         raise SpecError(f"{binding.spec.file}: the steps of chain: do not compose to the model")
+    if binding.spec.interrupts and spent != whole.get_total_flops():
+        raise SpecError(
+            f"{binding.spec.file}: the steps of chain: cost {spent} FLOPs, but the model {whole.get_total_flops()}"
+        )
+
+
+def _check_space(binding: Binding, step: str, labels: Mapping[str, Tensor], a: Tensor, b: Tensor) -> None:
+    """Check that the output of a step belongs to its space: `b` is that of the permuted model."""
+    space = binding.after[step]
+    axis = binding.axis(b.ndim)
+    if space is not None and b.shape[axis] != binding.spaces[space].size:
+        raise StepError(binding, step, f"the output of step {step} has not the size of space '{space}'")
+    back = b if space is None else b.index_select(axis, labels[space])
+    if not _close(back, a):
+        raise StepError(binding, step, f"the output of step {step} does not belong to space '{space}'")
 
 
 def _close(a: Tensor, b: Tensor) -> bool:

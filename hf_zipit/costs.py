@@ -4,7 +4,6 @@ import copy
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +12,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.hooks import RemovableHandle
 
 from hf_zipit.models.modeling_zipit import resize, set_attributes
-from hf_zipit.models.steps import run_steps
 from hf_zipit.specs.spaces import Binding, Row
 from hf_zipit.text import load_errors, size_text
 
@@ -66,7 +64,7 @@ def count_flops(model: nn.Module, input_size: tuple[int, int, int], **arguments:
         input_size: (channels, height, width).
         arguments: further keyword arguments of the forward pass.
     """
-    net = copy.deepcopy(model).to("meta").eval()
+    net = copy.deepcopy(model).to("meta").eval().requires_grad_(False)
     with torch.no_grad(), FlopCounterMode(display=False) as counter, _running_on(input_size):
         net(torch.empty(1, *input_size, device="meta"), **arguments)
     return int(counter.get_total_flops())
@@ -96,20 +94,22 @@ def cut_costs(model: nn.Module, binding: Binding, input_size: tuple[int, int, in
         binding: its spec, with the steps and the cuts.
         input_size: (channels, height, width).
     """
-    net = copy.deepcopy(model).to("meta").eval()
+    net = copy.deepcopy(model).to("meta").eval().requires_grad_(False)
     value = torch.empty(1, *input_size, device="meta")
     sizes = {name: parameter.numel() for name, parameter in net.named_parameters()}
-    flops = parameters = 0
+    flops = 0
+    held: set[str] = set()
     cuts = []
-    for step in binding.steps:
+    for step, run in zip(binding.steps, binding.runs(net, input_size[1:]), strict=True):
         with FlopCounterMode(display=False) as counter, _running_on(input_size):
-            value = run_steps(net, binding.calls([step]), value, input_size[1:])
+            value = run(value)
         flops += counter.get_total_flops()
-        parameters += sum(sizes[name] for name in binding.under([step], sizes))
+        held |= set(binding.under([step], sizes))
         space = binding.after[step]
         if space is not None:
-            cuts.append((step, space, flops, parameters))
-    return [Cut(step, space, trunk, flops, held, parameters) for step, space, trunk, held in cuts]
+            cuts.append((step, space, flops, sum(sizes[name] for name in held)))
+    parameters = sum(sizes[name] for name in held)
+    return [Cut(step, space, trunk, flops, mine, parameters) for step, space, trunk, mine in cuts]
 
 
 def grown(binding: Binding, parameter: str, shape: Sequence[int], ratios: Mapping[str, float]) -> list[int]:
@@ -143,7 +143,7 @@ def resized(
         place: maps a parameter's name in the model to its name in the binding, or to `None` to keep its shape.
         attributes: path of a module -> attribute -> new value.
     """
-    net = copy.deepcopy(model).to("meta").eval()
+    net = copy.deepcopy(model).to("meta").eval().requires_grad_(False)
     set_attributes(net, attributes or {})
     for name, value in net.state_dict().items():
         known = place(name)
@@ -225,16 +225,17 @@ class LayerCosts:
         self.models = len(classes)
         self.classifiers = sum(classes) / max(1, classes[0])
         self.wholes = wholes
-        net = copy.deepcopy(model).to("meta").eval()
-        steps: list[Callable[[Tensor], Tensor]] = [
-            partial(run_steps, net, [step], size=input_size[-2:]) for step in binding.calls(binding.steps)
-        ]
+        net = copy.deepcopy(model).to("meta").eval().requires_grad_(False)
+        steps = binding.runs(net, input_size[-2:])
         self.layers: list[list[_Layer]] = []
         self.rest: list[float] = []
         value = torch.empty(1, *input_size, device="meta")
+        done: set[str] = set()
         for run in steps or [net]:
             with _running_on(input_size):
-                value, layers, flops = _counted(run, value, net, binding)
+                value, named, flops = _counted(run, value, net, binding)
+            layers = [layer for path, layer in named if path not in done]  # some are called again, for nothing
+            done |= {path for path, _ in named}
             self.layers.append(layers)
             self.rest.append(flops - sum(layer.flops for layer in layers))
         counted = sum(self.rest) + sum(layer.flops for step in self.layers for layer in step)
@@ -268,9 +269,9 @@ class LayerCosts:
 
 def _counted(
     run: Callable[[Tensor], Tensor], value: Tensor, net: nn.Module, binding: Binding
-) -> tuple[Tensor, list[_Layer], float]:
-    """Run one step; returns its output, its linear and convolutional layers, and its FLOPs."""
-    found: list[_Layer] = []
+) -> tuple[Tensor, list[tuple[str, _Layer]], float]:
+    """Run one step; returns its output, its linear and convolutional layers by path, and its FLOPs."""
+    found: list[tuple[str, _Layer]] = []
 
     def watch(path: str, module: nn.Module) -> RemovableHandle:
         def hook(module: nn.Module, _: object, out: object) -> None:
@@ -280,7 +281,8 @@ def _counted(
                 rows = binding.rows([name])[name]
                 axes = tuple(tuple(row for row in rows if row.axis == axis) for axis in (0, 1))
                 flops = 2.0 * out.numel() * weight[0].numel()
-                found.append(_Layer(flops, axes, (weight.shape[0], weight.shape[1]), name in binding.classifier))
+                layer = _Layer(flops, axes, (weight.shape[0], weight.shape[1]), name in binding.classifier)
+                found.append((path, layer))
 
         return module.register_forward_hook(hook)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from hf_zipit.checks import SpecReport, check_spec
+from hf_zipit.checks import SpecReport, StepError, check_spec
 from hf_zipit.errors import SpecError, TraceError
 from hf_zipit.sources.source import Source
 from hf_zipit.specs import parser as specs
@@ -22,6 +22,7 @@ from hf_zipit.specs.grammar import ProbeLine, Spec
 from hf_zipit.specs.spaces import Binding
 from hf_zipit.tracing.check import same_grouping, tally
 from hf_zipit.tracing.cuts import chain_of, check_cuts
+from hf_zipit.tracing.parts import parts_of, without
 from hf_zipit.tracing.solve import Trace
 from hf_zipit.tracing.tracer import trace
 from hf_zipit.tracing.writer import write_spec
@@ -96,7 +97,8 @@ def traced(source: Source) -> tuple[str, str]:
 def describe(model: nn.Module, pixels: Tensor, family: str, traced: Trace | None = None) -> str:
     """Write the spec of a traced model, and check it like a shipped one.
 
-    The spec has a chain if the model is a chain of modules that passes the check of the steps.
+    The spec has a chain if the model is a chain of modules, or if its forward can be interrupted, and the check of the
+    steps passes.
 
     Args:
         model: The model.
@@ -111,17 +113,41 @@ def describe(model: nn.Module, pixels: Tensor, family: str, traced: Trace | None
     >>> bind(parse(describe(model, pixels, "mine")), model).cuts[:2]  # doctest: +SKIP
     ('conv1', 'bn1')
     """
-    channels, height, width = pixels.shape[1:]
     found = traced or trace(model, pixels)
+    size = (pixels.shape[1], pixels.shape[2], pixels.shape[3])
     plain = write_spec(found, model, family)
     if steps := chain_of(model, pixels):
-        chained = write_spec(found, model, family, steps)
-        for text in (chained, chained.replace("\nchain: ", "\nchannels: last\nchain: ", 1)):
+        text = write_spec(found, model, family, steps)
+        for tried in (text, _channels_last(text)):
             with suppress(SpecError):
-                check_spec(model, bind(specs.parse(text, family), model), (channels, height, width))
-                return text
-    check_spec(model, bind(specs.parse(plain, family), model), (channels, height, width))
-    return plain
+                check_spec(model, bind(specs.parse(tried, family), model), size)
+                return tried
+    check_spec(model, bind(specs.parse(plain, family), model), size)
+    return _in_parts(model, pixels, family, found) or plain
+
+
+def _channels_last(text: str) -> str:
+    return text.replace("\nchain:", "\nchannels: last\nchain:", 1)
+
+
+def _in_parts(model: nn.Module, pixels: Tensor, family: str, traced: Trace) -> str | None:
+    """The spec with a chain of parts of the forward pass, with the most cuts; `None` if none passes the check."""
+    best: tuple[int, str | None] = (0, None)
+    for last in (False, True):
+        parts = parts_of(model, pixels, traced, last)
+        while len(parts) - 1 > best[0]:
+            text = write_spec(traced, model, family, parts)
+            binding = bind(specs.parse(_channels_last(text) if last else text, family), model)
+            try:
+                check_spec(model, binding, (pixels.shape[1], pixels.shape[2], pixels.shape[3]))
+            except StepError as error:
+                parts = without(parts, error.step)
+            except SpecError:
+                break
+            else:
+                best = (len(binding.cuts), binding.spec.text)
+                break
+    return best[1]
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,10 @@ def restricted(
     steps = list(view.paths)
     spaces = {name: _observed(space, steps, outputs) for name, space in part.spaces.items()}
     after = _cut_spaces(steps, prefixes, outputs)
-    return replace(part, spaces=spaces, owns={step: (step,) for step in steps}, after=after), outputs
+    plain = replace(part, spaces=spaces, owns={step: (step,) for step in steps}, after=after)
+    if binding.spec.interrupts:  # these steps are modules, whatever the spec's own steps are
+        plain = replace(plain, spec=replace(binding.spec, chain=()), arguments={})
+    return plain, outputs
 
 
 def _with_weights_of(view: Steps, binding: Binding, renamed: Mapping[str, str]) -> Binding:

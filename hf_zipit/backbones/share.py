@@ -100,6 +100,7 @@ def share(sources: Sequence[Source], spec: str | Path | None = None, backbone: s
     found = _find_backbone(sources, spec, backbone)
     first = sources[found.reference]
     methods = [step.removeprefix("call:") for step in found.binding.steps if step.startswith("call:")]
+    methods = [] if found.binding.spec.interrupts else methods
     own = find_prefix(first.model, _blank(first), inside=found.path, methods=methods)
     steps = _before_classifier(own, found)
     like = own.holds[: len(steps)]

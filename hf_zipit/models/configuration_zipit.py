@@ -140,10 +140,11 @@ class ZipItConfig(PreTrainedConfig):
     Attributes:
         backbone: how the backbone is built: `{"library": "timm", "architecture": name, "model_args": {...}}` or
             `{"library": "transformers", "architecture": class name, "config": {...}}`.
-        trunk: the merged steps in running order: module paths of the backbone, `call:method`, or `op:name`.
+        trunk: the merged steps in running order: module paths of the backbone, `call:method`, or `op:name`. With
+            `after=`, they are parts of the backbone's own forward.
         head: the steps after the cut, of which every branch has its own copy. Without trunk and head steps the whole
             backbone is merged, and its classifier holds the classes of all tasks.
-        owns: for steps that are methods, the modules and parameters they use.
+        owns: for steps that use more than the module of their name, the modules and parameters they use.
         cut: the name of the cut as the user gave it; `None` for a full merge.
         unmerge: `{"axis": 1, "size": n}`: each head gathers its own n units from the trunk's output. `None` if the
             heads read the merged units directly, as the classifiers of a full merge do.

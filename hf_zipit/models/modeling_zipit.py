@@ -16,7 +16,8 @@ from transformers.modeling_outputs import ImageClassifierOutput
 
 from .configuration_zipit import ZipItConfig
 from .pretrained_zipit import ZipItPreTrainedModel
-from .steps import OPS, part, run_steps, step_name
+from .rerun import Outline, keep_only
+from .steps import OPS, interrupted, part, run_steps, step_name
 
 # arguments that make timm.create_model read files or repositories; refused, as a config may come from anybody
 READING = frozenset({"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"})
@@ -80,14 +81,15 @@ class ZipItForImageClassification(ZipItPreTrainedModel):
             raise ValueError(f"unknown step {unknown[0]}; functions: {', '.join(OPS)}")
         if backbones is None:
             backbones = [build_backbone(config.backbone or {}, sum(sizes)) for sizes in self._sizes]
+        self.outline = self._outline_of(backbones[0])
         self.heads = nn.ModuleList()
         self.unmerge = nn.ModuleList()
         if not head:
             self.trunk = backbones[0]
         else:
             unmerge = config.unmerge
-            self.trunk = part(copy.deepcopy(backbones[0]), self._owned(trunk))
-            self.heads.extend(part(backbone, self._owned(head)) for backbone in backbones)
+            self.trunk = self._part(copy.deepcopy(backbones[0]), trunk, head)
+            self.heads.extend(self._part(backbone, head, trunk) for backbone in backbones)
             self.unmerge.extend(
                 Unmerge(unmerge["size"], unmerge["axis"]) if unmerge else nn.Identity() for _ in backbones
             )
@@ -135,6 +137,19 @@ class ZipItForImageClassification(ZipItPreTrainedModel):
         owns = self.config.owns or {}
         return [name for step in map(step_name, steps) for name in owns.get(step, [step])]
 
+    def _outline_of(self, backbone: nn.Module) -> Outline | None:
+        """The outline of a backbone, if its own forward runs in parts."""
+        steps = [*(self.config.trunk or []), *(self.config.head or [])]
+        if interrupted(steps) is None:
+            return None
+        return Outline(backbone, {step: self._owned([step]) for step in steps})
+
+    def _part(self, backbone: nn.Module, steps: Sequence[str], others: Sequence[str]) -> nn.Module:
+        """A backbone, changed in place, with only what some of its steps use; `others` are all other steps."""
+        if self.outline is None:
+            return part(backbone, self._owned(steps))
+        return keep_only(self.outline.watch(backbone), self._owned(steps), self._owned(others))
+
     def _heads(self, pixel_values: Tensor, tasks: Sequence[str]) -> dict[str, Tensor]:
         """The logits of the chosen tasks: one pass of the trunk, then the branches of these tasks.
 
@@ -146,14 +161,19 @@ class ZipItForImageClassification(ZipItPreTrainedModel):
             output = self.trunk(pixel_values)
             features = output if isinstance(output, Tensor) else output.logits
         else:
-            features = run_steps(self.trunk, self.config.trunk or [], pixel_values, size)
+            features = run_steps(self.trunk, self.config.trunk or [], pixel_values, size, self.outline)
         found: dict[str, Tensor] = {}
         for i, (group, sizes) in enumerate(zip(self.config.branches, self._sizes, strict=True)):
             names = [self.config.tasks[k] for k in group]
             if not set(names).isdisjoint(tasks):
-                logits = run_steps(self.heads[i], head, self.unmerge[i](features), size) if head else features
+                logits = self._run_head(i, features, size) if head else features
                 found |= zip(names, logits.split(sizes, -1), strict=True)
         return {task: found[task] for task in tasks}
+
+    def _run_head(self, number: int, features: Tensor, size: Sequence[int]) -> Tensor:
+        """The logits of a branch."""
+        own = self.unmerge[number](features)
+        return run_steps(self.heads[number], self.config.head or [], own, size, self.outline)
 
 
 def build_backbone(backbone: dict[str, Any], num_classes: int) -> nn.Module:

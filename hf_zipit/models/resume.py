@@ -127,7 +127,7 @@ def resume_after(model: nn.Module, steps: Sequence[str], fields: Mapping[str, in
     for number, step in enumerate(steps):
         owner, method = method_of(model, step)
         for inner in [owner] if method else owner.modules():
-            _empty(inner)
+            empty(inner)
         vars(owner)[method or "forward"] = Precomputed(number, (fields or {}).get(step))
     return model
 
@@ -149,11 +149,11 @@ def _emptied(module: nn.Module | None) -> nn.Module | None:
     memo = {id(value): value for value in (*module.parameters(), *module.buffers())}  # weights are not copied
     out = copy.deepcopy(module, dict(memo))
     for inner in out.modules():
-        _empty(inner)
+        empty(inner)
     return out
 
 
-def _empty(module: nn.Module) -> None:
+def empty(module: nn.Module) -> None:
     """Replace the parameters and buffers of a module by empty tensors that are not saved."""
     if "track_running_stats" in vars(module):
         vars(module)["track_running_stats"] = False  # an emptied batch norm has no statistics to load or re-estimate

@@ -2,10 +2,13 @@
 """A model as a chain of steps with one tensor between them. Copied into every merged repository."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from .rerun import Outline, run_part
 
 
 def classify_first_and_mean(x: Tensor, classifier: nn.Module, skip: int | None = None) -> Tensor:
@@ -35,19 +38,27 @@ OPS: dict[str, Callable[..., Tensor]] = {
 }
 
 
-def run_steps(net: nn.Module, steps: Sequence[str], value: Tensor, size: Sequence[int]) -> Tensor:
+def run_steps(
+    net: nn.Module, steps: Sequence[str], value: Tensor, size: Sequence[int], outline: Outline | None = None
+) -> Tensor:
     """Run steps one after the other: module paths, methods of the backbone (`call:`), and functions (`op:`).
 
     Parentheses hold the arguments besides the tensor: `layers.0(resolution=$image)`. `$image` is `size`, `$grid` the
     (height, width) of the grid of tokens, and `$config.name` an attribute of the backbone's config. A bare name is a
-    module that an `op:` uses. If a step returns several values, the first is passed on.
+    module that an `op:` uses. If a step returns several values, the first is passed on. With `after=`, steps are parts
+    of the backbone's own forward: `layers.1(after=layers.0)`; see `run_part`.
 
     Args:
         net: the backbone.
         steps: the steps in running order.
         value: input of the first step.
         size: (height, width) of the image.
+        outline: of the backbone, which it has prepared; only for steps with `after=`.
     """
+    first = interrupted(steps)
+    if first is not None and outline is not None:
+        last = step_name(steps[-1])
+        return run_part(net, outline, first, None if ":" in last else last, value, size)
     for step in steps:
         kind, _, name = step_name(step).rpartition(":")
         function = OPS[name] if kind == "op" else getattr(net, name) if kind else net.get_submodule(name)
@@ -68,6 +79,30 @@ def step_name(step: str) -> str:
     'layers.0'
     """
     return step.partition("(")[0]
+
+
+def step_runs(
+    net: nn.Module, steps: Sequence[str], size: Sequence[int], outline: Outline | None = None
+) -> list[Callable[[Tensor], Tensor]]:
+    """The steps of a backbone as functions from the output of the step before to that of the step.
+
+    Args:
+        net: the backbone.
+        steps: the steps in running order.
+        size: (height, width) of the image.
+        outline: as for `run_steps`.
+    """
+    return [partial(run_steps, net, [step], size=size, outline=outline) for step in steps]
+
+
+def interrupted(steps: Sequence[str]) -> str | None:
+    """The module after which the first step starts, if steps are parts of the backbone's own forward.
+
+    >>> interrupted(["layers.1(after=layers.0)"])
+    'layers.0'
+    """
+    _, _, first = steps[0].partition("(after=") if steps else ("", "", "")
+    return first.rstrip(")") or None
 
 
 def _argument(text: str, net: nn.Module, value: Tensor, size: Sequence[int]) -> Any:

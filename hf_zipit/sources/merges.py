@@ -106,7 +106,7 @@ def merged_source(
         gathers = [getattr(unmerge, "index", None) for unmerge in network.unmerge]
         branches = tuple(Branch(*parts) for parts in zip(tasks, heads, gathers, problems, strict=True))
         steps = tuple(map(step_name, config.trunk or []))
-        state = trunk | heads[0]  # the modules behind the trunk must exist, but their output is never read
+        state = heads[0] | trunk  # the modules behind the trunk must exist, but their output is never read
     model = _backbone(config, sum(len(names) for _, names in branches[0].tasks), state)
     if not isinstance(config.zipit, dict | None):
         raise SourceError(f"{name}: 'zipit' in its config.json is not a mapping: the record of the merge is damaged")

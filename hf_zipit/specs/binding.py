@@ -5,6 +5,7 @@ from dataclasses import replace
 from torch import nn
 
 from hf_zipit.errors import SpecError
+from hf_zipit.models.rerun import PIXELS
 from hf_zipit.specs.grammar import Line, ProbeLine, Spec
 from hf_zipit.specs.names import Names
 from hf_zipit.specs.parser import pattern
@@ -36,7 +37,7 @@ def bind(spec: Spec, model: nn.Module) -> Binding:
         table=table,
         owns=owns,
         arguments=arguments,
-        after=_after(owns, wired, spaces),
+        after=_after(spec, owns, wired, spaces),
         classifier=tuple(name for name, line in wired.claimed.items() if "classes" in line.names()),
         unmatched=tuple(line for line in _lines(spec) if line not in wired.used),
     )
@@ -147,6 +148,7 @@ def _steps(spec: Spec, wired: Wired) -> tuple[dict[str, tuple[str, ...]], dict[s
     """
     owns: dict[str, tuple[str, ...]] = {}
     arguments: dict[str, tuple[str, ...]] = {}
+    previous = PIXELS
     for alternatives in spec.chain:
         first = alternatives[0]
         if ":" in first.name:  # a method or a function, which has no alternatives
@@ -156,8 +158,13 @@ def _steps(spec: Spec, wired: Wired) -> tuple[dict[str, tuple[str, ...]], dict[s
             pairs = ((path, step) for path in wired.modules if path for step in alternatives)
             found = {path: step for path, step in pairs if pattern(step.name).fullmatch(path)}
         for name, step in found.items():
-            owns[name] = _present(step.owns, wired) if ":" in name else (name,)
+            mine = () if ":" in name else (name,)
+            owned = step.owns if spec.interrupts else _present(step.owns, wired)  # whole numbers are not in `wired`
+            owns[name] = (*owned, *mine)
             given = (*(owns[name] if name.startswith("op:") else ()), *step.arguments)
+            if spec.interrupts:
+                given = (f"after={previous}",)
+                previous = name
             if given:
                 arguments[name] = given
     return owns, arguments
@@ -168,14 +175,24 @@ def _present(names: tuple[str, ...], wired: Wired) -> tuple[str, ...]:
     return tuple(name for name in names if name in wired.modules or name in wired.parameters)
 
 
-def _after(owns: dict[str, tuple[str, ...]], wired: Wired, spaces: dict[str, FeatureSpace]) -> dict[str, str | None]:
-    """The space of the tensor that is alive after each step; `None` where it has none or a fixed one."""
+def _after(
+    spec: Spec, owns: dict[str, tuple[str, ...]], wired: Wired, spaces: dict[str, FeatureSpace]
+) -> dict[str, str | None]:
+    """The space of the tensor that is alive after each step; `None` where it has none or a fixed one.
+
+    It is the one that the step says it is, else the one that its last module writes.
+    """
+    stated = {step.name: step.space for steps in spec.chain for step in steps}
     after: dict[str, str | None] = {}
     current: str | None = None
     for step, mine in owns.items():
         prefixes = tuple(f"{name}." for name in mine)
         inside = [path for path in wired.modules if path in wired.written and f"{path}.".startswith(prefixes)]
-        if inside:
+        if stated.get(step):
+            current = wired.stated[str(stated[step])]
+        elif spec.interrupts:
+            current = None
+        elif inside:
             current = wired.written[step if step in wired.written else inside[-1]]
         after[step] = current if current in spaces else None
     return after

@@ -7,7 +7,6 @@ import torch
 from torch import nn
 
 from hf_zipit.errors import OptionError
-from hf_zipit.models.steps import run_steps
 from hf_zipit.specs.spaces import Binding
 
 
@@ -62,6 +61,7 @@ def channel_axis(model: nn.Module, binding: Binding, depth: int, input_size: tup
         input_size: Channels, height and width of an image.
     """
     net = copy.deepcopy(model).to("meta").eval()
-    steps = binding.calls(binding.steps[:depth])
-    value = run_steps(net, steps, torch.empty(1, *input_size, device="meta"), input_size[1:])
+    value = torch.empty(1, *input_size, device="meta")
+    for run in binding.runs(net, input_size[1:])[:depth]:
+        value = run(value)
     return binding.axis(value.ndim)

@@ -56,13 +56,15 @@ class Step:
 
     Attributes:
         name: Pattern, method or function.
-        owns: Modules and parameters that a method or function uses.
+        owns: Modules and parameters that it uses besides the module of that name.
         arguments: What the step receives besides the output of the step before, such as `("resolution=$image",)`.
+        space: Name of the space of its output, where the step says so.
     """
 
     name: str
     owns: tuple[str, ...] = ()
     arguments: tuple[str, ...] = ()
+    space: str | None = None
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,8 @@ class Spec:
     Attributes:
         family: Name of the model family.
         match: Qualified names of the classes that the spec describes.
-        chain: Steps whose composition is the model; alternatives `a | b` run in the order of the model.
+        chain: Steps whose composition is the model; alternatives `a | b` run in the order of the model. If the last is
+            `call:forward`, the others are modules in which the model's own forward can be interrupted.
         channels_last: Whether feature maps are `(B, H, W, C)`.
         stream: Name of the space that enters the first block.
         sizes: Group axis -> attributes of the model to read its number of groups from.
@@ -117,3 +120,8 @@ class Spec:
     check: dict[str, int]
     text: str
     file: str
+
+    @property
+    def interrupts(self) -> bool:
+        """Whether the steps are parts of the model's own forward."""
+        return bool(self.chain) and self.chain[-1][0].name == "call:forward"

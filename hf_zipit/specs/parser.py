@@ -19,7 +19,7 @@ from hf_zipit.text import first_line
 
 _NAME = re.compile(r"\.|[A-Za-z_][\w.]*")
 _SAME = re.compile(r"(?P<left>[\w.]+) = (?P<right>[\w.]+)(?: unless (?P<unless>[\w.]+))?")
-_STEP = re.compile(r"(?P<name>(call:|op:)?[\w.{}]+)(\((?P<inside>[^()]*)\))?")
+_STEP = re.compile(r"(?P<name>(call:|op:)?[\w.{}]+)(\((?P<inside>[^()]*)\))?(\s*->\s*(?P<space>[\w.]+))?")
 _ARGUMENT = re.compile(r"\w+=(none|\$image|\$grid|\$config\.\w+)")
 _PROBE = re.compile(r"(?P<module>[\w.]+)\.(?P<side>in|out)")
 _NUMBER = re.compile(r"[0-9]{1,9}")
@@ -100,7 +100,7 @@ class _Parser:
         return Spec(
             family=str(top["family"]),
             match=tuple(self.listed(top["match"])),
-            chain=tuple(self.steps(entry) for entry in self.listed(top.get("chain", []))),
+            chain=self.chain(top),
             channels_last=self.channels_last(top),
             stream=str(top.get("stream", "image")),
             sizes=self.sizes(top),
@@ -162,6 +162,23 @@ class _Parser:
             raise self.error(("channels",), f"channels: is 'first' or 'last', not '{value}'")
         return bool(value == "last")
 
+    def chain(self, top: dict[str, Any]) -> tuple[tuple[Step, ...], ...]:
+        chain = tuple(self.steps(entry) for entry in self.listed(top.get("chain", [])))
+        interrupts = bool(chain) and chain[-1][0].name == "call:forward"
+        for step in (step for steps in chain for step in steps):
+            plain = ":" not in step.name
+            if step.owns and plain and not interrupts:
+                raise self.error(
+                    ("chain",),
+                    f"cannot read '{step.owns[0]}' in the step '{step.name}': only call: and op: take module names, "
+                    "and modules in a chain that ends with call:forward",
+                )
+            if interrupts and (step.arguments or not plain) and step is not chain[-1][0]:
+                raise self.error(
+                    ("chain",), f"'{step.name}': in a chain that ends with call:forward, steps are modules"
+                )
+        return chain
+
     def steps(self, text: str) -> tuple[Step, ...]:
         steps = tuple(self.step(part.strip()) for part in text.split("|"))
         if len(steps) > 1 and any(":" in step.name for step in steps):
@@ -178,10 +195,10 @@ class _Parser:
         owns = tuple(part for part in inside if "=" not in part)
         arguments = tuple(part for part in inside if "=" in part)
         bad = [a for a in arguments if not _ARGUMENT.fullmatch(a)] + [o for o in owns if not _NAME.fullmatch(o)]
-        if bad or (owns and ":" not in found["name"]):
-            known = "key=none, key=$image, key=$grid or key=$config.name; call: and op: also take module names"
-            raise self.error(("chain",), f"cannot read '{(bad or owns)[0]}' in the step '{text}': expected {known}")
-        return Step(found["name"], owns, arguments)
+        if bad:
+            known = "key=none, key=$image, key=$grid or key=$config.name, or the names of modules and parameters"
+            raise self.error(("chain",), f"cannot read '{bad[0]}' in the step '{text}': expected {known}")
+        return Step(found["name"], owns, arguments, found["space"])
 
     def word(self, mapping: dict[str, Any], key: str, where: tuple[str, ...]) -> str | None:
         value = mapping.get(key)

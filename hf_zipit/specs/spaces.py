@@ -3,10 +3,14 @@
 Statistics, transform and checks read this table and nothing else about an architecture.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from torch import Tensor, nn
+
+from hf_zipit.models.rerun import Outline
+from hf_zipit.models.steps import step_runs
 from hf_zipit.specs.grammar import Line, ProbeLine, Spec
 
 Role = Literal["write", "read", "carry"]
@@ -126,6 +130,16 @@ class Binding:
     def calls(self, steps: Iterable[str]) -> list[str]:
         """Steps with their arguments, as `run_steps` takes them: `layers.0(resolution=$image)`."""
         return [f"{s}({', '.join(self.arguments[s])})" if s in self.arguments else s for s in steps]
+
+    def runs(self, model: nn.Module, size: Sequence[int]) -> list[Callable[[Tensor], Tensor]]:
+        """The steps of a model as functions from the output of the step before to that of the step.
+
+        Args:
+            model: The model, which is changed if its forward is interrupted.
+            size: Height and width of an image.
+        """
+        outline = Outline(model, self.owns) if self.spec.interrupts else None
+        return step_runs(model if outline is None else outline.watch(model), self.calls(self.steps), size, outline)
 
     def axis(self, ndim: int) -> int:
         """The axis over which units run in a tensor of `ndim` axes between two steps: 1 or -1."""

@@ -33,6 +33,7 @@ class Wired:
         groupings: How spaces are divided into groups; a space that several lines divide has several.
         normed: Spaces under a layer norm.
         written: Module or block -> the space of its output, `None` for a fixed axis or a concatenation.
+        stated: Space that a step of the chain names -> the space; `None` if there is none of that name.
         used: Lines that match something in the model.
     """
 
@@ -46,4 +47,5 @@ class Wired:
     groupings: tuple[Grouping, ...]
     normed: frozenset[str]
     written: Mapping[str, str | None]
+    stated: Mapping[str, str | None]
     used: frozenset[Line | ProbeLine]

@@ -5,6 +5,7 @@ grouped convolutions and group norms divide theirs into groups. The state of an 
 `rows`; the result is frozen.
 """
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 from torch import nn
@@ -34,7 +35,7 @@ def expand(spec: Spec, model: nn.Module) -> Wired:
             "add a line for each, or use a spec for this variant"
         )
     expansion.table.divide_concatenations()
-    return expansion.wired()
+    return expansion.wired(step.space for steps in spec.chain for step in steps if step.space is not None)
 
 
 class _Expansion:
@@ -68,8 +69,8 @@ class _Expansion:
             self.table.names.demote("last")
             self.table.names.union(stream, "last")
 
-    def wired(self) -> Wired:
-        """The result, in which every name of a space is its representative."""
+    def wired(self, stated: Iterable[str]) -> Wired:
+        """The result, in which every name of a space is its representative; `stated` are the names in the chain."""
         find = self.table.names.find
         counts = {find(axis): count for axis, count in self.table.group_counts.items() if axis in self.table.names}
         return Wired(
@@ -83,6 +84,7 @@ class _Expansion:
             groupings=tuple(replace(grouping, space=find(grouping.space)) for grouping in self.table.groupings),
             normed=frozenset(map(find, self.normed)),
             written={path: space and find(space) for path, space in self.written.items()},
+            stated={name: find(name) if name in self.table.names else None for name in stated},
             used=frozenset(self.table.claimed.values()) | self.probe_lines,
         )
 

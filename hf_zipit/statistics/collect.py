@@ -91,8 +91,9 @@ class _PartialRun:
         until = list(until)
         last = [i for i, step in enumerate(binding.steps) if binding.under([step], until)]
         covered = all(any(binding.under([step], [name]) for step in binding.steps) for name in until)
+        whole = binding.spec.interrupts  # a model that is not ours is not prepared for interruptions
         self.model = model
-        self.steps = binding.calls(binding.steps[: max(last) + 1]) if last and covered else []
+        self.steps = binding.calls(binding.steps[: max(last) + 1]) if last and covered and not whole else []
 
     def __call__(self, pixels: Tensor) -> None:
         """Run a batch `(B, 3, H, W)`."""

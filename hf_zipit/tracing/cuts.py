@@ -147,6 +147,7 @@ class Call:
         alone: Whether no other argument depends on the image, and its output holds exactly one tensor.
         field: Field or index of the tensor in the output; `None` where the output is the tensor.
         used: The weights that were read during the call, in order.
+        whole: Whether every tensor in its output depends on the image.
     """
 
     path: str
@@ -158,6 +159,7 @@ class Call:
     alone: bool
     field: int | str | None
     used: tuple[str, ...]
+    whole: bool
 
 
 class Flow(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -172,6 +174,8 @@ class Flow(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.calls: list[Call] = []
         self.weights: dict[int, str] = {}  # id -> name of each parameter and buffer
         self.used: list[str] = []  # names of the weights that ops read, in order
+        self.behind: dict[int, frozenset[str]] = {}  # id -> names of the weights that a tensor is computed from alone
+        self.reads: list[tuple[int, frozenset[str]]] = []  # number of an op, and the weights behind what it reads
         self.entered: dict[str, tuple[int, int, Version | None, bool, bool]] = {}
 
     def knows(self, value: object) -> bool:
@@ -192,14 +196,27 @@ class Flow(TorchDispatchMode):  # type: ignore[no-untyped-call]
         tensors = [t for t in tree_flatten((args, kwargs))[0] if isinstance(t, Tensor)]
         reads = {self.version(t) for t in tensors if self.knows(t)}
         self.used += [self.weights[id(t)] for t in tensors if id(t) in self.weights]
+        weights = frozenset().union(*(self._weights_behind(t) for t in tensors))
+        self.reads.append((len(self.ops), weights))
         out = func(*args, **kwargs)
+        made = [t for t in tree_flatten(out)[0] if isinstance(t, Tensor)]
+        self.kept += made
         if reads:
-            made = [t for t in tree_flatten(out)[0] if isinstance(t, Tensor)]
             for value in made:
-                self.kept.append(value)
                 self.written[id(value)] = self.written.get(id(value), -1) + 1
             self.ops.append((reads, {self.version(t) for t in made}))
+        else:
+            self.behind.update({id(value): weights for value in made if id(value) not in self.weights})
         return out
+
+    def _weights_behind(self, value: Tensor) -> frozenset[str]:
+        """The names of the weights that a tensor holds, or is computed from without the image."""
+        name = self.weights.get(id(value))
+        return self.behind.get(id(value), frozenset()) if name is None else frozenset([name])
+
+    def weights_in(self, start: int, end: int) -> set[str]:
+        """The names of the weights that the ops from number `start` up to `end` need."""
+        return {name for number, names in self.reads if start <= number < end for name in names}
 
     @contextmanager
     def watching(self, net: nn.Module, methods: Iterable[str] = ()) -> Iterator[None]:
@@ -252,6 +269,7 @@ class Flow(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 alone=alone,
                 field=field,
                 used=tuple(self.used[read:]),
+                whole=all(self.knows(t) for t in tree_flatten(out)[0] if isinstance(t, Tensor)),
             )
             self.calls.append(call)
 

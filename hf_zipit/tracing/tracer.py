@@ -149,6 +149,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _note(self, path: str, side: str, value: Any) -> None:
         again = (path, side) in self.points  # a module that runs twice shows two tensors
         self.points[path, side] = None
+        value = value if side == "in" else next((t for t in tree_flatten(value)[0] if isinstance(t, Tensor)), None)
         if isinstance(value, Tensor) and not again:
             number = self.numbers.setdefault(value, len(self.points))
             self.points[path, side] = (number, value.ndim, self.facts.of(value))

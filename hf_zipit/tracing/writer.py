@@ -11,20 +11,21 @@ from torch import nn
 from hf_zipit.tracing.draft import NO_SPACE, DraftLine, Expression
 from hf_zipit.tracing.fold import DraftBlock, Layout, chain_patterns, fold_blocks, patterns
 from hf_zipit.tracing.lines import Draft, draft_of
+from hf_zipit.tracing.parts import Part
 from hf_zipit.tracing.solve import Trace
 
 WIDTH = 118
 Probes = list[tuple[str, str]]  # (space name, "module.side")
 
 
-def write_spec(trace: Trace, model: nn.Module, family: str, chain: Sequence[str] = ()) -> str:
+def write_spec(trace: Trace, model: nn.Module, family: str, chain: Sequence[str] | Sequence[Part] = ()) -> str:
     """Write a trace as a spec, with repeated modules folded into blocks.
 
     Args:
         trace: The trace.
         model: The traced model.
         family: Name of the family.
-        chain: The steps of the model (`cuts.chain_of`), if it has any.
+        chain: The steps of the model (`cuts.chain_of`), or the parts of its forward pass (`parts.parts_of`).
 
     Raises:
         TraceError: the grammar can express none of the spaces.
@@ -36,8 +37,10 @@ def write_spec(trace: Trace, model: nn.Module, family: str, chain: Sequence[str]
     draft = draft_of(trace, model)
     modules = dict(model.named_modules())
     layout = fold_blocks(draft.lines, modules)
-    steps = chain_patterns(chain, list(modules))
-    return "\n".join(_Text(draft, layout, modules).document(type(model), family, steps)) + "\n"
+    text = _Text(draft, layout, modules)
+    parts = [part for part in chain if isinstance(part, Part)]
+    steps = [text.part(part) for part in parts] or chain_patterns([str(step) for step in chain], list(modules))
+    return "\n".join(text.document(type(model), family, steps)) + "\n"
 
 
 @dataclass
@@ -170,6 +173,10 @@ class _Text:
         rest = [(s, p) for s, points in self.draft.probes.items() for p in points if (s, p) not in done]
         return [(self._full(space), f"{module}.{side}") for space, (module, side) in rest], shared
 
+    def _named(self, space: int) -> bool:
+        """Whether a line of the spec names a space."""
+        return any(space in names.spaces for names in (self.top, *self.scopes)) or space in self.layout.made
+
     def _full(self, space: int) -> str:
         """The full name of a space."""
         if space in self.top.spaces:
@@ -181,6 +188,12 @@ class _Text:
 
     # -- the document
 
+    def part(self, part: Part) -> str:
+        """A part of the forward pass as a step of the chain."""
+        owns = f"({', '.join(part.owns)})" if part.owns else ""
+        shown = "" if part.space is None or not self._named(part.space) else f" -> {self._full(part.space)}"
+        return f"{part.name}{owns}{shown}"
+
     def document(self, model: type[nn.Module], family: str, steps: list[str]) -> list[str]:
         bodies = self._bodies()
         top, shared = self._probes(bodies.values())
@@ -191,7 +204,10 @@ class _Text:
             out.append(
                 f"# {len(self.draft.dropped)} spaces are left fixed: they are not observable, or not in the grammar"
             )
-        out += [f"chain: [{', '.join(_quoted(step) for step in steps)}]"] if steps else []
+        if any("(" in step for step in steps):
+            out += ["chain:", *(f"- {step}" for step in steps)]
+        elif steps:
+            out.append(f"chain: [{', '.join(_quoted(step) for step in steps)}]")
         if self.layout.start is not None:
             out.append(f"stream: {self._full(self.layout.start)}")
         out += _mapping("sizes", self.top.sizes.items(), "")

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from hf_zipit.calibration.refit.replay import Track
 from hf_zipit.models.modeling_zipit import ZipItForImageClassification
+from hf_zipit.models.rerun import Outline
 from hf_zipit.models.resume import Steps
-from hf_zipit.models.steps import run_steps
+from hf_zipit.models.steps import step_runs
 from hf_zipit.running import logits_of, working_copy
 from hf_zipit.sources.source import Source
 from hf_zipit.specs.plan import Plan
@@ -42,14 +43,15 @@ def merged_tracks(model: Any, size: Sequence[int]) -> Tracks:
         model: the merged model, in eval mode.
         size: height and width of the images.
     """
-    stages = step_stages(model.trunk, model.config.trunk or [], size)
+    trunk = model.config.trunk or []
     if isinstance(model, ZipItForImageClassification):
-        steps = model.config.head or []
+        stages = step_stages(model.trunk, trunk, size, model.outline)
         heads = [
-            Track(head, (*stages, *step_stages(head, steps, size, unmerge)))
+            Track(head, (*stages, *step_stages(head, model.config.head or [], size, model.outline, unmerge)))
             for head, unmerge in zip(model.heads, model.unmerge, strict=True)
         ]
     else:
+        stages = step_stages(model.trunk, trunk, size)
         heads = [
             Track(head, (_passing(partial(model, tasks=task)),))
             for head, task in zip(model.heads, model.config.tasks, strict=True)
@@ -72,15 +74,16 @@ def parent_tracks(source: Source, network: nn.Module, plan: Plan, size: Sequence
     if isinstance(source.model, Steps):
         view = working_copy(source.model, next(network.parameters()).device)
         return Tracks(Track(view, step_stages(view, trunk, size)), [Track(network, (_passing(network),))])
-    whole = plan.binding.calls(plan.binding.steps)
-    return Tracks(
-        Track(network, step_stages(network, trunk, size)),
-        [Track(network, step_stages(network, whole, size))],
-    )
+    whole = tuple(plan.binding.runs(network, size)) or (lambda value: logits_of(network(value)),)
+    return Tracks(Track(network, whole[: plan.depth] or whole), [Track(network, whole)])
 
 
 def step_stages(
-    net: nn.Module, steps: Sequence[str], size: Sequence[int], before: nn.Module | None = None
+    net: nn.Module,
+    steps: Sequence[str],
+    size: Sequence[int],
+    outline: Outline | None = None,
+    before: nn.Module | None = None,
 ) -> tuple[Stage, ...]:
     """The steps of a network as functions. A network without steps is one function.
 
@@ -88,9 +91,10 @@ def step_stages(
         net: the network.
         steps: its steps with their arguments, as `Binding.calls` gives them.
         size: height and width of the images.
+        outline: as for `run_steps`.
         before: a module that runs ahead of the first step.
     """
-    runs: list[Stage] = [partial(run_steps, net, [step], size=size) for step in steps]
+    runs: list[Stage] = list(step_runs(net, steps, size, outline))
     if before is not None:
         first, unmerge = runs[0], before
         runs[0] = lambda value: first(unmerge(value))

@@ -1,0 +1,145 @@
+"""Divide the forward pass of any model into parts, at the modules after which exactly one tensor is alive."""
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from hf_zipit.tracing.cuts import Call, Flow, Version, replay
+from hf_zipit.tracing.solve import Trace
+
+REST = "call:forward"  # the last part: the rest of the model's own forward
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a forward pass.
+
+    Attributes:
+        name: The module at whose output the part ends; `REST` for the last part.
+        owns: The modules and parameters that it needs besides this module. Parts may share parameters.
+        space: Number of the space of that output in the trace; `None` for the last part.
+    """
+
+    name: str
+    owns: tuple[str, ...]
+    space: int | None
+
+
+@torch.no_grad()
+def parts_of(model: nn.Module, pixels: Tensor, traced: Trace, channels_last: bool = False) -> list[Part]:
+    """The parts of a model's forward pass; `[]` if it can be divided nowhere.
+
+    A part ends where one tensor that depends on the image is alive, and shows one space on its channel axis.
+
+    Args:
+        model: The model; it is not changed.
+        pixels: One image, (1, channels, height, width); only its shape is used.
+        traced: The trace of the model.
+        channels_last: Whether the channels of maps are on their last axis.
+
+    Raises:
+        TraceError: the model does not run on this image.
+
+    >>> [part.name for part in parts_of(model, pixels, trace(model, pixels))][:2]  # doctest: +SKIP
+    ['patch_embed', 'blocks.0']
+    """
+    flow, alive, _ = replay(model, pixels)
+    counts = Counter(call.path for call in flow.calls)
+    spaces = {call.path: _space_after(call.path, traced, channels_last) for call in flow.calls}
+    mixed = [call.path for call in flow.calls if not call.whole]  # parts may need what they return beside the tensor
+    ends = [call for call in flow.calls if alive[call.end] == {call.after} and counts[call.path] == 1 and call.whole]
+    shown = [call for call in ends if spaces[call.path] is not None and _needed_only_inside(call, model, flow)]
+    cuts = _outermost(shown, model)
+    if not cuts:
+        return []
+    bounds = [0, *(call.end for call in cuts), len(flow.ops) + 1]
+    needed = [flow.weights_in(start, end) for start, end in pairwise(bounds)]
+    around = {above for call in cuts for above in _above(call.path)}
+    owned = _owned(model, needed, around.union(mixed))
+    parts = [
+        Part(call.path, tuple(name for name in mine if name != call.path), spaces[call.path])
+        for call, mine in zip(cuts, owned, strict=False)
+    ]
+    return [*parts, Part(REST, tuple(owned[-1]), None)]
+
+
+def without(parts: Sequence[Part], name: str) -> list[Part]:
+    """The parts, with the one that ends at a module joined to the next."""
+    out: list[Part] = []
+    joined: tuple[str, ...] = ()
+    for part in parts:
+        if part.name == name:
+            joined = (*part.owns, part.name)
+        else:
+            out.append(replace(part, owns=tuple(dict.fromkeys((*joined, *part.owns)))))
+            joined = ()
+    return out
+
+
+def _outermost(calls: Sequence[Call], model: nn.Module) -> list[Call]:
+    """The calls of modules that are not inside a block, which holds no numbered modules; one for each tensor."""
+    modules = dict(model.named_modules())
+    stacks = {path for call in calls for path in _above(call.path) if _is_numbered(call.path[len(path) :])}
+    plain = [call.path for call in calls if not isinstance(modules[call.path], nn.Sequential | nn.ModuleList)]
+    blocks = set(plain) - stacks
+    found: dict[Version, Call] = {}
+    for call in calls:  # in the order in which they end, so inner ones come first
+        if blocks.isdisjoint(_above(call.path)):
+            found.setdefault(call.after, call)
+    return list(found.values())
+
+
+def _above(path: str) -> list[str]:
+    """The paths of the modules around a module."""
+    return [path[:place] for place, letter in enumerate(path) if letter == "."]
+
+
+def _is_numbered(path: str) -> bool:
+    return any(part.isdigit() for part in path.split("."))
+
+
+def _needed_only_inside(call: Call, model: nn.Module, flow: Flow) -> bool:
+    """Whether the weights of a module are needed nowhere but inside its call."""
+    outside = flow.weights_in(0, call.start) | flow.weights_in(call.end, len(flow.ops) + 1)
+    return not any(name.startswith(f"{call.path}.") for name in outside)
+
+
+def _space_after(path: str, traced: Trace, channels_last: bool) -> int | None:
+    """The number of the space that the output of a module shows on its channel axis, and nowhere else."""
+    shown = traced.points.get((path, "out"))
+    if shown is None or shown.ndim not in (2, 3, 4):
+        return None
+    units = shown.axes.get(shown.ndim - 1 if shown.ndim == 3 or channels_last else 1)
+    if units is None or shown.mixed(units):
+        return None
+    return next((n for n, space in enumerate(traced.spaces) if list(space.units) == units.tolist()), None)
+
+
+def _owned(model: nn.Module, needed: Sequence[set[str]], open_: Collection[str]) -> list[list[str]]:
+    """For each part, the modules and parameters that it needs. The last part also gets those that no part needs.
+
+    A module is named as a whole if one part alone needs it, unless it is one of `open_`.
+    """
+    state = model.state_dict()
+    counts = Counter(name for names in needed for name in names)
+    modules = [path for path, _ in model.named_modules() if path and path not in open_]
+    inside = {path: [name for name in state if name.startswith(f"{path}.")] for path in modules}
+    unread = {name for name in state if name not in counts}
+    mine = [{name for name in names if name in state} for names in needed]
+    mine[-1] |= unread
+    tops = []
+    for names in mine:
+        alone = {name for name in names if counts[name] < 2} | unread
+        whole = {path for path, held in inside.items() if alone.issuperset(held) and not names.isdisjoint(held)}
+        tops.append([path for path in inside if path in whole and path.rpartition(".")[0] not in whole])
+    mine[-1] -= {name for name in unread if any(_under(name, top) for top in tops[:-1])}
+    beside = [sorted(name for name in names if not _under(name, top)) for names, top in zip(mine, tops, strict=True)]
+    return [[*top, *names] for top, names in zip(tops, beside, strict=True)]
+
+
+def _under(name: str, paths: Iterable[str]) -> bool:
+    return any(name.startswith(f"{path}.") for path in paths)

@@ -94,8 +94,9 @@ def probes_of(
 
 
 def _token_norm(module: nn.Module | None) -> bool:
-    channels = isinstance(module, nn.modules.batchnorm._BatchNorm | nn.GroupNorm)
-    return "Norm" in type(module).__name__ and not channels
+    kind = type(module).__name__  # frozen batch norms are not of the class of batch norms
+    channels = isinstance(module, nn.modules.batchnorm._BatchNorm | nn.GroupNorm) or "BatchNorm" in kind
+    return "Norm" in kind and not channels
 
 
 def _shows(point: Point, space: int, trace: Trace, modules: Mapping[str, nn.Module]) -> bool:

@@ -17,7 +17,6 @@ from torch.utils._pytree import tree_flatten
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from hf_zipit.errors import TraceError
-from hf_zipit.running import STATISTICS
 from hf_zipit.tracing.facts import Facts, Label, varying
 from hf_zipit.tracing.groups import Axis
 from hf_zipit.tracing.moves import NoRule, Op, Outputs
@@ -58,7 +57,7 @@ def trace(model: nn.Module, pixels: Tensor, seed: int = 0) -> Trace:
     for value in outputs(output):
         for label in tracer.facts.of(value):
             tracer.facts.freeze(label)
-    unused = tuple(name for name, p in net.named_parameters() if p not in tracer.seen)
+    unused = tuple(name for name, value in net.state_dict(keep_vars=True).items() if value not in tracer.seen)
     return solve(tracer.facts, tracer.axes, tracer.local, tracer.points, unused)
 
 
@@ -83,14 +82,8 @@ def outputs(output: Any) -> list[Tensor]:
 
 
 def random_copy(model: nn.Module, seed: int) -> nn.Module:
-    """A float32 copy on the CPU with random parameters and norm statistics. Other buffers keep their values."""
-    net = copy.deepcopy(model).cpu().float().eval()
-    constants = {n: b.clone() for n, b in net.named_buffers() if n.rpartition(".")[2] not in STATISTICS}
-    randomise(net, seed)
-    for name, buffer in net.named_buffers():
-        if name in constants:
-            buffer.copy_(constants[name])
-    return net
+    """A float32 copy on the CPU with random parameters and saved buffers. Other buffers keep their values."""
+    return randomise(copy.deepcopy(model).cpu().float().eval(), seed)
 
 
 class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -104,12 +97,11 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.local: dict[str, Local] = {}
         self.points: dict[Point, Noted | None] = {}
         self.numbers: MutableMapping[Tensor, int] = WeakTensorKeyDictionary()
-        self.names: MutableMapping[Tensor, str] = WeakTensorKeyDictionary()
+        self.names: MutableMapping[Tensor, list[str]] = WeakTensorKeyDictionary()  # several if weights are tied
         self.seen: MutableMapping[Tensor, bool] = WeakTensorKeyDictionary()
         self.inside = [""]  # paths of the modules that are running
         modules = dict(net.named_modules())
-        statistics = [(n, b) for n, b in net.named_buffers() if n.rpartition(".")[2] in STATISTICS]
-        for name, value in [*net.named_parameters(), *statistics]:
+        for name, value in net.state_dict(keep_vars=True).items():  # some norms keep weights as buffers
             if value.is_floating_point():
                 owner = modules[name.rpartition(".")[0]]
                 kernel = isinstance(owner, nn.modules.conv._ConvNd)  # its spatial axes have no units
@@ -117,13 +109,18 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _label(self, name: str, value: Tensor, axes: int) -> None:
         """Create units along the first `axes` axes of a parameter."""
+        if value in self.names:
+            first = self.names[value][0]
+            self.axes.update({(name, axis): units for (owner, axis), units in self.axes.items() if owner == first})
+            self.names[value].append(name)
+            return
         labels = []
         for axis in range(min(axes, value.ndim)):
             if value.shape[axis] > 1:
                 units = self.axes[name, axis] = self.facts.new(value.shape[axis])
                 labels.append(units.view([-1 if d == axis else 1 for d in range(value.ndim)]))
         self.facts.labels[value] = labels
-        self.names[value] = name
+        self.names[value] = [name]
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -192,15 +189,14 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _grouped(self, weight: Tensor, groups: int, channels: Label | None) -> bool:
         """Record a grouped convolution, whose input axis counts inside groups; `False` if its weight is computed."""
-        name = self.names.get(weight)
-        if name is None:
-            return False
-        self.axes.pop((name, 1), None)
-        known = self.local.get(name)
-        if known is not None and known.units is not None and channels is not None:
-            self.facts.same(known.units, channels)
-        self.local[name] = Local(groups, channels)
-        return True
+        names = self.names.get(weight, [])
+        for name in names:
+            self.axes.pop((name, 1), None)
+            known = self.local.get(name)
+            if known is not None and known.units is not None and channels is not None:
+                self.facts.same(known.units, channels)
+            self.local[name] = Local(groups, channels)
+        return bool(names)
 
 
 def _dims(found: Outputs) -> set[frozenset[int]]:

@@ -1,0 +1,91 @@
+"""What the tracer must follow, one tiny model for each kind."""
+
+import pytest
+import torch
+from torch import nn
+from torchvision.ops import FrozenBatchNorm2d
+
+from hf_zipit.find_spec import describe
+from hf_zipit.specs import parser as specs
+from hf_zipit.specs.binding import bind
+from hf_zipit.tracing.check import difference, same_grouping
+from hf_zipit.tracing.tracer import trace
+
+PIXELS = torch.zeros(1, 3, 8, 8)
+
+
+@pytest.fixture(autouse=True)
+def _repeatable():
+    torch.manual_seed(0)
+
+
+def described(model, pixels=PIXELS):
+    """A trace that keeps the logits, and the binding of the spec that is written from it."""
+    found = trace(model, pixels)
+    moved, scale = difference(model, found, pixels)
+    assert moved <= 1e-9 * max(1.0, scale)
+    binding = bind(specs.parse(describe(model, pixels, "traced", found)), model)
+    same_grouping(found, binding)
+    return found, binding
+
+
+def sizes(binding):
+    return sorted(space.size for space in binding.spaces.values())
+
+
+class Frozen(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.head = nn.Conv2d(3, 8, 3), FrozenBatchNorm2d(8), nn.Linear(8, 5)
+
+    def forward(self, x):
+        return self.head(self.norm(self.conv(x)).relu().mean((2, 3)))
+
+
+def test_weights_that_are_buffers_move_like_parameters():
+    found, binding = described(Frozen())
+    assert sizes(binding) == [8]
+    assert {row.parameter for row in binding.table} == {
+        "conv.weight", "conv.bias", "head.weight",
+        *(f"norm.{name}" for name in ("weight", "bias", "running_mean", "running_var")),
+    }  # fmt: skip
+    assert "norm.weight" not in found.unused
+
+
+def test_a_saved_table_of_positions_is_traced_like_a_parameter():
+    class Positions(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed, self.norm, self.head = nn.Conv2d(3, 8, 4, 4), nn.LayerNorm(8), nn.Linear(8, 5)
+            self.register_buffer("positions", torch.randn(1, 4, 8))
+
+        def forward(self, x):
+            return self.head(self.norm(self.embed(x).flatten(2).mT + self.positions).mean(1))
+
+    _, binding = described(Positions())
+    assert sizes(binding) == [8]
+    assert ("positions", 2) in {(row.parameter, row.axis) for row in binding.table}
+
+
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Linear(3, 6)
+        self.first = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 6))
+        self.second = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 6))
+        for i in (0, 2):
+            self.second[i].weight, self.second[i].bias = self.first[i].weight, self.first[i].bias
+        self.head = nn.Linear(6, 5)
+
+    def forward(self, x):
+        x = self.stem(x.mean((2, 3)))
+        return self.head(x + self.second(x + self.first(x)))
+
+
+def test_tied_weights_move_under_all_of_their_names():
+    found, binding = described(Tied())
+    assert sizes(binding) == [6, 8]
+    assert torch.equal(found.axes["first.0.weight", 0], found.axes["second.0.weight", 0])
+    assert {row.space for row in binding.table if row.parameter.endswith(".0.bias")} == {
+        next(row.space for row in binding.table if row.parameter == "second.2.weight" and row.role == "read")
+    }

@@ -123,10 +123,11 @@ class _Drafter:
             reads = (Term(".", NO_SPACE, 0),) if inner is None else self._terms(inner.tolist())
         out: Axis = (name, 1 if transposed else 0)
         final = self.classes and self.trace.frozen.get(out) == "output"
-        writes = self._axis(out, "classes" if final else ".")
+        fixed = "classes" if final else "."
+        writes = self._axis(out, fixed)
         if all(t.space == NO_SPACE for t in reads) and self._first(path):
             reads = (Term("image", NO_SPACE, 0),)
-        if f"{path}.bias" in self.tensors and self._axis((f"{path}.bias", 0), writes[0].form) != writes:
+        if f"{path}.bias" in self.tensors and self._axis((f"{path}.bias", 0), fixed) != writes:
             raise Unwritable([t.space for t in writes if t.space != NO_SPACE])
         line = DraftLine(path, reads, writes)
         single = all(len(e) == 1 and e[0].form == "plain" for e in (reads, writes))

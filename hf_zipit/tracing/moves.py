@@ -65,7 +65,15 @@ def move(facts: Facts, op: Op) -> Outputs:
             moved = op.function(full, *op.args[1:], **op.kwargs)
         for number, part in enumerate(moved if isinstance(moved, list | tuple) else [moved]):
             found[number].append(compress(part))
-    return [[x for x in labels if varying(x)] for labels in found]
+    return [_several(facts, labels) for labels in found]
+
+
+def _several(facts: Facts, labels: list[Label]) -> list[Label]:
+    """The labels that vary. A single unit that was picked out is fixed: it is used unlike the others of its axis."""
+    for label in labels:
+        if not varying(label):
+            facts.freeze(label)
+    return [label for label in labels if varying(label)]
 
 
 def pad(facts: Facts, op: Op) -> Outputs:
@@ -90,7 +98,7 @@ def strided(facts: Facts, op: Op) -> Outputs:
         laid = torch.empty_strided(value.shape, value.stride(), dtype=label.dtype)
         laid.copy_(label.expand(value.shape))
         found.append(compress(laid.as_strided(size, stride, max(0, offset - value.storage_offset())).clone()))
-    return [[x for x in found if varying(x)]]
+    return [_several(facts, found)]
 
 
 def pointwise(facts: Facts, op: Op) -> Outputs:
@@ -144,5 +152,4 @@ def _across(facts: Facts, pieces: Sequence[tuple[Tensor, list[Label]]], axis: in
 def embedding(facts: Facts, op: Op) -> Outputs:
     """Embedding lookup: pick rows of the label by the same indices."""
     weight, index = op.args[:2]
-    found = [compress(label.expand(weight.shape)[index]) for label in facts.of(weight)]
-    return [[x for x in found if varying(x)]]
+    return [_several(facts, [compress(label.expand(weight.shape)[index]) for label in facts.of(weight)])]

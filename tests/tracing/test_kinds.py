@@ -8,7 +8,7 @@ from torchvision.ops import FrozenBatchNorm2d
 from hf_zipit.find_spec import describe
 from hf_zipit.specs import parser as specs
 from hf_zipit.specs.binding import bind
-from hf_zipit.tracing.check import difference, same_grouping
+from hf_zipit.tracing.check import difference, same_grouping, tally
 from hf_zipit.tracing.tracer import trace
 
 PIXELS = torch.zeros(1, 3, 8, 8)
@@ -89,3 +89,27 @@ def test_tied_weights_move_under_all_of_their_names():
     assert {row.space for row in binding.table if row.parameter.endswith(".0.bias")} == {
         next(row.space for row in binding.table if row.parameter == "second.2.weight" and row.role == "read")
     }
+
+
+class Gated(nn.Module):
+    """As in FocalNet: one layer writes features, context and two gates, each of which is used on its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.norm = nn.Conv2d(3, 6, 1), nn.GroupNorm(1, 6)
+        self.split = nn.Conv2d(6, 6 + 6 + 2, 1)
+        self.context, self.out, self.head = nn.Conv2d(6, 6, 1), nn.Conv2d(6, 6, 1), nn.Linear(6, 5)
+
+    def forward(self, x):
+        x = self.inner(x)
+        features, context, gates = self.split(self.norm(x)).split((6, 6, 2), 1)
+        mixed = context * gates[:, :1] + context.relu().mean((2, 3), keepdim=True) * gates[:, 1:]
+        return self.head((x + self.out(features * self.context(mixed))).mean((2, 3)))
+
+
+def test_a_unit_that_is_picked_out_by_its_index_is_fixed():
+    found, binding = described(Gated())
+    assert sizes(binding) == [6, 6, 6]
+    assert found.axes["split.weight", 0].tolist()[12:] == [-1, -1]
+    assert tally(found)["slice in the model"] == 4  # two gates, each with a bias
+    assert not binding.held

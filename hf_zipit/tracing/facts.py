@@ -152,13 +152,13 @@ class Facts:
                     self.freeze(label)
                     free = False
                 elif bare:
-                    self._pin(label, bare)
+                    self.pin(label, bare)
             if free:
                 kept.append(label)
         return self.merge(kept)
 
-    def _pin(self, label: Label, axes: Sequence[int]) -> None:
-        """Allow no permutation along these axes: each index there becomes a fixed group."""
+    def pin(self, label: Label, axes: Sequence[int]) -> None:
+        """Record that no permutation moves units along these axes: each index there becomes a fixed group."""
         sizes = [size if d in axes else 1 for d, size in enumerate(label.shape)]
         groups = self.new(math.prod(sizes)).reshape(sizes)
         self.freeze(groups)

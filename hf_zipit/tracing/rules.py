@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from hf_zipit.tracing import moves
+from hf_zipit.tracing import moves, picking
 from hf_zipit.tracing.facts import Facts, Label, constant, varying
 from hf_zipit.tracing.moves import NoRule, Op, Outputs
 
@@ -204,6 +204,9 @@ RULES = _table(
     (reduction, "mean sum amax amin var var_mean std std_mean linalg_vector_norm logsumexp"),
     (softmax, "_softmax softmax _log_softmax _safe_softmax"),
     (moves.embedding, "embedding"),
+    (picking.ranking, "max min argmax argmin topk sort"),
+    (picking.gather, "gather"),
+    (picking.sample, "grid_sampler_2d"),
     (moves.pointwise, "hardswish hardsigmoid hardtanh gelu where masked_fill add sub mul div rsub _prelu_kernel"),
 )
 SILENT = {  # ops that only use the shape or type of their input

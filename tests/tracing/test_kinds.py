@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 from torchvision.ops import FrozenBatchNorm2d
 
 from hf_zipit.find_spec import describe
@@ -113,3 +114,31 @@ def test_a_unit_that_is_picked_out_by_its_index_is_fixed():
     assert found.axes["split.weight", 0].tolist()[12:] == [-1, -1]
     assert tally(found)["slice in the model"] == 4  # two gates, each with a bias
     assert not binding.held
+
+
+class Picked(nn.Module):
+    """As in detectors: the tokens with the highest score are picked, and sampled around by offsets."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(3, 8, 1), nn.GroupNorm(1, 8)
+        self.score, self.inner, self.outer = nn.Linear(8, 4), nn.Linear(8, 6), nn.Linear(6, 8)
+        self.offset, self.head = nn.Linear(8, 2), nn.Linear(8, 5)
+
+    def forward(self, x):
+        x = self.norm(self.stem(x))
+        tokens = x.flatten(2).mT
+        pooled = tokens.view(len(x), -1, 4, 8).max(2).values
+        pooled = pooled + self.outer(self.inner(pooled).relu())
+        best = self.score(pooled).max(-1).values.topk(3, 1).indices
+        chosen = pooled.gather(1, best.unsqueeze(-1).expand(-1, -1, 8))
+        sampled = F.grid_sample(x, self.offset(chosen)[:, None].tanh(), align_corners=False)
+        return self.head(sampled.mean((2, 3)))
+
+
+def test_units_move_through_maxima_gathering_and_sampling():
+    found, binding = described(Picked())
+    assert sizes(binding) == [6, 8]
+    assert set(tally(found)) == {"max in the model", "groups that differ or overlap", "convolution in stem"}
+    assert found.axes["score.weight", 0].eq(-1).all()  # which class is the largest depends on their order
+    assert found.axes["offset.weight", 0].eq(-1).all()  # as x and y are not the same

@@ -72,7 +72,7 @@ def spaces_of(solver: Solver) -> tuple[TracedSpace, ...]:
             order[unit] = min(order.get(unit, (1 << 30, 0, 0)), (repeats[unit], number, index))
     alike: dict[object, list[int]] = defaultdict(list)
     for unit in sorted(order, key=order.__getitem__):
-        if len(where[unit]) == 1 and unit not in solver.members:
+        if where[unit].total() == 1 and unit not in solver.members:
             solver.fixed.setdefault(unit, "used nowhere else")
         if unit not in solver.fixed and unit not in solver.members:
             alike[frozenset(where[unit].items())].append(unit)

@@ -9,7 +9,7 @@ from torchvision.ops import FrozenBatchNorm2d
 from hf_zipit.find_spec import describe
 from hf_zipit.specs import parser as specs
 from hf_zipit.specs.binding import bind
-from hf_zipit.tracing.check import difference, same_grouping, tally
+from hf_zipit.tracing.check import difference, fixed_share, same_grouping, tally
 from hf_zipit.tracing.tracer import trace
 
 PIXELS = torch.zeros(1, 3, 8, 8)
@@ -142,3 +142,25 @@ def test_units_move_through_maxima_gathering_and_sampling():
     assert set(tally(found)) == {"max in the model", "groups that differ or overlap", "convolution in stem"}
     assert found.axes["score.weight", 0].eq(-1).all()  # which class is the largest depends on their order
     assert found.axes["offset.weight", 0].eq(-1).all()  # as x and y are not the same
+
+
+class Unbiased(nn.Module):
+    """Attention over one fused projection without a bias, so that nothing but its weight holds queries and keys."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.norm = nn.Conv2d(3, 12, 4, 4), nn.LayerNorm(12)
+        self.qkv, self.proj, self.head = nn.Linear(12, 36, bias=False), nn.Linear(12, 12), nn.Linear(12, 5)
+
+    def forward(self, x):
+        x = self.embed(x).flatten(2).mT
+        q, k, v = self.qkv(self.norm(x)).view(len(x), -1, 3, 3, 4).permute(2, 0, 3, 1, 4)
+        mixed = (q @ k.mT).softmax(-1) @ v
+        return self.head((x + self.proj(mixed.transpose(1, 2).flatten(2))).mean(1))
+
+
+def test_queries_and_keys_that_no_bias_accompanies_are_free():
+    found, binding = described(Unbiased())
+    assert sizes(binding) == [12, 12, 12]
+    assert [space.groups for space in binding.spaces.values()].count(3) == 2
+    assert fixed_share(found, binding) == pytest.approx(3 / sum(map(len, found.axes.values())))  # the image

@@ -20,7 +20,8 @@ from hf_zipit.specs import parser as specs
 from hf_zipit.specs.binding import bind
 from hf_zipit.specs.grammar import ProbeLine, Spec
 from hf_zipit.specs.spaces import Binding
-from hf_zipit.tracing.check import same_grouping, tally
+from hf_zipit.text import some
+from hf_zipit.tracing.check import fixed_share, same_grouping, tally
 from hf_zipit.tracing.cuts import chain_of, check_cuts
 from hf_zipit.tracing.parts import parts_of, without
 from hf_zipit.tracing.solve import Trace
@@ -89,9 +90,12 @@ def traced(source: Source) -> tuple[str, str]:
     model = copy.deepcopy(source.model).float().eval()
     found = trace(model, pixels)
     text = describe(model, pixels, f"traced-{type(model).__name__.lower()}", found)
-    reasons = ", ".join(reason for reason, _ in tally(found).most_common(3))
-    summary = f"{100 * found.fixed_share:.1f} % of parameter indices held fixed"
-    return text, f"{summary}: {reasons}" if reasons else summary
+    binding = bind(specs.parse(text), model)
+    reasons = [reason for reason, _ in tally(found).most_common(3)]
+    if binding.held:
+        reasons.append(f"what a spec cannot say, or no module shows, in {some(sorted({n for n, _ in binding.held}))}")
+    summary = f"{100 * fixed_share(found, binding):.1f} % of parameter indices held fixed"
+    return text, f"{summary}: {', '.join(reasons)}" if reasons else summary
 
 
 def describe(model: nn.Module, pixels: Tensor, family: str, traced: Trace | None = None) -> str:
@@ -157,11 +161,13 @@ class Review:
     Attributes:
         report: The result of the check against the model.
         unseen: Operations for which the trace holds units fixed that the spec leaves free.
+        held: Parameters with units that the spec holds fixed, although they are free in the model.
         not_traced: Why the model could not be traced; `""` if it was.
     """
 
     report: SpecReport
     unseen: tuple[str, ...]
+    held: tuple[str, ...]
     not_traced: str
 
 
@@ -182,12 +188,13 @@ def review(model: nn.Module, binding: Binding, input_size: tuple[int, int, int])
     report = check_spec(model, binding, input_size)
     pixels = torch.randn(1, *input_size, generator=torch.Generator().manual_seed(0))
     net = copy.deepcopy(model).float().eval()
+    held = tuple(sorted({name for name, _ in binding.held}))
     try:
         traced = trace(net, pixels)
         check_cuts(net, binding, pixels)
     except TraceError as error:
-        return Review(report, (), str(error))
-    return Review(report, same_grouping(traced, binding), "")
+        return Review(report, (), held, str(error))
+    return Review(report, same_grouping(traced, binding), held, "")
 
 
 def _shipped(source: Source) -> Spec | None:

@@ -17,12 +17,13 @@ def check_spec(model: Model, access: Access, spec: SpecFile = None, as_json: Jso
 
     from hf_zipit.find_spec import find_spec, review
     from hf_zipit.sources.load import load_or_build
+    from hf_zipit.text import some
 
     source = load_or_build(model, access)
     binding = find_spec(source, spec, checked=False)
     found = review(source.model, binding, source.input_size)
     if as_json:
-        show_json({**asdict(found.report), "unseen": found.unseen, "not_traced": found.not_traced})
+        show_json({**asdict(found.report), "unseen": found.unseen, "held": found.held, "not_traced": found.not_traced})
         return
     report = found.report
     compared = "a trace groups the units in the same way"
@@ -30,6 +31,8 @@ def check_spec(model: Model, access: Access, spec: SpecFile = None, as_json: Jso
         compared = f"not compared with a trace: {found.not_traced}"
     if found.unseen:
         compared += f", except for units that it holds fixed because of {', '.join(found.unseen)}"
+    if found.held:
+        compared += f"; it says that it holds {some(found.held)} fixed, which are free in the model"
     show(
         f"{binding.spec.family} describes {source.name}: {report.spaces} spaces ({report.grouped} in groups), "
         f"{report.rows} rows, {report.cuts} cuts; permuting every space changes the logits by {report.difference:.1e}; "

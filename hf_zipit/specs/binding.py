@@ -40,6 +40,7 @@ def bind(spec: Spec, model: nn.Module) -> Binding:
         after=_after(spec, owns, wired, spaces),
         classifier=tuple(name for name, line in wired.claimed.items() if "classes" in line.names()),
         unmatched=tuple(line for line in _lines(spec) if line not in wired.used),
+        held=wired.held,
     )
 
 

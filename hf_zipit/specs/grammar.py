@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-FIXED_AXES = {".", "image", "classes"}  # names of axes that are never permuted
+HELD = "held"  # an axis that is free in the model, but that the spec leaves alone
+FIXED_AXES = {".", "image", "classes", HELD}  # names of axes that are never permuted
 
 Term = tuple[str, ...]  # ("a",), ("head", "a"), (".", "a") or ("a", ".")
 Expression = tuple[Term, ...]  # terms joined by "+"

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from hf_zipit.errors import SpecError
-from hf_zipit.specs.grammar import Expression, Line, Term
+from hf_zipit.specs.grammar import HELD, Expression, Line, Term
 from hf_zipit.specs.names import Names, Scope
 from hf_zipit.specs.spaces import Role, Row
 from hf_zipit.specs.wired import OPEN, Grouping
@@ -46,6 +46,7 @@ class RowBuilder:
         claimed: Parameter -> the line that describes it.
         group_counts: Group axis -> number of groups.
         groupings: How spaces are divided into groups.
+        held: Axes that are written as `held`.
     """
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
@@ -55,6 +56,7 @@ class RowBuilder:
         self.claimed: dict[str, Line] = {}
         self.group_counts: dict[str, int] = {}
         self.groupings: list[Grouping] = []
+        self.held: set[tuple[str, int]] = set()
         self._concatenations: list[_Concatenation] = []
 
     def claim(self, origin: Origin, name: str) -> None:
@@ -83,6 +85,8 @@ class RowBuilder:
         Raises:
             SpecError: the number of groups is unknown.
         """
+        if (HELD,) in expression:
+            self.held.add((name, axis))
         for term in expression:
             if space := origin.scope.single((term,)):
                 self.names.add(space, rank=1 if origin.scope.block else 0)

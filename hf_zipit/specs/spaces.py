@@ -103,6 +103,7 @@ class Binding:
         after: Step -> the space of its output; `None` where the model cannot be cut.
         classifier: Parameters whose width is the number of classes.
         unmatched: Lines of the spec that match nothing in the model.
+        held: Parameter axes that are free in the model, but that the spec says it leaves alone.
     """
 
     spec: Spec
@@ -113,6 +114,7 @@ class Binding:
     after: dict[str, str | None]
     classifier: tuple[str, ...]
     unmatched: tuple[Line | ProbeLine, ...]
+    held: frozenset[tuple[str, int]] = frozenset()
 
     @property
     def steps(self) -> tuple[str, ...]:

@@ -32,6 +32,7 @@ class Wired:
         probes: Pairs of a space and a tensor that shows it.
         groupings: How spaces are divided into groups; a space that several lines divide has several.
         normed: Spaces under a layer norm.
+        held: Parameter axes that are free in the model, but fixed in the spec.
         written: Module or block -> the space of its output, `None` for a fixed axis or a concatenation.
         stated: Space that a step of the chain names -> the space; `None` if there is none of that name.
         used: Lines that match something in the model.
@@ -46,6 +47,7 @@ class Wired:
     probes: tuple[tuple[str, Probe], ...]
     groupings: tuple[Grouping, ...]
     normed: frozenset[str]
+    held: frozenset[tuple[str, int]]
     written: Mapping[str, str | None]
     stated: Mapping[str, str | None]
     used: frozenset[Line | ProbeLine]

@@ -83,6 +83,7 @@ class _Expansion:
             probes=tuple((find(space), probe) for space, probe in self.probes),
             groupings=tuple(replace(grouping, space=find(grouping.space)) for grouping in self.table.groupings),
             normed=frozenset(map(find, self.normed)),
+            held=frozenset(self.table.held),
             written={path: space and find(space) for path, space in self.written.items()},
             stated={name: find(name) if name in self.table.names else None for name in stated},
             used=frozenset(self.table.claimed.values()) | self.probe_lines,

@@ -85,8 +85,8 @@ def _permuted_inside(weight: Tensor, local: Local, index: Tensor) -> Tensor:
 def same_grouping(traced: Trace, binding: Binding) -> tuple[str, ...]:
     """Check that a trace and a spec agree: which indices of parameters are one unit, and which groups move together.
 
-    Parameters that the forward pass does not read are not compared. Neither are indices that the trace holds fixed but
-    the spec leaves free: the check of the function decides about them.
+    Parameters that the forward pass does not read are not compared. Neither are axes that the spec says it holds, nor
+    indices that the trace holds fixed but the spec leaves free: the check of the function decides about the latter.
 
     Returns:
         The operations that hold such indices fixed.
@@ -108,8 +108,12 @@ def same_grouping(traced: Trace, binding: Binding) -> tuple[str, ...]:
             if unit == FIXED_UNIT:
                 unseen.update({why: None} if twin else {})
                 continue
+            if twin is None and (name, axis) in binding.held:
+                continue
             if twin is None:
-                raise SpecError(f"{where} is fixed in the spec, but free in the model")
+                raise SpecError(
+                    f"{where} is fixed in the spec, but free in the model: name its space, or write 'held' for it"
+                )
             if to_spec.setdefault(unit, twin) != twin:
                 raise SpecError(f"{where}: spaces '{twin[0]}' and '{to_spec[unit][0]}' hold the same unit")
             if to_trace.setdefault(twin, unit) != unit:
@@ -120,6 +124,22 @@ def same_grouping(traced: Trace, binding: Binding) -> tuple[str, ...]:
         found = sorted({space for space, _ in missing})
         raise SpecError(f"{file}: the groups of {', '.join(map(repr, found))} are not those of the model")
     return tuple(unseen)
+
+
+def fixed_share(traced: Trace, binding: Binding) -> float:
+    """The share of all indices of parameter axes that an operation of the model or the spec itself fixes.
+
+    Without the indices that are fixed in any model, such as those of the classes.
+
+    >>> fixed_share(trace(model, pixels), bind(parse(describe(model, pixels, "mine")), model))  # doctest: +SKIP
+    0.017
+    """
+    fixed = 0
+    for key, stated in _declared(traced, binding).items():
+        why = traced.frozen.get(key, "")
+        units = zip(traced.axes[key].tolist(), stated, strict=True)
+        fixed += sum(twin is None and (unit != FIXED_UNIT or why not in EXPECTED) for unit, twin in units)
+    return fixed / max(sum(map(len, traced.axes.values())), 1)
 
 
 def _declared(traced: Trace, binding: Binding) -> dict[Axis, list[tuple[str, int] | None]]:

@@ -8,9 +8,10 @@ import torch
 from torch import nn
 
 from hf_zipit.errors import TraceError
+from hf_zipit.specs.grammar import HELD
 from hf_zipit.tracing.draft import NO_SPACE, DraftLine, Expression, Term, Unwritable, probes_of
 from hf_zipit.tracing.groups import Axis, TracedSpace
-from hf_zipit.tracing.solve import Trace
+from hf_zipit.tracing.solve import FIXED_UNIT, Trace
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Draft:
 def draft_of(trace: Trace, model: nn.Module) -> Draft:
     """Draft the lines of a traced model.
 
-    A space that the grammar cannot express is dropped, together with all spaces of its group axis.
+    A space that the grammar cannot express is held fixed, together with all spaces of its group axis.
 
     Raises:
         TraceError: no space is left.
@@ -171,11 +172,12 @@ class _Drafter:
             while stop < len(units) and numbers[stop] == numbers[start]:
                 stop += 1
             if numbers[start] == NO_SPACE:
-                terms.append(Term(fixed, NO_SPACE, stop - start))
+                free = any(unit != FIXED_UNIT for unit in units[start:stop])
+                terms.append(Term(HELD if free else fixed, NO_SPACE, stop - start))
             else:
                 terms += self._run(units[start:stop], numbers[start], whole=stop - start == len(units))
             start = stop
-        return (Term(fixed, NO_SPACE, 0),) if len(terms) == 1 and terms[0].space == NO_SPACE else tuple(terms)
+        return (Term(terms[0].form, NO_SPACE, 0),) if len(terms) == 1 and terms[0].space == NO_SPACE else tuple(terms)
 
     def _run(self, units: list[int], space: int, whole: bool) -> list[Term]:
         size = self.trace.spaces[space].size

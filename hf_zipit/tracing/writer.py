@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
+from hf_zipit.specs.grammar import FIXED_AXES
 from hf_zipit.tracing.draft import NO_SPACE, DraftLine, Expression
 from hf_zipit.tracing.fold import DraftBlock, Layout, chain_patterns, fold_blocks, patterns
 from hf_zipit.tracing.lines import Draft, draft_of
@@ -73,7 +74,7 @@ class _Text:
         names = _Names({}, {})
         spaces = [s for line in self.layout.top for s in line.spaces() if s != self.layout.last]
         uses = Counter(s for b in self.layout.blocks for e in b.lines for s in e.spaces() if s in set(spaces))
-        taken = {"in", "out", "last", "image", "classes", "stem", "x"}
+        taken = {"in", "out", "last", "stem", "x", *FIXED_AXES}
         if uses and not self.layout.made:
             names.spaces[uses.most_common(1)[0][0]] = "x"
         elif self.layout.start in spaces:
@@ -85,7 +86,7 @@ class _Text:
 
     def _block_names(self, block: DraftBlock, roles: dict[int, str]) -> _Names:
         names = _Names({s: role or self.top.spaces[s] for s, role in roles.items()}, dict(self.top.axes))
-        taken = {"in", "out", "last", "image", "classes", *self.top.spaces.values(), *self.top.axes.values()}
+        taken = {"in", "out", "last", *FIXED_AXES, *self.top.spaces.values(), *self.top.axes.values()}
         self._name(names, block.lines, [s for s in block.spaces() if s not in roles], taken, block.path)
         return names
 

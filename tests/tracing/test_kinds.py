@@ -6,7 +6,8 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision.ops import FrozenBatchNorm2d
 
-from hf_zipit.find_spec import describe
+from hf_zipit.errors import SpecError
+from hf_zipit.find_spec import describe, review
 from hf_zipit.specs import parser as specs
 from hf_zipit.specs.binding import bind
 from hf_zipit.tracing.check import difference, fixed_share, same_grouping, tally
@@ -164,3 +165,28 @@ def test_queries_and_keys_that_no_bias_accompanies_are_free():
     assert sizes(binding) == [12, 12, 12]
     assert [space.groups for space in binding.spaces.values()].count(3) == 2
     assert fixed_share(found, binding) == pytest.approx(3 / sum(map(len, found.axes.values())))  # the image
+
+
+class Interleaved(Unbiased):
+    """As in LeViT: the queries, keys and values of one head follow each other, which no spec can say."""
+
+    def forward(self, x):
+        x = self.embed(x).flatten(2).mT
+        q, k, v = self.qkv(self.norm(x)).view(len(x), -1, 3, 12).transpose(1, 2).split(4, -1)
+        mixed = (q @ k.mT).softmax(-1) @ v
+        return self.head((x + self.proj(mixed.transpose(1, 2).flatten(2))).mean(1))
+
+
+def test_what_the_spec_leaves_alone_is_written_as_held_and_reported():
+    model = Interleaved()
+    found, binding = described(model)
+    assert sizes(binding) == [12]
+    assert binding.held == {("qkv.weight", 0), ("proj.weight", 1)}
+    assert "qkv: embed -> held" in binding.spec.text
+    assert fixed_share(found, binding) - found.fixed_share == pytest.approx(
+        (36 + 12) / sum(map(len, found.axes.values()))
+    )
+    assert review(model, binding, (3, 8, 8)).held == ("proj.weight", "qkv.weight")
+    silent = bind(specs.parse(binding.spec.text.replace("held", ".")), model)
+    with pytest.raises(SpecError, match=r"qkv.weight axis 0 is fixed in the spec, but free in the model: .* 'held'"):
+        same_grouping(found, silent)

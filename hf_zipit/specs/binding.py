@@ -90,10 +90,16 @@ def _check_all_written(table: tuple[Row, ...], spaces: dict[str, FeatureSpace], 
 
 
 def _spaces(wired: Wired, sizes: dict[str, int], table: tuple[Row, ...]) -> dict[str, FeatureSpace]:
-    """The spaces that some parameter writes or carries, in the order of the state dict."""
+    """The spaces that some parameter writes or carries, in the order of the state dict.
+
+    Then come group axes that are only read: their entries come with the groups of the spaces that they divide.
+    """
     order = {name: i for i, name in enumerate(wired.parameters)}
     written = sorted((row for row in table if row.role != "read"), key=lambda row: order[row.parameter])
-    spaces = {name: _space(name, sizes[name], wired, table) for name in dict.fromkeys(row.space for row in written)}
+    names = dict.fromkeys(row.space for row in written)
+    divided = {grouping.axis for grouping in wired.groupings if grouping.space in names}
+    names |= dict.fromkeys(row.space for row in table if row.space in divided)
+    spaces = {name: _space(name, sizes[name], wired, table) for name in names}
     axes = _united_axes(wired, spaces)
     for name, space in spaces.items():
         if space.group_axis:

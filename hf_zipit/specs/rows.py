@@ -85,8 +85,9 @@ class RowBuilder:
         Raises:
             SpecError: the number of groups is unknown.
         """
-        if (HELD,) in expression:
+        if any(HELD in term for term in expression):
             self.held.add((name, axis))
+        expression = tuple((term[0], ".") if len(term) == 2 and term[1] == HELD else term for term in expression)
         for term in expression:
             if space := origin.scope.single((term,)):
                 self.names.add(space, rank=1 if origin.scope.block else 0)

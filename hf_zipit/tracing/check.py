@@ -101,14 +101,12 @@ def same_grouping(traced: Trace, binding: Binding) -> tuple[str, ...]:
     unseen: dict[str, None] = {}
     for (name, axis), stated in declared.items():
         why = traced.frozen.get((name, axis), "")
-        if why in ("used nowhere else", "never used"):
+        if why in ("used nowhere else", "never used") or (name, axis) in binding.held:
             continue
         for unit, twin in zip(traced.axes[name, axis].tolist(), stated, strict=True):
             where = f"{file}: {name} axis {axis}"
             if unit == FIXED_UNIT:
                 unseen.update({why: None} if twin else {})
-                continue
-            if twin is None and (name, axis) in binding.held:
                 continue
             if twin is None:
                 raise SpecError(
@@ -118,9 +116,9 @@ def same_grouping(traced: Trace, binding: Binding) -> tuple[str, ...]:
                 raise SpecError(f"{where}: spaces '{twin[0]}' and '{to_spec[unit][0]}' hold the same unit")
             if to_trace.setdefault(twin, unit) != unit:
                 raise SpecError(f"{where}: space '{twin[0]}' ties units that the model does not tie")
-    together = {frozenset(to_spec[u] for u in cells) for cells in _together(traced) if set(cells) <= set(to_spec)}
-    grouped = {units.intersection(to_trace) for units in _groups(binding)} - {frozenset()}
-    for missing in grouped ^ together:
+    together = {frozenset(to_spec[u] for u in cells if u in to_spec) for cells in _together(traced)}
+    grouped = {units.intersection(to_trace) for units in _groups(binding)}
+    for missing in (grouped ^ together) - {frozenset()}:
         found = sorted({space for space, _ in missing})
         raise SpecError(f"{file}: the groups of {', '.join(map(repr, found))} are not those of the model")
     return tuple(unseen)
@@ -136,9 +134,13 @@ def fixed_share(traced: Trace, binding: Binding) -> float:
     """
     fixed = 0
     for key, stated in _declared(traced, binding).items():
-        why = traced.frozen.get(key, "")
-        units = zip(traced.axes[key].tolist(), stated, strict=True)
-        fixed += sum(twin is None and (unit != FIXED_UNIT or why not in EXPECTED) for unit, twin in units)
+        expected = traced.frozen.get(key, "") in EXPECTED
+        units = traced.axes[key].tolist()
+        met: dict[object, set[int]] = defaultdict(set)  # a group whose units are held stands for several units
+        for unit, twin in zip(units, stated, strict=True):
+            met[twin].add(unit)
+        for unit, twin in zip(units, stated, strict=True):
+            fixed += (unit != FIXED_UNIT or not expected) if twin is None else len(met[twin]) > 1
     return fixed / max(sum(map(len, traced.axes.values())), 1)
 
 

@@ -16,8 +16,9 @@ class Term:
     """A part of an axis.
 
     Attributes:
-        form: `plain` for a space once, `tile` for copies of the space side by side, `repeat` for copies of each unit;
-            for a fixed part, the name to write (`.`, `image` or `classes`).
+        form: `plain` for a space once, `tile` for copies of the space side by side, `repeat` for copies of each unit,
+            `inside` for groups with held units in them; for a fixed part, the name to write (`.`, `image`, `classes` or
+            `held`).
         space: Number of the space in the trace; `NO_SPACE` for a fixed part.
         length: Length of the part.
     """
@@ -53,11 +54,15 @@ class DraftLine:
 
 
 class Unwritable(Exception):
-    """The grammar cannot express how these spaces lie in a parameter; they will be written as fixed."""
+    """The grammar cannot express how these spaces lie in a parameter; they will be written as held."""
 
     def __init__(self, spaces: Sequence[int]) -> None:
         super().__init__(spaces)
         self.spaces = set(spaces)
+
+
+class Unobserved(Unwritable):
+    """No module shows these spaces. Their groups can still move, with units in their order inside."""
 
 
 def probes_of(
@@ -75,7 +80,7 @@ def probes_of(
         modules: The modules of the model, by path.
 
     Raises:
-        Unwritable: no module shows the space.
+        Unobserved: no module shows the space.
     """
     layers = [e for e in lines if e.writes]
     inputs = [
@@ -90,7 +95,7 @@ def probes_of(
     for point in (*writers, *carriers):
         if _shows(point, space, trace, modules):
             return (point,)
-    raise Unwritable([space])
+    raise Unobserved([space])
 
 
 def _token_norm(module: nn.Module | None) -> bool:

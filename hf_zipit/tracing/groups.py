@@ -58,10 +58,50 @@ class Solver:
 
 def spaces_of(solver: Solver) -> tuple[TracedSpace, ...]:
     """The spaces: units that occur on the same axes, divided into cells. A group stays if its members cannot follow."""
+    found, heads = _divided(solver)
+    return tuple(_arrange(found, heads, solver))
+
+
+def nested(solver: Solver) -> list[tuple[int, int]]:
+    """Pairs of units to unite because their groups lie inside other groups, so that no axis can number them.
+
+    For example, a stream whose convolutions make two channels from each of its own, in every stage anew. Only the
+    outermost groups can move then, and what is inside them keeps its order.
+    """
+    found, _ = _divided(solver)
+    cells = {g for keys in found for key in keys for g in key}
+    for keys in found:
+        units = {u for us in keys.values() for u in us}
+        blocks = {frozenset(solver.members[g] & units) for key in keys for g in key}
+        laminar = all(a <= b or b <= a or not a & b for a in blocks for b in blocks)
+        if laminar and len({len(block) for block in blocks}) > 1 and not _exact(keys, solver):
+            return _trees(units, cells, solver)
+    return []
+
+
+def _trees(units: Iterable[int], cells: set[int], solver: Solver) -> list[tuple[int, int]]:
+    """Pairs of units to unite: what is in one group with a unit, directly or through others; `[]` if that is all."""
+    pairs: list[tuple[int, int]] = []
+    left, trees = set(units), 0
+    while left:
+        tree, border = set[int](), {min(left)}
+        while border:
+            tree |= border
+            groups = {g for unit in border for g in solver.groups.get(unit, ()) if g in cells}
+            border = {u for g in groups for u in solver.members[g]} - tree
+        pairs += [(min(tree), unit) for unit in tree if unit != min(tree)]
+        left -= tree
+        trees += 1
+    return pairs if trees > 1 else []
+
+
+def _divided(solver: Solver) -> tuple[list[dict[frozenset[int], list[int]]], Mapping[int, object]]:
+    """Units on the same axes, divided by their groups; and the groups that are on axes themselves, with these axes."""
     inside = defaultdict(set)
     for group, units in solver.members.items():
-        for unit in units:
-            inside[unit].add(group)
+        if len(units) > 1 or group in solver.fixed or any(group in column for column in solver.axes.values()):
+            for unit in units:
+                inside[unit].add(group)
     solver.groups = {unit: frozenset(groups) for unit, groups in inside.items()}
     where: dict[int, Counter[Axis]] = defaultdict(Counter)
     order: dict[int, tuple[int, int, int]] = {}
@@ -77,7 +117,7 @@ def spaces_of(solver: Solver) -> tuple[TracedSpace, ...]:
         if unit not in solver.fixed and unit not in solver.members:
             alike[frozenset(where[unit].items())].append(unit)
     heads = {g: frozenset(where[g].items()) for g in solver.members if g in where and g not in solver.fixed}
-    return tuple(_arrange([_cells(solver, units) for units in alike.values()], heads, solver))
+    return [_cells(solver, units) for units in alike.values()], heads
 
 
 def _cells(solver: Solver, units: list[int]) -> dict[frozenset[int], list[int]]:

@@ -2,16 +2,16 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 
 from hf_zipit.errors import TraceError
 from hf_zipit.specs.grammar import HELD
-from hf_zipit.tracing.draft import NO_SPACE, DraftLine, Expression, Term, Unwritable, probes_of
+from hf_zipit.tracing.draft import NO_SPACE, DraftLine, Expression, Term, Unobserved, Unwritable, probes_of
 from hf_zipit.tracing.groups import Axis, TracedSpace
-from hf_zipit.tracing.solve import FIXED_UNIT, Trace
+from hf_zipit.tracing.solve import FIXED_UNIT, Trace, keep_order
 
 
 @dataclass(frozen=True)
@@ -47,10 +47,14 @@ def draft_of(trace: Trace, model: nn.Module) -> Draft:
         TraceError: no space is left.
     """
     dropped: set[int] = set()
+    ordered: frozenset[Axis] = frozenset()
     while True:
         try:
-            return _Drafter(trace, model, frozenset(dropped)).draft()
+            return _Drafter(trace, model, frozenset(dropped), ordered).draft()
         except Unwritable as unwritable:
+            if isinstance(unwritable, Unobserved) and (kept := keep_order(trace, unwritable.spaces)) is not None:
+                trace, ordered = kept[0], ordered | kept[1]
+                continue
             axes = {trace.spaces[s].axis for s in unwritable.spaces} - {None}
             more = unwritable.spaces | {i for i, space in enumerate(trace.spaces) if space.axis in axes}
             if more <= dropped or len(dropped | more) == len(trace.spaces):
@@ -59,8 +63,9 @@ def draft_of(trace: Trace, model: nn.Module) -> Draft:
 
 
 class _Drafter:
-    def __init__(self, trace: Trace, model: nn.Module, dropped: frozenset[int]) -> None:
+    def __init__(self, trace: Trace, model: nn.Module, dropped: frozenset[int], ordered: frozenset[Axis]) -> None:
         self.trace = trace
+        self.ordered = ordered  # axes on which some groups hold units that keep their order
         self.dropped = dropped
         self.modules = dict(model.named_modules())
         self.tensors = {k: v for k, v in model.state_dict().items() if v.is_floating_point() and v.ndim}
@@ -98,7 +103,7 @@ class _Drafter:
         prefix = f"{path}." if path else ""
         own = [prefix + n for n in (*module._parameters, *module._buffers) if prefix + n in self.tensors]
         if isinstance(module, nn.Linear | nn.modules.conv._ConvNd) and path:
-            if not _depthwise(module):
+            if not self._carries(path, module):
                 yield self._weight(path, module)
                 own = [name for name in own if name not in (f"{path}.weight", f"{path}.bias")]
             elif own:
@@ -112,6 +117,14 @@ class _Drafter:
                 yield DraftLine(path, reads=self._alike(own))
                 return
         yield from (DraftLine(name, axes=self._bare(name)) for name in own)
+
+    def _carries(self, path: str, module: nn.Module) -> bool:
+        """Whether a depthwise convolution keeps the units of its input, each of them once or several times."""
+        groups, inputs, outputs = (int(getattr(module, n, 1)) for n in ("groups", "in_channels", "out_channels"))
+        local = self.trace.local.get(f"{path}.weight")
+        if not 1 < groups == inputs or outputs == inputs or local is None or local.units is None:
+            return 1 < groups == inputs == outputs
+        return torch.equal(local.units.repeat_interleave(outputs // inputs), self.trace.axes[f"{path}.weight", 0])
 
     def _weight(self, path: str, module: nn.Linear | nn.modules.conv._ConvNd) -> DraftLine:
         name = f"{path}.weight"
@@ -160,7 +173,10 @@ class _Drafter:
 
     def _axis(self, key: Axis, fixed: str = ".") -> Expression:
         units = self.trace.axes.get(key)
-        return (Term(fixed, NO_SPACE, 0),) if units is None else self._terms(units.tolist(), fixed)
+        if units is None:
+            return (Term(fixed, NO_SPACE, 0),)
+        terms = self._terms(units.tolist(), fixed)
+        return tuple(replace(t, form="inside") if t.form == "repeat" and key in self.ordered else t for t in terms)
 
     def _terms(self, units: list[int], fixed: str = ".") -> Expression:
         """Divide an axis into runs of one space, and find how each run repeats the space."""
@@ -213,8 +229,3 @@ class _Drafter:
             open_parts = {t.length for t in e if t.space not in known or t.form != "plain"}
             if len(e) > 1 and len(open_parts) > 1:
                 raise Unwritable([t.space for t in e if t.space != NO_SPACE])
-
-
-def _depthwise(module: nn.Module) -> bool:
-    groups, channels = (int(getattr(module, name, 1)) for name in ("groups", "in_channels"))
-    return 1 < groups == channels == int(getattr(module, "out_channels", 0))

@@ -1,8 +1,8 @@
 """Solve the facts of a forward pass for feature spaces: connected components, then groups that move as one."""
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from hf_zipit.tracing.facts import NOBODY, Facts, Label, varying
-from hf_zipit.tracing.groups import Axis, Solver, TracedSpace, spaces_of
+from hf_zipit.tracing.groups import Axis, Solver, TracedSpace, nested, spaces_of
 
 Point = tuple[str, str]  # module, "in" or "out"
 
@@ -95,13 +95,12 @@ def solve(
         points: Input or output of a module -> what was seen there; `None` for modules that ran twice.
         unused: Parameters that the forward pass did not read.
     """
-    kind, members = _classes(facts)
-    fixed = {int(c): why for label, why in reversed(facts.fixed) for c in np.unique(kind[label.numpy()])}
-    fixed[int(kind[NOBODY])] = "padding"
-    solver = Solver(kind, fixed, {key: kind[units.numpy()] for key, units in axes.items()}, members)
-    for name, axis in solver.axes:
-        if name in unused:
-            fixed.update((int(c), "never used") for c in solver.axes[name, axis] if int(c) not in fixed)
+    solver = _solver(facts, axes, unused)
+    while pairs := nested(solver):
+        ids = {int(c): i for i, c in reversed(list(enumerate(solver.kind)))}  # one id of each class
+        facts.equal.append(torch.tensor([[ids[a], ids[b]] for a, b in pairs]).t())
+        solver = _solver(facts, axes, unused)
+    kind, fixed = solver.kind, solver.fixed
     spaces = spaces_of(solver)
     free = np.zeros(kind.max() + 1, dtype=bool)
     free[[unit for space in spaces for unit in space.units]] = True
@@ -120,6 +119,47 @@ def solve(
         frozen=frozen,
         unused=unused,
     )
+
+
+def keep_order(trace: Trace, numbers: Iterable[int]) -> tuple[Trace, frozenset[Axis]] | None:
+    """A trace in which the units of some spaces keep their order inside their groups, so that only groups move.
+
+    Args:
+        trace: The trace.
+        numbers: The numbers of the spaces.
+
+    Returns:
+        The trace, in which an entry per group takes the place of its units, and the axes on which it does; `None` if
+        the spaces have no groups of several units.
+    """
+    spaces, axes, changed = list(trace.spaces), dict(trace.axes), set[Axis]()
+    for number in numbers:
+        space = spaces[number]
+        if space.axis is None or len(space.cells) == space.size:
+            return None
+        tables = [s for s in spaces if s.axis == space.axis and len(s.cells) == s.size]
+        if not tables:
+            fresh = 1 + max(int(units.max()) for units in (*axes.values(), torch.tensor(space.units)))
+            spaces[number] = TracedSpace(tuple((fresh + i,) for i in range(len(space.cells))), space.axis)
+        table = (*tables, spaces[number])[0]
+        group_of = {unit: table.units[i] for i, cell in enumerate(space.cells) for unit in cell}
+        for key, units in axes.items():
+            mine = [group_of.get(unit, unit) for unit in units.tolist()]
+            if mine != units.tolist():
+                axes[key] = torch.tensor(mine)
+                changed.add(key)
+    return replace(trace, axes=axes, spaces=tuple(spaces)), frozenset(changed)
+
+
+def _solver(facts: Facts, axes: Mapping[Axis, Label], unused: tuple[str, ...]) -> Solver:
+    kind, members = _classes(facts)
+    fixed = {int(c): why for label, why in reversed(facts.fixed) for c in np.unique(kind[label.numpy()])}
+    fixed[int(kind[NOBODY])] = "padding"
+    solver = Solver(kind, fixed, {key: kind[units.numpy()] for key, units in axes.items()}, members)
+    for name, axis in solver.axes:
+        if name in unused:
+            fixed.update((int(c), "never used") for c in solver.axes[name, axis] if int(c) not in fixed)
+    return solver
 
 
 def _classed(units: Tensor, kind: np.ndarray, free: np.ndarray) -> Tensor:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
-from hf_zipit.specs.grammar import FIXED_AXES
+from hf_zipit.specs.grammar import FIXED_AXES, HELD
 from hf_zipit.tracing.draft import NO_SPACE, DraftLine, Expression
 from hf_zipit.tracing.fold import DraftBlock, Layout, chain_patterns, fold_blocks, patterns
 from hf_zipit.tracing.lines import Draft, draft_of
@@ -131,7 +131,7 @@ class _Text:
                 continue
             name, axis = names.spaces[term.space], self._axis(term.space)
             if term.form != "plain":
-                parts.append(f"(. {name})" if term.form == "tile" else f"({name} .)")
+                parts.append({"tile": f"(. {name})", "inside": f"({name} {HELD})"}.get(term.form, f"({name} .)"))
             elif axis is not None and not self.draft.is_axis(term.space):
                 parts.append(f"({names.axes[axis]} {name})")
             else:

@@ -190,3 +190,73 @@ def test_what_the_spec_leaves_alone_is_written_as_held_and_reported():
     silent = bind(specs.parse(binding.spec.text.replace("held", ".")), model)
     with pytest.raises(SpecError, match=r"qkv.weight axis 0 is fixed in the spec, but free in the model: .* 'held'"):
         same_grouping(found, silent)
+
+
+class Functional(Unbiased):
+    """As in BEiT: the fused projection is not called as a module, so that no module shows queries and keys."""
+
+    def forward(self, x):
+        x = self.embed(x).flatten(2).mT
+        qkv = F.linear(self.norm(x), self.qkv.weight).view(len(x), -1, 3, 3, 4)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        mixed = (q @ k.mT).softmax(-1) @ v
+        return self.head((x + self.proj(mixed.transpose(1, 2).flatten(2))).mean(1))
+
+
+def test_heads_move_even_if_no_module_shows_their_queries_and_keys():
+    model = Functional()
+    found, binding = described(model)
+    assert "qkv: embed -> (head held) + (head held) + (head qkv)" in binding.spec.text
+    assert sorted((space.size, space.groups) for space in binding.spaces.values()) == [(3, 3), (12, 1), (12, 3)]
+    assert binding.held == {("qkv.weight", 0)}
+    held = fixed_share(found, binding) - found.fixed_share
+    assert held == pytest.approx(24 / sum(map(len, found.axes.values())))
+
+
+class TalkingHeads(Unbiased):
+    """As in CaiT: linear layers over the heads, before and after the softmax."""
+
+    def __init__(self):
+        super().__init__()
+        self.before, self.after = nn.Linear(3, 3), nn.Linear(3, 3)
+
+    def forward(self, x):
+        x = self.embed(x).flatten(2).mT
+        q, k, v = self.qkv(self.norm(x)).view(len(x), -1, 3, 3, 4).permute(2, 0, 3, 1, 4)
+        scores = self.before((q @ k.mT).permute(0, 2, 3, 1)).softmax(-2)
+        mixed = self.after(scores).permute(0, 3, 1, 2) @ v
+        return self.head((x + self.proj(mixed.transpose(1, 2).flatten(2))).mean(1))
+
+
+def test_layers_over_the_heads_read_and_write_group_axes():
+    _, binding = described(TalkingHeads())
+    axes = {name: space.group_axis for name, space in binding.spaces.items() if space.size == 3}
+    rows = {(row.parameter, row.axis): row.space for row in binding.table}
+    assert set(axes) == {rows["before.weight", 1], rows["before.weight", 0], rows["after.weight", 0]}
+    assert axes[rows["after.weight", 0]] == binding.spaces[rows["proj.weight", 1]].group_axis
+    assert axes[rows["before.weight", 1]] != axes[rows["after.weight", 0]]
+    assert axes[rows["before.weight", 0]] is None
+
+
+class Widening(nn.Module):
+    """As in FastViT: each stage makes two channels from each of its own, and keeps them beside a residual."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 4, 1), nn.Linear(16, 5)
+        self.wide = nn.ModuleList(nn.Conv2d(n, 2 * n, 3, padding=1, groups=n) for n in (4, 8))
+        self.mix = nn.ModuleList(nn.Sequential(nn.Conv2d(n, 12, 1), nn.ReLU(), nn.Conv2d(12, n, 1)) for n in (8, 16))
+
+    def forward(self, x):
+        x = self.stem(x)
+        for wide, mix in zip(self.wide, self.mix, strict=True):
+            x = wide(x)
+            x = x + mix(x)
+        return self.head(x.mean((2, 3)))
+
+
+def test_of_groups_inside_groups_the_outermost_move():
+    found, binding = described(Widening())
+    assert sizes(binding) == [4, 12, 12]
+    assert fixed_share(found, binding) == pytest.approx(3 / sum(map(len, found.axes.values())))  # the image
+    assert "head: (x .) -> classes" in binding.spec.text

@@ -71,10 +71,12 @@ def nested(solver: Solver) -> list[tuple[int, int]]:
     found, _ = _divided(solver)
     cells = {g for keys in found for key in keys for g in key}
     for keys in found:
+        if _exact(keys, solver):
+            continue
         units = {u for us in keys.values() for u in us}
         blocks = {frozenset(solver.members[g] & units) for key in keys for g in key}
         laminar = all(a <= b or b <= a or not a & b for a in blocks for b in blocks)
-        if laminar and len({len(block) for block in blocks}) > 1 and not _exact(keys, solver):
+        if laminar and len({len(block) for block in blocks}) > 1:
             return _trees(units, cells, solver)
     return []
 
@@ -98,8 +100,9 @@ def _trees(units: Iterable[int], cells: set[int], solver: Solver) -> list[tuple[
 def _divided(solver: Solver) -> tuple[list[dict[frozenset[int], list[int]]], Mapping[int, object]]:
     """Units on the same axes, divided by their groups; and the groups that are on axes themselves, with these axes."""
     inside = defaultdict(set)
+    shown = {unit for column in solver.axes.values() for unit in column.tolist()}
     for group, units in solver.members.items():
-        if len(units) > 1 or group in solver.fixed or any(group in column for column in solver.axes.values()):
+        if len(units) > 1 or group in solver.fixed or group in shown:  # otherwise a group says nothing of its one unit
             for unit in units:
                 inside[unit].add(group)
     solver.groups = {unit: frozenset(groups) for unit, groups in inside.items()}

@@ -118,7 +118,7 @@ def same_grouping(traced: Trace, binding: Binding) -> tuple[str, ...]:
                 raise SpecError(f"{where}: space '{twin[0]}' ties units that the model does not tie")
     together = {frozenset(to_spec[u] for u in cells if u in to_spec) for cells in _together(traced)}
     grouped = {units.intersection(to_trace) for units in _groups(binding)}
-    for missing in (grouped ^ together) - {frozenset()}:
+    for missing in (units for units in grouped ^ together if len(units) > 1):  # one unit is no group
         found = sorted({space for space, _ in missing})
         raise SpecError(f"{file}: the groups of {', '.join(map(repr, found))} are not those of the model")
     return tuple(unseen)

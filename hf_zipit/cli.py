@@ -14,6 +14,7 @@ from hf_zipit.commands.compare import compare
 from hf_zipit.commands.diagnose import diagnose
 from hf_zipit.commands.evaluate import evaluate
 from hf_zipit.commands.export import export
+from hf_zipit.commands.fold import fold
 from hf_zipit.commands.inspect import inspect
 from hf_zipit.commands.merge import merge
 from hf_zipit.commands.push import push
@@ -34,6 +35,7 @@ from hf_zipit.errors import OptionError
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "merge": merge,
+    "fold": fold,
     "push": push,
     "eval": evaluate,
     "export": export,

@@ -5,11 +5,11 @@ A recipe is plain data. It can name models and images, but it cannot hold a toke
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
-from hf_zipit.calibration.methods import AUTO, CALIBRATIONS, check_calibration
+from hf_zipit.calibration.methods import AUTO, CALIBRATIONS, check_calibration, reads_images
 from hf_zipit.calibration.methods import described as calibrations
 from hf_zipit.calibration.presets import PRESETS, expanded
 from hf_zipit.calibration.presets import described as presets
@@ -18,7 +18,7 @@ from hf_zipit.errors import OptionError
 from hf_zipit.files import documents
 from hf_zipit.files.references import located
 from hf_zipit.matching.options import Options
-from hf_zipit.settings import Settings, shown
+from hf_zipit.settings import Count, Settings, Share, shown
 
 SUFFIXES = (".yml", ".yaml")
 OF_THE_RUN = frozenset({"device", "cache", "generator"})  # they do not affect the result
@@ -26,8 +26,7 @@ PLACES: dict[str, Any] = {"lists": ("sources", "data", "balance_data"), "single"
 NO_CUT = "none"  # as a cut: all layers are merged
 MAX_TASK = 100  # characters of a task's name
 ALL = "all"  # as a number of images: those of the whole data set
-Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
-Share = Annotated[float, Field(ge=0, le=1)]
+OF_SEVERAL = ("balance_data", "base", "scale", "density", "preset")  # keys that make no sense for one model
 
 
 class PinnedSource(BaseModel):
@@ -228,14 +227,14 @@ class Recipe(Options, Inputs):
     @property
     def reads_images(self) -> bool:
         """Whether the merge reads images, if there are any."""
-        return self.verdict or self.needs_statistics or self.how.observes or self.calibrate != "none"
+        return self.verdict or self.needs_statistics or self.how.observes or reads_images(self.calibrate)
 
     @property
     def needs_images(self) -> bool:
         """Whether the merge cannot do without images."""
         matched = self.needs_statistics and self.method != AUTO
-        sized = self.flops_budget is not None
-        return matched or sized or self.how.observes or self.calibrate not in (AUTO, "none")
+        calibrated = self.calibrate != AUTO and reads_images(self.calibrate)
+        return matched or calibrated or self.how.observes or self.flops_budget is not None
 
     @property
     def automatic(self) -> bool:

@@ -22,6 +22,7 @@ class Calibration:
         joint: Whether it improves the joint prediction over the classes of all tasks; then all models must be
             classifiers.
         refits: Whether it fits layers by regression, which takes memory.
+        images: Whether it reads images.
 
     >>> Calibration("hf_zipit.calibration.none:none", summary="leave the merge as it is").resolve().__name__
     'none'
@@ -32,6 +33,7 @@ class Calibration:
     after: str | None = None
     joint: bool = False
     refits: bool = False
+    images: bool = True
 
     def resolve(self) -> "Callable[[MergeState], None]":
         """The function, imported if it is given by reference."""
@@ -78,7 +80,12 @@ CALIBRATIONS = {
         after="batchnorm",
         refits=True,
     ),
-    "none": Calibration("hf_zipit.calibration.none:none", summary="leave the merged model as it is"),
+    "repair-weights": Calibration(
+        "hf_zipit.calibration.repair_weights:repair_weights",
+        summary="as repair, without images: the variance that units lose is told from the weights (Fold-AR)",
+        images=False,
+    ),
+    "none": Calibration("hf_zipit.calibration.none:none", summary="leave the merged model as it is", images=False),
 }
 
 
@@ -100,6 +107,11 @@ def stages_of(name: str) -> list[str]:
     """
     before = CALIBRATIONS[name].after
     return [*(stages_of(before) if before else []), name]
+
+
+def reads_images(name: str) -> bool:
+    """Whether a calibration reads images; one that is yet to be chosen may."""
+    return name == AUTO or any(CALIBRATIONS[stage].images for stage in stages_of(name))
 
 
 def check_calibration(name: str) -> None:

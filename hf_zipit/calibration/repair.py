@@ -115,14 +115,14 @@ def _layers(merge: MergeState, parents: Sequence[nn.Module]) -> list[_RepairedLa
     model, binding = merge.model.eval(), merge.plan.binding
     found = []
     for path, module in model.trunk.named_modules():
-        rows = _rows(path, binding)
+        rows = output_rows(path, binding)
         if rows and not any(isinstance(merge.matches[row.space], HeadMatch) for row in rows):  # these average nothing
-            found.append(_RepairedLayer(path, module, parents, _merging(rows, merge.plan, merge.matches)))
+            found.append(_RepairedLayer(path, module, parents, layer_merging(rows, merge.plan, merge.matches)))
     # The heads of a multi-task merge, with their decoders, are no chains of layers.
     heads = model.heads if isinstance(model, ZipItForImageClassification) else ()
     for k, head in enumerate(heads):
         for path, module in head.named_modules():
-            if _rows(path, binding):
+            if output_rows(path, binding):
                 found.append(_RepairedLayer(path, module, parents, itemgetter(k)))
     affine: set[nn.Module] = set()
     pixels = torch.randn(1, *merge.parents[0].input_size, generator=torch.Generator().manual_seed(0))
@@ -149,13 +149,13 @@ def _collect_affine(affine: set[nn.Module]) -> Callable[[nn.Module, tuple[Tensor
     return hook
 
 
-def _rows(path: str, binding: Binding) -> list[Row]:
+def output_rows(path: str, binding: Binding) -> list[Row]:
     """The table rows of the spaces that a module writes or carries on its outputs."""
     name = f"{path}.weight"
     return [r for r in binding.table if r.parameter == name and r.axis == 0 and r.role != "read" and not r.local]
 
 
-def _merging(rows: Sequence[Row], plan: Plan, matches: Matches) -> Callable[[list[Tensor]], Tensor]:
+def layer_merging(rows: Sequence[Row], plan: Plan, matches: Matches) -> Callable[[list[Tensor]], Tensor]:
     """A function that merges one value per unit of each parent as the biases of the layer are merged."""
     name = rows[0].parameter
     binding = replace(plan.binding, table=tuple(rows))

@@ -43,3 +43,20 @@ License = Annotated[
     str | None, typer.Option(help="License of the result. Default: the license that all parents state.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Out = Annotated[Path | None, typer.Option("-o", "--out", help="Folder for the result. Default: the name in --push-to.")]
+EvalData = Annotated[
+    list[str] | None,
+    typer.Option("--eval-data", help="Labelled images to evaluate the result on, for its model card. Can be repeated."),
+]
+Require = Annotated[
+    float | None,
+    typer.Option(
+        min=0,
+        max=1,
+        help="Share of held-out images on which every task must answer as its parent; if one does not, nothing "
+        "is written, and the exit code is 1.",
+    ),
+]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Show what would be made and what it costs, and write nothing.")
+]

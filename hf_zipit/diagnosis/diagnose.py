@@ -135,6 +135,8 @@ def diagnose(
             Trial(way.name, way.recipe.cut, way.recipe.width, round(way.flops, 3), verdict.kept, verdict.tasks)
         )
     assert full is not None
+    assert full.control is not None
+    assert full.control_kept is not None
     return Diagnosis(
         models=tuple(source.name for source in merger.parents.wholes),
         relation=str(merger.relation),

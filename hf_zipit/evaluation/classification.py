@@ -173,6 +173,8 @@ class Classification:
             self._scored(f"parent:{task}", output, cost)
             for task, output, cost in zip(self.tasks, outputs, costs, strict=True)
         ]
+        if len(parents) == 1:  # whose ensemble it is itself
+            return found
         together = [{k: v for part in parts for k, v in part.items()} for parts in zip(*outputs, strict=True)]
         networks = [getattr(parent.model, "network", parent.model) for parent in parents]
         return [*found, self._scored("ensemble", together, ensemble_cost(costs, networks))]

@@ -4,8 +4,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
+from hf_zipit.costs import cost_of
 from hf_zipit.errors import OptionError
 from hf_zipit.evaluation.results import Result
+from hf_zipit.sources.source import Source
 from hf_zipit.text import percent, si, table
 
 
@@ -26,6 +30,39 @@ def result_table(rows: Sequence[Result], tasks: Sequence[str]) -> str:
         rest = [percent(row.average), percent(row.joint)]
         lines.append([row.model, *accuracies, *rest, si(row.flops), si(row.parameters), *_times(row, rows)])
     return table(["model", *tasks, "average", "joint", "FLOPs", "params", *_time_columns(rows)], lines)
+
+
+def before_and_after(smaller: nn.Module, source: Source, rows: Sequence[Result]) -> str:
+    """A table with the costs of a model and of what was made of it, and with their scores if they were measured.
+
+    Args:
+        smaller: The new model.
+        source: The model that it was made of.
+        rows: Results of both, as an evaluation returns them; none without labels.
+    """
+    costs = {"before": cost_of((source.network or source.model), source.input_size)}
+    costs["after"] = cost_of(smaller, source.input_size)
+    scores: dict[str, dict[str, str]] = {name: {} for name in costs}
+    for row in rows:
+        if row.model != "ensemble":
+            found = {task: {"accuracy": value} for task, value in row.tasks.items()} | row.scores
+            named = {f"{task}: {metric}": percent(v) for task, mine in found.items() for metric, v in mine.items()}
+            scores["after" if row.model == "merged" else "before"] |= named
+    lines = [
+        [
+            name,
+            *scores[name].values(),
+            *_shares(cost.flops, costs["before"].flops),
+            *_shares(cost.parameters, costs["before"].parameters),
+        ]
+        for name, cost in costs.items()
+    ]
+    return table(["", *scores["after"], "FLOPs", "of before", "params", "of before"], lines)
+
+
+def _shares(value: int, before: int) -> list[str]:
+    """A number, and its share of what it was before."""
+    return [si(value), f"{value / before:.2f}"]
 
 
 def _time_columns(rows: Sequence[Result]) -> list[str]:

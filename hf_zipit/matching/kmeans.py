@@ -9,13 +9,13 @@ from torch import Tensor
 from hf_zipit.matching.average import common_width
 from hf_zipit.matching.quality import agreement
 from hf_zipit.matching.zip import zip_match
-from hf_zipit.transform.match import Match
+from hf_zipit.transform.match import Match, check_sizes
 
 MAX_STEPS = 100
 
 
-def kmeans_match(similarity: Tensor, sizes: Sequence[int]) -> Match:
-    """Cluster the units of all models by k-means, into as many clusters as one model has units (ZipIt!, appendix).
+def kmeans_match(similarity: Tensor, sizes: Sequence[int], *, keep: int | None = None) -> Match:
+    """Cluster the units of all models by k-means (ZipIt!, appendix; of one model, Wang et al., 2025).
 
     Runs Lloyd's algorithm on the standardised activations, of which the similarity holds the inner products. The
     squared distance of unit i to the mean of a cluster is `s_ii - 2 mean_j s_ij + mean_jk s_jk` over its members j, k.
@@ -25,23 +25,24 @@ def kmeans_match(similarity: Tensor, sizes: Sequence[int]) -> Match:
 
     Args:
         similarity: Correlation of the units, `(n, n)`, units of model 0 first.
-        sizes: Units of each model, all equal, `sum(sizes) == n`.
+        sizes: Units of each model, `sum(sizes) == n`.
+        keep: Clusters. Default: the units of one model; all must then have equally many.
 
     Returns:
-        A match of width `sizes[0]`, clusters ordered by their first unit.
+        A match of width `keep`, clusters ordered by their first unit.
 
     Raises:
-        OptionError: The models have different widths, or the similarity another shape.
+        OptionError: The models have different widths and `keep` is not given, `keep` is out of range, or the similarity
+            has another shape.
 
     >>> s = torch.tensor([[1, 0, 0.9, 0], [0, 1, 0, 0.8], [0.9, 0, 1, 0], [0, 0.8, 0, 1]])
     >>> kmeans_match(s, [2, 2]).labels
     tensor([0, 1, 0, 1])
     """
-    sizes = tuple(sizes)
-    width = common_width(sizes, "kmeans")
+    sizes, width = check_sizes(similarity, sizes, common_width(sizes, "kmeans") if keep is None else keep)
     values = similarity.detach().cpu().double()
     units = torch.arange(len(values))
-    labels = zip_match(values, sizes, alpha=1, beta=1).labels
+    labels = zip_match(values, sizes, alpha=1, beta=1, keep=width).labels
     for _ in range(MAX_STEPS):
         distance = _distances(values, labels, width)  # (n, m)
         own = distance[units, labels]

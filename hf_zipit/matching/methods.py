@@ -206,7 +206,11 @@ METHODS: dict[str, Method] = {
         seconds=12,
     ),
     "kmeans": Method(
-        f"{_ROOM}.kmeans:kmeans_match", "cluster units by k-means (ZipIt!, section 5)", activations=True, within=True
+        f"{_ROOM}.kmeans:kmeans_match",
+        "cluster units by k-means (ZipIt!, section 5)",
+        activations=True,
+        within=True,
+        sized=True,
     ),
     "git-rebasin": Method(
         f"{_ROOM}.permute:permute_match",
@@ -219,6 +223,13 @@ METHODS: dict[str, Method] = {
         "as zip, by weights (MuDSC, section 4)",
         weights=True,
         **_ZIP,
+    ),
+    "weight-kmeans": Method(
+        f"{_ROOM}.kmeans:kmeans_match",
+        "cluster units by k-means, by weights (model folding, Wang et al., 2025)",
+        weights=True,
+        within=True,
+        sized=True,
     ),
     "mudsc-align": Method(
         f"{_ROOM}.permute:permute_match",

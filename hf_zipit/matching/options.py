@@ -128,6 +128,11 @@ class Options(Settings):
         return method_of(self.method)
 
     @property
+    def shrinks(self) -> bool:
+        """Whether the result costs less than one model, so that it can be made of one model alone."""
+        return self.width < 1 or (self.flops_budget or 1) < 1
+
+    @property
     def needs_statistics(self) -> bool:
         """Whether the method reads activations."""
         return self.how.activations

@@ -43,7 +43,8 @@ def permute_match(similarity: Tensor, sizes: Sequence[int], *, compat: bool = Fa
     count = len(sizes)
     values = similarity.detach().cpu().double().numpy().reshape(count, width, count, width)
     first = {(0, k): _assign(values[0, :, k]) for k in range(1, count)}
-    score = float(np.mean([values[0, range(width), k, first[0, k]].mean() for k in range(1, count)]))
+    scores = [values[0, range(width), k, first[0, k]].mean() for k in range(1, count)]
+    score = float(np.mean(scores)) if scores else 1.0  # a single model is as it is
     if count > 2 and not compat:
         columns = _align_jointly(values, first)
     else:

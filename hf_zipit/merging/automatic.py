@@ -18,6 +18,7 @@ from hf_zipit.merging.cards import common_base
 from hf_zipit.merging.relation import ONE_BASE, OWN, SAME, Relation
 from hf_zipit.recipe import Recipe
 
+UNSEEN = "weight-kmeans"  # of one model, without images
 FEW = 10  # with fewer images than this, a refit fits noise
 NORMS = nn.modules.batchnorm._BatchNorm
 
@@ -35,19 +36,23 @@ class Choice:
     reasons: list[str]
 
 
-def choose(recipe: Recipe, parents: Parents, images: Sequence[Images], related: Relation, base: bool = False) -> Choice:
+def choose(
+    recipe: Recipe, parents: Parents, images: Sequence[Images], related: Relation | None, base: bool = False
+) -> Choice:
     """The method and the calibration of a recipe, where they are `auto`.
 
     Args:
         recipe: the options.
         parents: the models.
         images: the data sets; none if there are none.
-        related: how the models are related.
+        related: how the models are related; `None` of one model.
         base: whether the user gave the model that they were fine-tuned from.
 
     Raises:
         OptionError: there are no images, and the models have initialisations of their own.
     """
+    if related is None:
+        return _of_one(recipe, parents, images)
     methods, reasons = [recipe.method], []
     if recipe.method == AUTO:
         methods, why = _methods(recipe, bool(images), related, base)
@@ -59,6 +64,26 @@ def choose(recipe: Recipe, parents: Parents, images: Sequence[Images], related: 
         calibrate, why = ("none", "none: nothing is lost") if equal else calibration(parents, images)
         reasons.append(why)
     return Choice([recipe.changed(method=method, calibrate=calibrate) for method in methods], reasons)
+
+
+def _of_one(recipe: Recipe, parents: Parents, images: Sequence[Images]) -> Choice:
+    """What suits one model that is to become smaller."""
+    reasons = []
+    method, calibrate = recipe.method, recipe.calibrate
+    if method == AUTO:
+        method = "select" if images else UNSEEN
+        keeps = (
+            "it keeps what the next layers read" if images else "without images, units are compared by their weights"
+        )
+        reasons.append(f"{method}: {keeps}")
+    if calibrate == AUTO and not images:
+        calibrate = "repair-weights"
+        reasons.append("repair-weights: without images, only the weights tell what variance is lost; images give more")
+    elif calibrate == AUTO:
+        few = sum(map(len, images)) < FEW
+        calibrate, why = calibration(parents, images) if few else ("refit", "refit: to the outputs of the model itself")
+        reasons.append(why)
+    return Choice([recipe.changed(method=method, calibrate=calibrate)], reasons)
 
 
 def _methods(recipe: Recipe, images: bool, related: Relation, base: bool) -> tuple[list[str], str]:
@@ -95,9 +120,18 @@ def _averages(recipe: Recipe) -> bool:
 
 def likely(recipe: Recipe) -> Recipe:
     """What a recipe will most likely become, for an estimate of its cost before anything is read."""
-    unseen = "tsv" if recipe.base else "average"
+    one = len(recipe.sources) == 1
+    unseen = UNSEEN if one else "tsv" if recipe.base else "average"
     method = recipe.method if recipe.method != AUTO else "select" if recipe.data else unseen
-    calibrate = recipe.calibrate if recipe.calibrate != AUTO else "refit" if recipe.data else "none"
+    calibrate = (
+        recipe.calibrate
+        if recipe.calibrate != AUTO
+        else "refit"
+        if recipe.data
+        else "repair-weights"
+        if one
+        else "none"
+    )
     return recipe.changed(method=method, calibrate=calibrate) if recipe.automatic else recipe
 
 

@@ -9,7 +9,7 @@ from hf_zipit.assembly.kinds import kind_of
 from hf_zipit.assembly.parents import Parents
 from hf_zipit.calibration.methods import CALIBRATIONS
 from hf_zipit.calibration.refit.memory import refit_bytes
-from hf_zipit.costs import Cost
+from hf_zipit.costs import Cost, resized
 from hf_zipit.data.batches import REMEMBERED, suited_batch
 from hf_zipit.data.draw import USEFUL
 from hf_zipit.data.rows import hub_data
@@ -227,15 +227,28 @@ def check_result(sources: Sequence[Source], recipe: Recipe, library: str, licens
     known = not next(sources[0].model.parameters()).is_meta  # a model on the meta device cannot be traced
     if library != "zipit" and known:
         parents = kind.open(sources, recipe.spec, recipe.backbone)
-        planned = parents.config(task_names(sources, recipe.tasks), parents.plan(recipe.cut))
+        plan = sized_plan(parents, recipe)
+        planned = parents.config(task_names(sources, recipe.tasks), plan)
+        planned.shapes = _shapes(parents, plan)
         check_saveable(planned, library)
+
+
+def _shapes(parents: Parents, plan: Plan) -> dict[str, list[int]]:
+    """The shapes of the tensors of a planned trunk that differ from those of the models."""
+    model = parents.reference.model
+    planned = resized(model, plan.binding, plan.ratios, attributes=plan.attributes).state_dict()
+    own = model.state_dict()
+    return {f"trunk.{n}": list(v.shape) for n, v in planned.items() if v.shape != own[n].shape}
 
 
 def plan_text(plan: MergePlan) -> str:
     """The plan as text."""
     models = [[name, si(n)] for name, n in plan.models.items()]
-    costs = [["all parents", si(plan.parents_flops), si(plan.parents_parameters)]]
-    costs.append(["merged", si(plan.flops), "-" if plan.parameters is None else si(plan.parameters)])
+    one = len(plan.models) == 1
+    costs = [["before" if one else "all parents", si(plan.parents_flops), si(plan.parents_parameters)]]
+    costs.append(
+        ["after" if one else "merged", si(plan.flops), "-" if plan.parameters is None else si(plan.parameters)]
+    )
     memory = ", ".join(f"{_MEMORY[key]} {si(size, 'B')}" for key, size in plan.memory.items())
     missing = [f"{ref}: {si(size, 'B')}" for ref, size in plan.download.items() if size]
     missing += [f"{ref}: {'?' if n is None else 'at most ' + si(n, 'B')}" for ref, n in plan.data.items() if n != 0]

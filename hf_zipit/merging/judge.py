@@ -41,7 +41,8 @@ def judge(merger: Merger, merged: Merged, recipe: Recipe) -> Verdict | None:
         return None
     accuracies = accuracies_of(merger, recipe)
     models: dict[str, Merged] = {MERGED: merged}
-    for parent in range(len(merger.parents.wholes)):
+    several = len(merger.parents.wholes) > 1  # the trunk of one model is that model, which is no control
+    for parent in range(len(merger.parents.wholes) if several else 0):
         key = ("one trunk", parent)  # the same for all merges of a merger
         if key not in merger.memo:
             merger.memo[key] = one_trunk(merger, parent)
@@ -72,8 +73,9 @@ def _of_classes(
     means = {name: float(found.kept(name, accuracies)[known].mean()) for name in models} if known.any() else {}
     if not means:
         raise DataError("the outputs of the models on all held-out images are not finite: check the models and images")
-    best = max((name for name in models if name != MERGED), key=means.__getitem__)
-    own, other, chance = found.agreement(MERGED), found.agreement(best), found.chance()
+    best = max((name for name in models if name != MERGED), key=means.__getitem__, default=None)
+    own, chance = found.agreement(MERGED), found.chance()
+    other = None if best is None else found.agreement(best)
     share = found.kept(MERGED, accuracies)
     tasks = {}
     for t, task in enumerate(merger.tasks):
@@ -81,7 +83,7 @@ def _of_classes(
         tasks[task] = TaskVerdict(
             images=int(found.images[t]),
             agreement=_rounded(own[t]),
-            control=_rounded(other[t]),
+            control=None if other is None else _rounded(other[t]),
             chance=_rounded(chance[t]),
             kept=_rounded(share[t]),
             expected=None if accuracy is None else _rounded(accuracy * share[t]),
@@ -110,13 +112,14 @@ def _of_outputs(
 
     scores = {name: [near(one, i) for i, one in enumerate(each.values())] for name, each in found.items()}
     means = {name: sum(values) / len(values) for name, values in scores.items()}
-    best = max((name for name in models if name != MERGED), key=means.__getitem__)
+    best = max((name for name in models if name != MERGED), key=means.__getitem__, default=None)
     sets = merger.held_out.images
     counts = [len(sets[owner if len(sets) > 1 else 0]) for owner in owners]
     tasks = {}
     for i, task in enumerate(merger.tasks):
-        mine, theirs = scores[MERGED][i], scores[best][i]
-        tasks[task] = TaskVerdict(counts[i], round(mine, 4), round(theirs, 4), None, round(mine, 4), None)
+        mine = round(scores[MERGED][i], 4)
+        theirs = None if best is None else round(scores[best][i], 4)
+        tasks[task] = TaskVerdict(counts[i], mine, theirs, None, mine, None)
     return _judged(merger, tasks, None, best, means, recipe)
 
 
@@ -124,18 +127,19 @@ def _judged(
     merger: Merger,
     tasks: dict[str, TaskVerdict],
     joint: float | None,
-    best: str,
+    best: str | None,
     means: Mapping[str, float],
     recipe: Recipe,
     broken: int = 0,
 ) -> Verdict:
-    """The verdict with its advice; `broken` images have outputs that are not finite."""
+    """The verdict with its advice; `best` is the control, and `broken` images have outputs that are not finite."""
     assert merger.held_out is not None
-    parent = int(best.removeprefix("trunk "))
+    parent = None if best is None else int(best.removeprefix("trunk "))
     names = iter(merger.tasks)
-    control = [", ".join(next(names) for _ in whole.tasks) for whole in merger.parents.wholes][parent]
+    owned = [", ".join(next(names) for _ in whole.tasks) for whole in merger.parents.wholes]
+    control = None if parent is None else owned[parent]
     images = sum(len(part) for part in merger.held_out.images)
-    kept, other = means[MERGED], means[best]
+    kept, other = means[MERGED], None if best is None else means[best]
     advice = [
         f"nothing is known of {task}: only {one.images} held-out images look like its own; give images of its kind"
         for task, one in tasks.items()
@@ -143,7 +147,7 @@ def _judged(
     ]
     if broken:
         advice.append(f"{broken} held-out images are left out, because outputs on them are not finite")
-    if kept < other + MARGIN:
+    if parent is not None and other is not None and kept < other + MARGIN:
         method = {0: "method first-parent", len(merger.parents.wholes) - 1: "method last-parent"}.get(parent)
         use = f"{method}, calibrate refit" if method else "give that model first, with method first-parent"
         advice.append(
@@ -152,10 +156,11 @@ def _judged(
         )
     elif kept < POOR:
         worst = min((one.kept, task) for task, one in tasks.items() if one.kept is not None)[1]
-        steps = next_steps(merger, recipe)
-        advice.append(f"this merge is much worse than its parents, most of all on {worst}. Next to try: {steps}")
+        what = "this merge is much worse than its parents" if best else "this model is much worse than the larger one"
+        advice.append(f"{what}, most of all on {worst}. Next to try: {next_steps(merger, recipe)}")
     shared = None if joint is None else round(joint, 4)
-    return Verdict(images, tasks, shared, control, round(kept, 4), round(other, 4), tuple(advice))
+    spare = None if other is None else round(other, 4)
+    return Verdict(images, tasks, shared, control, round(kept, 4), spare, tuple(advice))
 
 
 def _rounded(value: Any) -> float | None:

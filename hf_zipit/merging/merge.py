@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from hf_zipit.assembly.parents import Merged
+from hf_zipit.calibration.methods import CALIBRATIONS
 from hf_zipit.data.draw import FEWEST
 from hf_zipit.data.images import NO_DATA
 from hf_zipit.errors import OptionError, SourceError
@@ -17,6 +18,7 @@ from hf_zipit.matching.methods import AUTO
 from hf_zipit.merging.balance import merge_settled
 from hf_zipit.merging.base import Base
 from hf_zipit.merging.judge import accuracies_of, judge
+from hf_zipit.merging.kept import kept_spaces
 from hf_zipit.merging.merger import Merger
 from hf_zipit.merging.provenance import check_count
 from hf_zipit.merging.signature import takes_options
@@ -121,9 +123,12 @@ def check_recipe(recipe: Recipe, models: int, data: Any) -> None:
         data: The images, or `None`.
 
     Raises:
-        OptionError: Fewer than two models are given, images are needed and none are given, or there is no such device.
+        OptionError: Fewer than two models are given, unless the result is to be smaller than one; images are needed and
+            none are given; or there is no such device.
     """
-    check_count(models)
+    check_count(models, recipe.shrinks)
+    if models == 1 and recipe.calibrate != AUTO and CALIBRATIONS[recipe.calibrate].joint:
+        raise OptionError(f"calibrate is '{recipe.calibrate}', which is for the tasks of several models: use refit")
     if recipe.device is not None:
         device_of(recipe.device, recipe.device)
     if data is None and recipe.needs_images:
@@ -145,6 +150,9 @@ def _run(
     merged, settled = merge_settled(merger, recipe, balance_data)
     verdict = judge(merger, merged, settled) if recipe.verdict else None
     main = merger.passes.accelerator.is_main_process
+    if len(sources) == 1:
+        about = Provenance.of(merged.config)
+        merged.config.zipit = replace(about, kept=kept_spaces(merger.parents, about.spaces)).to_dict()
     if verdict is not None:
         merged.config.zipit = replace(Provenance.of(merged.config), verdict=verdict.to_dict()).to_dict()
         for sentence in verdict.advice if main else ():

@@ -51,7 +51,7 @@ class Merger:
     """Models to merge, opened once with their images; all merges use the same statistics.
 
     Args:
-        sources: two or more Hub ids, folders, modules or opened sources; none of them is changed.
+        sources: Hub ids, folders, modules or opened sources; none of them is changed. One alone can become smaller.
         data: images, as for `merge`. Without images, only methods and calibrations that need none can be used.
         base: the model that they were fine-tuned from, for methods that need it; by default, that of the recipe, or the
             one that all cards name.
@@ -164,7 +164,8 @@ class Merger:
 
     def choice(self, recipe: Recipe) -> Choice:
         """What suits these models and images where the method or the calibration of a recipe is `auto`."""
-        return choose(recipe, self.parents, self.passes.images, self.relation, self.differences.given is not None)
+        related = self.relation if len(self.parents.sources) > 1 else None
+        return choose(recipe, self.parents, self.passes.images, related, self.differences.given is not None)
 
     @property
     def relation(self) -> Relation:
@@ -195,8 +196,7 @@ class Merger:
     def _as_given(self) -> "Merger":
         """A merger of the same models, with streams on the scales that they were given with."""
         out = copy.copy(self)
-        out.parents = self.given
-        out.memo = {}
+        out.parents, out.memo = self.given, {}
         return out
 
     def _calibrate(self, state: MergeState, recipe: Recipe) -> None:

@@ -21,6 +21,8 @@ def next_steps(merger: Merger, recipe: Recipe) -> str:
     steps = [step for step in (_cut(merger, recipe), _width(merger, recipe)) if step is not None]
     if merger.passes.images and max(map(len, merger.passes.images)) < USEFUL:
         steps.append("more images")
+    if len(merger.parents.sources) == 1:
+        return ", or ".join(steps) or "a larger width, or method select and calibrate refit"
     if not steps:
         return "models that have more in common"
     return f"{', or '.join(steps)}; hf-zipit diagnose tries cuts and widths on few images"

@@ -105,9 +105,9 @@ def task_names(sources: Sequence[Source], tasks: Sequence[str] | None) -> list[s
         tasks: one name for each task, or `None`.
 
     Raises:
-        OptionError: there are fewer than two models, or the names are not different, one for each task.
+        OptionError: there is no model, or the names are not different, one for each task.
     """
-    check_count(len(sources))
+    check_count(len(sources), shrinks=True)
     names = [name for source in sources for name, _ in source.tasks]
     if tasks is None:
         return [n if names.count(n) == 1 else f"{n}-{names[: i + 1].count(n)}" for i, n in enumerate(names)]
@@ -116,11 +116,18 @@ def task_names(sources: Sequence[Source], tasks: Sequence[str] | None) -> list[s
     return list(tasks)
 
 
-def check_count(models: int) -> None:
+def check_count(models: int, shrinks: bool = False) -> None:
     """Check that there are enough models for a merge.
 
+    Args:
+        models: number of models.
+        shrinks: whether the result is to be smaller than one model; one is enough then.
+
     Raises:
-        OptionError: there are fewer than two.
+        OptionError: there are fewer than two, or none.
     """
-    if models < 2:
-        raise OptionError(f"{models} model given: a merge needs two or more")
+    if models < (1 if shrinks else 2):
+        raise OptionError(
+            f"{models} model given: a merge needs two or more. To make one model smaller, use hf-zipit fold "
+            "(hf_zipit.fold), with a width or a flops_budget below 1"
+        )

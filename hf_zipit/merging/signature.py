@@ -2,7 +2,7 @@
 
 import inspect
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, TypeVar
 
 from hf_zipit.recipe import Recipe
@@ -12,14 +12,18 @@ WIDTH = 116  # of generated docstrings, in characters
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
-def takes_options(function: _Function) -> _Function:
+def takes_options(function: _Function, without: Collection[str] = ()) -> _Function:
     """List the options of a recipe in the signature and the docstring of a function that takes `**options`.
 
     `{options}` in the `Args` section of the docstring is replaced by their descriptions.
+
+    Args:
+        function: The function.
+        without: Options that it does not take.
     """
     signature = inspect.signature(function)
     own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
-    left_out = NO_OPTIONS.union(signature.parameters)
+    left_out = NO_OPTIONS.union(signature.parameters, without)
     fields = {name: field for name, field in Recipe.model_fields.items() if name not in left_out}
     keywords = [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=field.annotation)

@@ -81,7 +81,13 @@ def budget_plan(parents: Parents, recipe: Recipe, match: Matched, observe: Obser
 def _with_heads(parents: Parents, plan: Plan, recipe: Recipe) -> Plan:
     """The plan with the heads of all models kept, if the recipe says so and the models allow it."""
     size, models = parents.input_size, len(parents.sources)
-    return with_heads(plan, parents.spaces(plan), recipe.options, parents.reference.model, size, models)
+    found = with_heads(plan, parents.spaces(plan), recipe.options, parents.reference.model, size, models)
+    if models == 1 and recipe.shrinks and not found.widths:
+        what = (
+            f"width is {recipe.width:g}" if recipe.flops_budget is None else f"flops_budget is {recipe.flops_budget:g}"
+        )
+        raise OptionError(f"{what}: no feature space of this model becomes smaller; give a smaller number")
+    return found
 
 
 def _checked(parents: Parents, plan: Plan, what: str) -> Plan:
@@ -111,7 +117,7 @@ def _plans(parents: Parents, cut: str | None) -> list[Plan]:
     """The candidate cuts for a budget: the given one, or all."""
     binding = parents.binding
     last = parents.depth(None)
-    if cut is not None or not last:
+    if cut is not None or not last or len(parents.sources) == 1:  # one model has nothing to gain from layers left apart
         return [parents.plan(cut)]
     depths = {step: binding.steps.index(step) + 1 for step in binding.cuts}
     return [Plan(binding, depth, None if depth == last else step) for step, depth in depths.items()]

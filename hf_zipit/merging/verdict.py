@@ -20,7 +20,7 @@ class TaskVerdict:
         images: held-out images that count for it.
         agreement: share of them that are answered as the parent does, or, for outputs that are no classes, the share of
             the variance of the parent's outputs that is met.
-        control: the same for the best trunk of one parent.
+        control: the same for the best trunk of one parent; `None` if there is one parent only.
         chance: the same for the parent's most frequent answer; `None` if the outputs are no classes.
         kept: share of the parent's accuracy that the merge should keep.
         expected: accuracy to expect; `None` if that of the parent is unknown.
@@ -42,7 +42,7 @@ class Verdict:
         images: held-out images.
         tasks: of every task.
         joint: share of the images where the answer among the classes of all tasks is that of all parents together.
-        control: the parent whose trunk does best alone, with the heads of all tasks fitted to it.
+        control: the parent whose trunk does best alone, with the heads of all tasks fitted to it; `None` of one parent.
         kept: mean share of the parents' accuracy that the merge should keep.
         control_kept: the same for that trunk.
         advice: what to do about it, one sentence each; none if all is well.
@@ -51,15 +51,15 @@ class Verdict:
     images: int
     tasks: dict[str, TaskVerdict]
     joint: float | None
-    control: str
+    control: str | None
     kept: float
-    control_kept: float
+    control_kept: float | None
     advice: tuple[str, ...]
 
     @property
-    def worth_it(self) -> bool:
-        """Whether the merge is better than one parent's trunk."""
-        return self.kept >= self.control_kept + MARGIN
+    def worth_it(self) -> bool | None:
+        """Whether the merge is better than one parent's trunk; `None` if there is one parent only."""
+        return None if self.control_kept is None else self.kept >= self.control_kept + MARGIN
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values, for JSON and the config of the merge."""
@@ -103,9 +103,12 @@ def verdict_text(verdict: Mapping[str, Any]) -> str:
     tasks = verdict["tasks"]
     shown = [key for key in columns if any(one[key] is not None for one in tasks.values())]
     rows = [[task, str(one["images"]), *(percent(one[key]) for key in shown)] for task, one in tasks.items()]
-    summary = (
-        f"The merge should keep {percent(verdict['kept'])} % of its parents' accuracy; the trunk of "
-        f"{verdict['control']} alone, with the heads of all tasks fitted to it, {percent(verdict['control_kept'])} %."
-    )
+    kept = percent(verdict["kept"])
+    summary = f"The smaller model should keep {kept} % of the accuracy of the model that it was made of."
+    if verdict["control"] is not None:
+        summary = (
+            f"The merge should keep {kept} % of its parents' accuracy; the trunk of {verdict['control']} alone, with "
+            f"the heads of all tasks fitted to it, {percent(verdict['control_kept'])} %."
+        )
     head = ["held out", "images", *(columns[key] for key in shown)]
     return f"{table(head, rows)}\n\n{summary}"

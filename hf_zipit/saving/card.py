@@ -9,7 +9,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from hf_zipit.models.configuration_zipit import ZipItConfig
-from hf_zipit.saving.card_texts import PIPELINES, SECTIONS, SEVERAL, TIMM, TRANSFORMERS, ZIPIT
+from hf_zipit.saving.card_texts import FOLDED, MERGED, PIPELINES, SECTIONS, SEVERAL, TIMM, TRANSFORMERS, ZIPIT
 from hf_zipit.saving.provenance import Provenance
 from hf_zipit.sources.processors import channels_of
 from hf_zipit.sources.source import MODES
@@ -56,8 +56,8 @@ def card(
         textwrap.fill(f"- {line}", 120, subsequent_indent="  ") for line in _limits(about, several, library, len(tasks))
     ]
     text = SECTIONS.format(
-        title=f"{cell(task)}, one task of a merged model" if task else f"One model for {len(tasks)} tasks",
-        shared=_shared_layers(config, several),
+        title=_title(config, about, task),
+        what=FOLDED if len(about.sources) == 1 else f"{MERGED}\n{_shared_layers(config, several)}",
         parents="\n".join(rows),
         begin=BEGIN,
         results=_results_text(None, config.tasks, several),
@@ -76,6 +76,13 @@ def card(
     )
     data = _metadata(config, library, license or {})
     return f"---\n{data.to_yaml()}\n---\n{text}"
+
+
+def _title(config: ZipItConfig, about: Provenance, task: str | None) -> str:
+    """The title of the card."""
+    if len(about.sources) == 1:
+        return f"A smaller {', '.join(map(cell, config.tasks))}"
+    return f"{cell(task)}, one task of a merged model" if task else f"One model for {len(config.tasks)} tasks"
 
 
 def cell(text: str) -> str:
@@ -119,16 +126,19 @@ def with_results(card: str, config: ZipItConfig, results: Results) -> str:
 
 def _metadata(config: ZipItConfig, library: str, license: Mapping[str, str]) -> ModelCardData:
     """The card's metadata; only parents on the Hub are base models."""
-    ids = [source["id"] for source in Provenance.of(config).sources if source.get("id")]
+    sources = Provenance.of(config).sources
+    ids = [source["id"] for source in sources if source.get("id")]
+    one = len(sources) == 1
     values: dict[str, Any] = {
         **license,
         "library_name": "timm" if library == "timm" else "transformers",
-        "tags": ["zipit", "merge", "model-merging"],
+        "tags": ["zipit", *(["pruning"] if one else ["merge", "model-merging"])],
     }
     kinds = {head.get("kind", CLASSIFICATION) for head in config.heads or []}
     values |= {"pipeline_tag": kinds.pop()} if len(kinds) == 1 else {}
     if ids:
-        values |= {"base_model": ids, "base_model_relation": "merge"}
+        values |= {"base_model": ids}
+        values |= {} if one else {"base_model_relation": "merge"}
     return ModelCardData(**values)
 
 
@@ -219,6 +229,8 @@ def _how(about: Provenance) -> dict[str, Any]:
         "attention heads": about.kept_heads and f"those of all parents: {about.kept_heads}",
         "unlabelled images": images or "none",
         "agreement with the parents on held-out images, without labels": about.verdict and _agreements(about.verdict),
+        "as wide as before": about.kept
+        and "; ".join(f"{reason} (feature spaces: {len(names)})" for reason, names in about.kept.items()),
         "software": about.generator,
     }
     return {key: value for key, value in how.items() if value is not None}
@@ -227,16 +239,20 @@ def _how(about: Provenance) -> dict[str, Any]:
 def _agreements(verdict: Mapping[str, Any]) -> str:
     """How often each task answers as its parent, beside one parent's trunk."""
     shown = [
-        f"{task} {100 * one['agreement']:.1f} % ({100 * one['control']:.1f} %)"
+        f"{task} {100 * one['agreement']:.1f} %"
+        + ("" if one["control"] is None else f" ({100 * one['control']:.1f} %)")
         for task, one in verdict["tasks"].items()
         if one["agreement"] is not None
     ]
-    return f"{', '.join(shown) or 'unknown'} (in brackets: the trunk of {verdict['control']} alone)"
+    brackets = "" if verdict["control"] is None else f" (in brackets: the trunk of {verdict['control']} alone)"
+    return f"{', '.join(shown) or 'unknown'}{brackets}"
 
 
 def _limits(about: Provenance, several: bool, library: str, tasks: int) -> list[str]:
     """What a user of the model should know before using it, one sentence or two per line."""
     lines = ["A merge is usually less accurate than each parent on the parent's task. Measure it on your own images."]
+    if len(about.sources) == 1:
+        lines = ["A smaller model is usually less accurate than the one it was made of. Measure it on your own images."]
     if tasks > 1 and library == "zipit" and not several:
         lines.append("The joint prediction compares the confidences of heads that were never trained together.")
     elif tasks > 1 and library != "zipit":

@@ -1,10 +1,16 @@
 """The fixed texts of the model card: its sections, and how to use the model, by format."""
 
+MERGED = (
+    "This model combines models that were trained on different tasks. hf-zipit merged their weights without further "
+    "training."
+)
+FOLDED = (
+    "This model is a smaller version of another: hf-zipit merged its similar units with each other, without training."
+)
 SECTIONS = """
 # {title}
 
-This model combines models that were trained on different tasks. hf-zipit merged their weights without further training.
-{shared}
+{what}
 
 | task | output | parent |
 |---|---|---|

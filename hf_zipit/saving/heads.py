@@ -51,7 +51,7 @@ def _agrees(backbone: dict[str, Any], wanted: Mapping[str, Mapping[str, int | fl
 
 
 def _candidates(backbone: dict[str, Any], wanted: Mapping[str, Mapping[str, int | float]]) -> Iterator[dict[str, Any]]:
-    """Descriptions with other numbers of heads."""
+    """Descriptions with other numbers of heads, or of units of a head."""
     with torch.device("meta"):
         net = build_backbone(backbone, 2)
     pairs = [(_heads(net, path), value) for path, held in wanted.items() for value in _new_heads(held)]
@@ -60,7 +60,11 @@ def _candidates(backbone: dict[str, Any], wanted: Mapping[str, Mapping[str, int 
         return
     factor = int(factors.pop())
     if backbone["library"] == "transformers":
-        yield {**backbone, "config": _multiplied(backbone["config"], factor)}
+        config = _multiplied(backbone["config"], factor)
+        yield {**backbone, "config": config}
+        dims = {value for held in wanted.values() for name, value in held.items() if name == "head_dim"}
+        if len(dims) == 1:  # units of a head, which otherwise follow from the width and the number of heads
+            yield {**backbone, "config": {**config, "head_dim": dims.pop()}}
         return
     counts = {path.partition(".blocks.")[0]: int(value) for path, held in wanted.items() for value in _new_heads(held)}
     for value in (next(iter(counts.values())), list(counts.values())):

@@ -12,6 +12,7 @@ from hf_zipit.models.configuration_zipit import ZipItConfig
 from hf_zipit.models.modeling_zipit import ZipItForImageClassification, build_backbone
 from hf_zipit.models.steps import step_name
 from hf_zipit.saving.heads import plain_backbone
+from hf_zipit.saving.widths import with_widths
 from hf_zipit.sources import from_timm, from_transformers
 
 FORMATS = ("zipit", "timm", "transformers")
@@ -24,7 +25,7 @@ def own_library(config: ZipItConfig) -> str:
 
 
 def check_format(config: ZipItConfig, library: str, task: str | None = None) -> None:
-    """Refuse a format that a merge does not have. Its widths are checked later, by `plain_model`.
+    """Refuse a format that a merge does not have.
 
     Args:
         config: of the merge.
@@ -61,6 +62,21 @@ def check_format(config: ZipItConfig, library: str, task: str | None = None) -> 
             "comes with hf-zipit. Keep the format zipit: it includes the code, and loads without hf-zipit with "
             "trust_remote_code=True"
         )
+    check_widths(config, library)
+
+
+def check_widths(config: ZipItConfig, library: str) -> None:
+    """Refuse a merge whose widths no ordinary model has.
+
+    Raises:
+        OutputError: the message names a tensor.
+    """
+    with torch.device("meta"):
+        planned = build_backbone(_described(config), 2).state_dict()
+    for name, shape in (config.shapes or {}).items():
+        inner = name.removeprefix("trunk.")
+        if name != inner and inner in planned and list(planned[inner].shape) != list(shape):
+            raise _no_such_widths(library, inner, shape, list(planned[inner].shape))
 
 
 def plain_model(merged: ZipItForImageClassification, library: str, task: str | None = None) -> nn.Module:
@@ -74,23 +90,18 @@ def plain_model(merged: ZipItForImageClassification, library: str, task: str | N
 
     Raises:
         OptionError: the sources are from another library, or there is no such task.
-        OutputError: the merge is not full, its widths have changed, or its library does not have the architecture.
+        OutputError: the merge is not full, or its library does not have the architecture, or not with these widths.
     """
     config = merged.config
     check_format(config, library, task)
     chosen = [i for i, name in enumerate(config.tasks) if task in (None, name)]
     sizes = [len(head["id2label"]) for head in config.heads or []]
-    net = build_backbone(plain_backbone(config), sum(sizes[i] for i in chosen))
+    net = build_backbone(_described(config), sum(sizes[i] for i in chosen))
     planned = {name: value.shape for name, value in net.state_dict().items()}
     state = {**_never_read(merged, net), **_state(merged, planned, chosen)}
     for name in planned.keys() | state.keys():
         if name not in state or name not in planned or state[name].shape != planned[name]:
-            found = _shape(state, name)
-            usual = _shape(net.state_dict(), name)
-            raise OutputError(
-                f"no ordinary {library} model has these widths: {name} is {found} instead of {usual}. "
-                f"Merge at the parents' width, or keep the format zipit, {ELSE}"
-            )
+            raise _no_such_widths(library, name, _shape(state, name), _shape(net.state_dict(), name))
     net.load_state_dict(state)
     return net.eval()
 
@@ -115,8 +126,14 @@ def write_plain(
     if library == from_transformers.NAME:
         from_transformers.write_checkpoint(net, folder, labels, processor)
         return
-    args = plain_backbone(merged.config).get("model_args", {})
+    args = _described(merged.config).get("model_args", {})
     from_timm.write_checkpoint(net, folder, list(labels.values()), merged.config.pretrained_cfg, args)
+
+
+def _described(config: ZipItConfig) -> dict[str, Any]:
+    """The description of the ordinary model with the heads and widths of a merge, if there is one."""
+    trunk = {name.removeprefix("trunk."): shape for name, shape in (config.shapes or {}).items()}
+    return with_widths(plain_backbone(config), trunk)
 
 
 def _state(
@@ -148,6 +165,14 @@ def _never_read(merged: ZipItForImageClassification, net: nn.Module) -> dict[str
     owns = merged.config.owns or {}
     held = [f"{name}." for step in map(step_name, steps) for name in owns.get(step, [step])]
     return {n: v for n, v in net.state_dict().items() if held and not f"{n}.".startswith(tuple(held))}
+
+
+def _no_such_widths(library: str, name: str, found: object, usual: object) -> OutputError:
+    """The error of a merge whose widths no ordinary model has."""
+    return OutputError(
+        f"no ordinary {library} model has these widths: {name} is {found} instead of {usual}. Keep the width of the "
+        f"parents (of a ViT all but that of its MLPs), or the format zipit, {ELSE}"
+    )
 
 
 def _shape(state: Mapping[str, Tensor], name: str) -> list[int] | str:

@@ -27,6 +27,7 @@ class Provenance:
         choice: why `method="auto"` and `calibrate="auto"` chose what the recipe holds: `reasons`, and the methods
             `tried` with minus the error of their outputs.
         verdict: how near the merge is to its parents; see `merging.verdict`.
+        kept: of one model that was made smaller, the feature spaces that are as wide as before, by the reason.
     """
 
     generator: str | None = None
@@ -37,6 +38,7 @@ class Provenance:
     balance: dict[str, Any] | None = None
     choice: dict[str, Any] | None = None
     verdict: dict[str, Any] | None = None
+    kept: dict[str, list[str]] | None = None
 
     @classmethod
     def of(cls, config: ZipItConfig) -> "Provenance":

@@ -56,7 +56,8 @@ def _reproduction(recipe: Recipe, images: Sequence[Mapping[str, Any]]) -> str:
     if any(ref is None for ref, _ in data):
         arguments += [f"--data {shlex.quote(str(name))}" for _, name in data]
     arguments += [f"--base {shlex.quote(str(name))}" for ref, name in base if ref is None]
-    command = f"`{' '.join(['hf-zipit merge', RECIPE, *arguments, '-o again'])}` reproduces these weights"
+    verb = "fold" if len(sources) == 1 else "merge"
+    command = f"`{' '.join([f'hf-zipit {verb}', RECIPE, *arguments, '-o again'])}` reproduces these weights"
     local = [str(name) for ref, name in [*parents, *data, *base] if ref is None]
     if not local:
         return command

@@ -183,17 +183,19 @@ def test_optimal_of_three_models_and_of_odd_widths():
         optimal_match(symmetric(2, 4, 0)[:7, :7], [4, 3])
 
 
+@pytest.mark.parametrize(("sizes", "keep"), [([24, 24], None), ([24, 24], 12), ([48], 16)])
 @pytest.mark.parametrize("seed", range(3))
-def test_kmeans_is_a_fixpoint_of_lloyds_steps_and_as_good_as_sklearn(seed):
+def test_kmeans_is_a_fixpoint_of_lloyds_steps_and_as_good_as_sklearn(seed, sizes, keep):
     g = torch.Generator().manual_seed(seed)
     x = torch.randn(48, 5, generator=g, dtype=torch.float64) @ torch.randn(5, 60, generator=g, dtype=torch.float64)
     x = x + 0.5 * torch.randn(48, 60, generator=g, dtype=torch.float64)
     x = torch.nn.functional.normalize(x - x.mean(1, keepdim=True))
-    match = kmeans_match(x @ x.T, [24, 24])
+    match = kmeans_match(x @ x.T, sizes, keep=keep)
+    assert match.width == (keep or 24)
     assert match.counts.min() > 0
-    means = torch.stack([x[match.labels == c].mean(0) for c in range(24)])
+    means = torch.stack([x[match.labels == c].mean(0) for c in range(match.width)])
     distance = torch.cdist(x, means).square()
     own = distance[torch.arange(48), match.labels]
     assert (own <= distance.min(1).values + 1e-8).all()
-    fitted = KMeans(24, n_init=1, random_state=0).fit(x.numpy())
+    fitted = KMeans(match.width, n_init=1, random_state=0).fit(x.numpy())
     assert own.sum() <= 1.1 * fitted.inertia_

@@ -93,10 +93,11 @@ def merge_text(found: dict[str, Any]) -> str:
     costs = [["trunk", *_cost(found["trunk"])]]
     costs += [[f"head: {', '.join(head['tasks'])}", *_cost(head)] for head in found["heads"] if head["parameters"]]
     costs.append(["all tasks", *_cost(found)])
+    what = "one model made smaller" if len(sources) == 1 else f"{len(sources)} models merged"
     spaces = [[s["name"], *(str(s[key]) for key in ("width", "shared", "within", "alone"))] for s in found["spaces"]]
     return "\n\n".join(
         [
-            f"{len(sources)} models merged by {found['method']} {where}; {size}, calibration {found['calibrate']}",
+            f"{what} by {found['method']} {where}; {size}, calibration {found['calibrate']}",
             table(["task", "kind", "classes", "from"], tasks),
             *([f"attention heads of all parents: {found['attention']}"] if found["attention"] else []),
             *([table(["task", "reads from the trunk (units)"], reads)] if any(text for _, text in reads) else []),

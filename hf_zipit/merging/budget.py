@@ -14,6 +14,7 @@ from hf_zipit.specs.spaces import Binding
 from hf_zipit.statistics.collect import SpaceStatistics
 from hf_zipit.transform.match import Match
 
+HALF = 0.5  # the width at which spaces are tried that are to become smaller
 GRID = 8  # widths are multiples of 1/GRID of one model's width
 ROUNDING = 1e-9  # tolerance when FLOPs are compared with the budget
 
@@ -21,7 +22,7 @@ Errors = Mapping[str, Mapping[float, float]]  # space -> width over one model's 
 
 
 @torch.no_grad()
-def free_spaces(model: nn.Module, binding: Binding, input_size: Sequence[int]) -> set[str]:
+def free_spaces(model: nn.Module, binding: Binding, input_size: Sequence[int], ratio: float = 2.0) -> set[str]:
     """The spaces that can change width: the model still runs when they do, and no layer norm averages over them.
 
     Attention heads cannot change width, because their modules are built for one width.
@@ -30,11 +31,13 @@ def free_spaces(model: nn.Module, binding: Binding, input_size: Sequence[int]) -
         model: the model; it is copied to the meta device.
         binding: its spec.
         input_size: (channels, height, width).
+        ratio: the width that is tried, relative to the model's: above 1 for wider merges, below 1 for smaller ones.
     """
-    spaces = {name for name, space in binding.spaces.items() if not space.one_to_one and space.probes}
-    if runs_at(model, binding, dict.fromkeys(spaces, 2.0), input_size):
-        return spaces
-    return {name for name in spaces if runs_at(model, binding, {name: 2.0}, input_size)}
+    known = {name: space for name, space in binding.spaces.items() if not space.one_to_one and space.probes}
+    ratios = {name: unit_count(x.size, x.groups, math.ceil(ratio), ratio) / x.size for name, x in known.items()}
+    if runs_at(model, binding, ratios, input_size):
+        return set(ratios)
+    return {name for name, value in ratios.items() if runs_at(model, binding, {name: value}, input_size)}
 
 
 def unexplained(statistics: SpaceStatistics, match: Match) -> float:

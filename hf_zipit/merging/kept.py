@@ -4,13 +4,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hf_zipit.assembly.parents import Parents
-from hf_zipit.merging.budget import free_spaces
+from hf_zipit.merging.budget import HALF, free_spaces
 from hf_zipit.specs.attention import attentions
 
 HEADS = "attention heads, which keep all of their units"
 NORMED = "read by layer norms, which count every unit"
 UNREAD = "nothing reads their units one by one"
-TIED = "tables that follow the groups of other spaces"
+TIED = "tables with an entry for every attention head or other group"
 FIXED = "the modules around them run only with as many units"
 WIDE = "all of their units are kept at this width"
 
@@ -25,7 +25,7 @@ def kept_spaces(parents: Parents, spaces: Sequence[Mapping[str, Any]]) -> dict[s
         spaces: name and `width` of every space of the result.
     """
     binding = parents.binding
-    free = free_spaces(parents.reference.model, binding, parents.input_size)
+    free = free_spaces(parents.reference.model, binding, parents.input_size, HALF)
     heads = {name for layer in attentions(binding).values() for name in layer.spaces}
     read = {row.space for row in binding.table if row.role == "read"}
     out: dict[str, list[str]] = {}
@@ -33,12 +33,12 @@ def kept_spaces(parents: Parents, spaces: Sequence[Mapping[str, Any]]) -> dict[s
         space = binding.spaces[name]
         if width < space.size:
             continue
-        if name in heads:
+        if not space.probes:
+            reason = TIED
+        elif name in heads:
             reason = HEADS
         elif space.one_to_one:
             reason = NORMED if name in read else UNREAD
-        elif not space.probes:
-            reason = TIED
         else:
             reason = WIDE if name in free else FIXED
         out.setdefault(reason, []).append(name)

@@ -8,7 +8,7 @@ from hf_zipit.costs import runs_at
 from hf_zipit.errors import OptionError
 from hf_zipit.heads.plan import with_heads
 from hf_zipit.matching.widen import unit_count
-from hf_zipit.merging.budget import GRID, Depth, free_spaces, spend, unexplained
+from hf_zipit.merging.budget import GRID, HALF, Depth, free_spaces, spend, unexplained
 from hf_zipit.recipe import Recipe
 from hf_zipit.specs.plan import Plan
 from hf_zipit.statistics.collect import SpaceStatistics
@@ -30,7 +30,7 @@ def sized_plan(parents: Parents, recipe: Recipe) -> Plan:
     check_width("width", recipe.width, len(parents.sources))
     plan = parents.plan(recipe.cut)
     if recipe.width != 1:
-        widths = _widths(parents, recipe.width, _free(parents) & parents.spaces(plan))
+        widths = _widths(parents, recipe.width, _free(parents, recipe) & parents.spaces(plan))
         plan = _checked(parents, parents.plan(recipe.cut, widths), f"width is {recipe.width:g}")
     return _with_heads(parents, plan, recipe)
 
@@ -54,7 +54,7 @@ def budget_plan(parents: Parents, recipe: Recipe, match: Matched, observe: Obser
     plans = _plans(parents, recipe.cut or parents.fixed_cut)  # a merge with a cut can only be merged again at that cut
     deepest = max(plans, key=lambda plan: plan.depth)
     names = parents.spaces(deepest)
-    free = _free(parents) & names
+    free = _free(parents, recipe) & names
     seen = observe(names, recipe.compat)
     errors: dict[str, dict[float, float]] = {name: {} for name in seen}
     for ratio in _grid(budget, bool(free), len(parents.sources)):
@@ -145,6 +145,7 @@ def _widths(parents: Parents, ratio: float, names: Iterable[str]) -> dict[str, i
     return {space.name: widths[space.name] for space in spaces if widths[space.name] != space.size}
 
 
-def _free(parents: Parents) -> set[str]:
-    """The spaces that can change width."""
-    return free_spaces(parents.reference.model, parents.binding, parents.input_size)
+def _free(parents: Parents, recipe: Recipe) -> set[str]:
+    """The spaces that can change width as the recipe asks."""
+    ratio = HALF if recipe.shrinks else 1 / HALF
+    return free_spaces(parents.reference.model, parents.binding, parents.input_size, ratio)

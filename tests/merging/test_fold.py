@@ -23,6 +23,7 @@ from hf_zipit.saving import save as saving
 from hf_zipit.saving.load import load_merged
 from hf_zipit.sources.load import load_source
 from tests.helpers.models import cifar_vgg, hf_vit, images, shuffled, timm_vit, tiny
+from tests.helpers.wholes import PAIRS, small
 
 (PIXELS,) = images(4, seed=7)
 UNSEEN = ("weight-zip", "weight-kmeans")
@@ -117,12 +118,22 @@ def test_a_traced_model_is_folded():
     assert cost_of(found, (3, 224, 224)).flops < 0.6 * cost_of(model, (3, 224, 224)).flops
 
 
+def test_spaces_that_the_modules_do_not_let_shrink_are_kept():
+    source = small(*PAIRS["SegFormer"][1:], 1, 32)
+    found = hf_zipit.fold(source, images(16), width=0.5, method="select", calibrate="none", verdict=False)
+    assert len(found.config.zipit["kept"][kept.FIXED]) == 1  # the values of an attention layer of one head
+    assert sum(p.numel() for p in found.parameters()) < 0.8 * sum(p.numel() for p in source.model.parameters())
+
+
 def test_a_merge_is_folded_with_all_of_its_tasks():
     merged = hf_zipit.merge([tiny("cifar_resnet20", seed) for seed in (0, 1)], images(32), tasks=["a", "b"], width=1.5)
     found = hf_zipit.fold(merged, images(128), width=0.5)
     assert found.config.tasks == ["a", "b"]
     assert set(found.config.zipit["verdict"]["tasks"]) == {"a", "b"}
     assert sum(p.numel() for p in found.parameters()) < 0.4 * sum(p.numel() for p in merged.parameters())
+    again = hf_zipit.merge([found, found], images(32), tasks=["a", "b", "c", "d"], method="average", calibrate="none")
+    for number, task in enumerate(again(PIXELS).task_logits.values()):
+        torch.testing.assert_close(task, found(PIXELS).task_logits["ab"[number % 2]], rtol=1e-4, atol=1e-5)
 
 
 READ = """
@@ -213,7 +224,7 @@ def test_other_mistakes_are_named():
 def variances(model, module):
     """The variance of every output of a layer of a model on white noise."""
     seen = []
-    handle = module.register_forward_hook(lambda _, __, out: seen.append(out.movedim(1, -1)))
+    handle = module.register_forward_hook(lambda _, __, out: seen.append(out.movedim(1, -1).clone()))
     with torch.no_grad():
         for pixels in images(64, seed=1):
             model(pixels)

@@ -163,7 +163,8 @@ def run_part(
     end = len(order) if last is None else order.index(last) + 1
     above = {path[:place] for path in order[max(start - 1, 0) : end] for place, c in enumerate(path) if c == "."}
     others = frozenset([*order[:start], *order[end:]]) - above  # a module around the part runs in it
-    images = len(value) if first == PIXELS else len(value) // len(_first(shapes[first]))
+    rows = 1 if first == PIXELS else _first(shapes[first]).shape[0]  # of one image: windows are many
+    images = value.shape[0] // rows if rows > 1 else value.shape[0]
     part = _Part(first, value, last, shapes, others, images)
     pixels = value if first == PIXELS else value.new_zeros(()).expand(images, outline.channels, *size)
     token = _running.set(part)

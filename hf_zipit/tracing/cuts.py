@@ -20,27 +20,6 @@ Version = tuple[int, int]  # identity of a tensor, and how often it was written 
 
 
 @torch.no_grad()
-def legal_cuts(model: nn.Module, pixels: Tensor) -> list[str]:
-    """The modules after which exactly one tensor that depends on the image is alive, in order of execution.
-
-    Where a block and its last layer end with the same tensor, the block is named.
-
-    Args:
-        model: The model; it is not changed.
-        pixels: One image, (1, channels, height, width); only its shape is used.
-
-    Raises:
-        TraceError: the model does not run on this image.
-
-    >>> legal_cuts(timm.create_model("resnet18"), torch.zeros(1, 3, 64, 64))[3:6]  # doctest: +SKIP
-    ['maxpool', 'layer1.0', 'layer1.1']
-    """
-    ends = _ends(model, pixels)
-    modules = dict(model.named_modules())
-    return [path for path in ends if not _inside(path, ends, modules)]
-
-
-@torch.no_grad()
 def check_cuts(model: nn.Module, binding: Binding, pixels: Tensor) -> None:
     """Check that exactly one tensor is alive after every module at which a spec allows a cut.
 
@@ -123,14 +102,6 @@ def replay(
         ) from error
     wanted = [flow.version(t) for t in outputs(output) if flow.knows(t)]
     return flow, flow.alive(wanted), wanted
-
-
-def _inside(path: str, ends: dict[str, Version], modules: dict[str, nn.Module]) -> bool:
-    """Whether a module is the last part of a block that ends with the same tensor; containers are not blocks."""
-    parent = path.rpartition(".")[0]
-    if isinstance(modules[parent], nn.Sequential | nn.ModuleList):
-        return False
-    return ends.get(parent) == ends[path]
 
 
 @dataclass(frozen=True)

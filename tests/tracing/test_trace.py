@@ -14,8 +14,9 @@ from hf_zipit.find_spec import describe
 from hf_zipit.specs import parser as specs
 from hf_zipit.specs.binding import bind
 from hf_zipit.tracing.check import difference, random_order, same_grouping, tally
-from hf_zipit.tracing.cuts import chain_of, legal_cuts
+from hf_zipit.tracing.cuts import chain_of
 from hf_zipit.tracing.fold import chain_patterns, patterns
+from hf_zipit.tracing.parts import parts_of
 from hf_zipit.tracing.tracer import trace
 from hf_zipit.tracing.writer import write_spec
 
@@ -221,7 +222,7 @@ def test_models_that_do_not_run_on_the_image_are_refused():
     with pytest.raises(TraceError, match=r"VisionTransformer does not run on an image \[1, 3, 20, 20\]"):
         trace(build("vit_tiny_patch16_224", {"img_size": 32, "depth": 1}), torch.zeros(1, 3, 20, 20))
     with pytest.raises(TraceError, match="does not run"):
-        legal_cuts(nn.Linear(3, 3), torch.zeros(1, 3, 20, 20))
+        chain_of(nn.Linear(3, 3), torch.zeros(1, 3, 20, 20))
 
     class Silent(nn.Module):
         def forward(self, x):
@@ -231,18 +232,19 @@ def test_models_that_do_not_run_on_the_image_are_refused():
         trace(Silent(), torch.zeros(1, 3, 20, 20))
 
 
-def test_legal_cuts_and_chains():
+def test_chains_and_parts():
     model = build("resnet18", {})
     pixels = torch.zeros(1, 3, 64, 64)
-    cuts = legal_cuts(model, pixels)
     binding = bind(specs.read(specs.folder() / "timm_resnet.yaml"), model)
-    assert set(binding.cuts) <= set(cuts)
-    assert "layer1.0.conv1" not in cuts
     assert tuple(chain_of(model, pixels)) == binding.steps
+    parts = [part.name for part in parts_of(model, pixels, trace(model, pixels))]
+    assert {step for step in binding.cuts if "layer" in step} <= set(parts)
+    assert "layer1.0.conv1" not in parts
     vit = build("ViTForImageClassification", MLP)
-    cuts = legal_cuts(vit, torch.zeros(1, 3, 32, 32))
-    assert [c for c in cuts if c.startswith("vit.layers")] == [f"vit.layers.{i}" for i in range(3)]
-    assert chain_of(vit, torch.zeros(1, 3, 32, 32)) == []
+    pixels = torch.zeros(1, 3, 32, 32)
+    parts = [part.name for part in parts_of(vit, pixels, trace(vit, pixels))]
+    assert [name for name in parts if name.startswith("vit.layers")] == [f"vit.layers.{i}" for i in range(3)]
+    assert chain_of(vit, pixels) == []
 
 
 def test_patterns_match_these_modules_and_no_others():

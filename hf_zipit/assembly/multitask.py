@@ -183,6 +183,7 @@ class Multitask(Parents):
         config.shapes = {name: list(state[name].shape) for name, shape in known.items() if state[name].shape != shape}
         model = ZipItModel(config, trunk, [copy.deepcopy(source.model).eval() for source in self.wholes])
         model.load_state_dict(state, assign=True)
+        model.tie_weights(missing_keys=set(), recompute_mapping=False)  # of layers that a decoder has under two names
         model.requires_grad_(True)
         if config.preprocessing:  # timm's own processor cannot resize predicted masks back
             model.image_processor = dense_processor(config.input_size or (), config.preprocessing)

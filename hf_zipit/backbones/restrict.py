@@ -57,7 +57,7 @@ def restricted(
         A binding with the given steps as its chain, and the outputs of these steps.
     """
     part = _with_weights_of(view, binding, renamed)
-    outputs = _find_outputs(view, part, size)
+    outputs = find_outputs(view, part, size)
     steps = list(view.paths)
     spaces = {name: _observed(space, steps, outputs) for name, space in part.spaces.items()}
     after = _cut_spaces(steps, prefixes, outputs)
@@ -88,7 +88,7 @@ def _cut_spaces(steps: Sequence[str], prefixes: Sequence[Prefix], outputs: Outpu
 
 
 @torch.no_grad()
-def _find_outputs(view: Steps, binding: Binding, size: tuple[int, int, int]) -> Outputs:
+def find_outputs(view: Steps, binding: Binding, size: tuple[int, int, int]) -> Outputs:
     """The space and the axis of each step's output, found by permuting the units of all spaces."""
     net = copy.deepcopy(view).double().eval()
     randomise(net, seed=0)

@@ -16,6 +16,7 @@ from hf_zipit.backbones.differences import first_divergent_step, limit_of, reaso
 from hf_zipit.backbones.dtypes import in_one_dtype
 from hf_zipit.backbones.prefix import Prefix, find_prefix
 from hf_zipit.backbones.restrict import Outputs, renamed_weights, restricted
+from hf_zipit.backbones.traced import trace_prefix
 from hf_zipit.errors import SourceError, SpecError
 from hf_zipit.find_spec import trace_source
 from hf_zipit.models.resume import Steps
@@ -74,11 +75,15 @@ class Shared:
 
 
 class _Backbone(NamedTuple):
-    """A backbone that a spec describes: the number of its model, its path in that model, and the bound spec."""
+    """A backbone that a spec describes: the number of its model, its path in that model, and the bound spec.
+
+    Of a trace that has followed the first steps only, `depth` is their number.
+    """
 
     reference: int
     path: str
     binding: Binding
+    depth: int | None = None
 
 
 def share(sources: Sequence[Source], spec: str | Path | None = None, backbone: str | None = None) -> Shared:
@@ -144,7 +149,7 @@ def _before_classifier(own: Prefix, found: _Backbone) -> list[str]:
     """The steps of the reference model's prefix up to its classifier."""
     owners = (name.rpartition(".")[0] for name in found.binding.classifier)
     classifiers = {".".join(part for part in (found.path, owner) if part) for owner in owners}
-    return list(itertools.takewhile(lambda step: step not in classifiers, own.steps))
+    return list(itertools.takewhile(lambda step: step not in classifiers, own.steps[: found.depth]))
 
 
 def _with_input_sizes(sources: Sequence[Source]) -> list[Source]:
@@ -197,23 +202,32 @@ def _find_backbone(sources: Sequence[Source], spec: str | Path | None, backbone:
             binding = _described(module, known) if backbone in (None, path) else None
             if binding is not None:
                 return _Backbone(number, path, binding)
+    number = next((i for i, s in enumerate(sources) if s.kind != "image-feature-extraction"), 0)
+    first = sources[number]
+    if first.kind == "object-detection" and (spec is None or specs.matches(known[0], _classes(first.model))):
+        prefix = find_prefix(first.model, _blank(first))
+        binding, depth = trace_prefix(first, prefix, None if spec is None else known[0])
+        return _Backbone(number, "", binding, depth)
     if spec is not None:
         raise SpecError(f"{spec} describes no module of {_names(sources)}")
-    number = next((i for i, s in enumerate(sources) if s.kind != "image-feature-extraction"), 0)
-    traced = specs.parse(trace_source(sources[number]), "traced")
-    return _Backbone(number, "", bind(traced, sources[number].model))
+    traced = specs.parse(trace_source(first), "traced")
+    return _Backbone(number, "", bind(traced, first.model))
 
 
 def _described(module: nn.Module, known: Sequence[Spec]) -> Binding | None:
     """The first spec for the class of a module that can be bound to it."""
-    classes = [f"{c.__module__}.{c.__qualname__}" for c in type(module).__mro__]
     for spec in known:
-        if specs.matches(spec, classes):
+        if specs.matches(spec, _classes(module)):
             try:
                 return bind(spec, module)
             except SpecError:
                 continue
     return None
+
+
+def _classes(module: nn.Module) -> list[str]:
+    """The qualified names of the class of a module, and of its base classes."""
+    return [f"{c.__module__}.{c.__qualname__}" for c in type(module).__mro__]
 
 
 def _shared(

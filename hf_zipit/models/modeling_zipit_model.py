@@ -28,6 +28,7 @@ AUTO_CLASSES = (
     "AutoModelForImageClassification",
     "AutoModelForSemanticSegmentation",
     "AutoModelForDepthEstimation",
+    "AutoModelForObjectDetection",
 )
 
 
@@ -86,6 +87,9 @@ class ZipItModel(ZipItPreTrainedModel):
             resize(self, name, shape)
         set_attributes(self.trunk, config.attributes or {})
         self.post_init()
+        for number, head in enumerate(self.heads):  # transformers collects these from direct parts only
+            tied: dict[str, str] = getattr(head, "all_tied_weights_keys", None) or {}
+            self.all_tied_weights_keys |= {f"heads.{number}.{a}": f"heads.{number}.{b}" for a, b in tied.items()}
 
     def forward(self, pixel_values: Tensor, tasks: Sequence[str] | str | None = None, **kwargs: Any) -> Any:
         """Run the trunk, then the models of some tasks from where it ends.

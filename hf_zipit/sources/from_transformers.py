@@ -22,9 +22,12 @@ from hf_zipit.text import load_errors
 
 NAME = "transformers"
 CLASSIFICATION = "image-classification"
+DETECTION = "object-detection"
+NAMED = (CLASSIFICATION, "image-segmentation", DETECTION)  # kinds whose outputs are classes with names
 _KINDS = {  # by the ending of the class's name; other models give features
     "ForSemanticSegmentation": "image-segmentation",
     "ForDepthEstimation": "depth-estimation",
+    "ForObjectDetection": DETECTION,
     "ForMaskedImageModeling": "image-to-image",
     "ForImageSuperResolution": "image-to-image",
 }
@@ -184,7 +187,7 @@ def _source(
     preprocessing: dict[str, Any] = {} if size is None else {"input_size": size}
     preprocessing |= {key: value for key, value in settings.items() if key not in _PROCESSOR_CLASS}
     labels = []
-    if kind in (CLASSIFICATION, "image-segmentation"):
+    if kind in NAMED:
         place = f"{folder}/config.json: id2label" if folder else "id2label in the config of the model"
         labels = class_names(model.config.id2label, model.config.num_labels, place)
     return Source(
@@ -220,6 +223,6 @@ def _structure(model: Any, kind: str) -> dict[str, Any]:
         config.pop("num_labels", None)
         return config
     config.pop("dtype", None)
-    if kind == "image-segmentation":
+    if kind in NAMED:
         config["num_labels"] = model.config.num_labels
     return config

@@ -28,8 +28,8 @@ def module_source(
 
     Args:
         model: called with pixels `(B, 3, H, W)`; it is never changed.
-        kind: its task: `image-classification`, `image-segmentation`, `depth-estimation`, `image-to-image` or
-            `image-feature-extraction`.
+        kind: its task: `image-classification`, `image-segmentation`, `depth-estimation`, `object-detection`,
+            `image-to-image` or `image-feature-extraction`.
         name: the name of its task; by default that of its class.
         labels: its class names, in id order.
         input_size: (channels, height, width); may be left out if another source states it.

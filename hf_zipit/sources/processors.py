@@ -36,11 +36,26 @@ def processor_in(folder: str | Path, *, trust_remote_code: bool = False, needed:
         return AutoImageProcessor.from_pretrained(folder, trust_remote_code=trust_remote_code)
 
 
-def processor_transform(processor: Any) -> Callable[[Any], Tensor] | None:
-    """What an image processor does to one image: PIL image -> pixels `(channels, H, W)`."""
+def processor_transform(processor: Any, channels: int = 3) -> Callable[[Any], Tensor] | None:
+    """What an image processor does to one image: PIL image -> pixels `(channels, H, W)`.
+
+    Those of detectors keep the proportions of an image, so that each has a size of its own. A merge reads all images in
+    one size: the one that the processor gives to a square image.
+    """
     if processor is None:
         return None
-    return lambda image: processor(image, return_tensors="pt")["pixel_values"][0]
+    options: dict[str, Any] = {}
+    if finds_boxes(processor) and channels in MODES:
+        square = processor(noise(channels, _SIDE, _SIDE), return_tensors="pt")["pixel_values"]
+        options = {"do_pad": False}
+        if processor.do_resize:
+            options["size"] = {"height": square.shape[-2], "width": square.shape[-1]}
+    return lambda image: processor(image, return_tensors="pt", **options)["pixel_values"][0]
+
+
+def finds_boxes(processor: Any) -> bool:
+    """Whether an image processor makes boxes of a detector's outputs."""
+    return hasattr(processor, "post_process_object_detection")
 
 
 def transform_of(processor: Any, channels: int, model: str) -> Callable[[Any], Tensor] | None:
@@ -49,7 +64,7 @@ def transform_of(processor: Any, channels: int, model: str) -> Callable[[Any], T
     for key in ("image_mean", "image_std") if settings.get("do_normalize") else ():
         if per_channel(settings.get(key), channels) is None:
             return failing(f"{model}: {wrong_count(f'{key} of the image processor', settings[key], channels)}")
-    return processor_transform(processor)
+    return processor_transform(processor, channels)
 
 
 def processor_facts(processor: Any) -> dict[str, Any]:

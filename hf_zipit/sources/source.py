@@ -19,6 +19,7 @@ KINDS = (  # of tasks, as pipelines name them
     "image-feature-extraction",
     "image-segmentation",
     "image-to-image",
+    "object-detection",
 )
 MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}  # of PIL images, by channels
 PROBLEMS = ("single-label", "binary", "multi-label", "regression")  # what the logits of a classifier mean

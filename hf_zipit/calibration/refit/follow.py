@@ -133,7 +133,7 @@ class OutputFollower(TorchFunctionMode, Generic[AnyOutput]):
         if not any(isinstance(value, Tensor) for value in _flat([result])):
             return result  # a shape, a dtype
         call = Call(func.__name__, args, result)
-        self.on_call()
+        self.on_call(func.__name__)
         for output, version in zip(read, versions, strict=True):
             self.on_read(output, call, version)
         if affine is not None:
@@ -143,8 +143,8 @@ class OutputFollower(TorchFunctionMode, Generic[AnyOutput]):
     def on_map_input(self, affine: AffineMap, function: str, args: tuple[Any, ...]) -> None:
         """A call is about to apply an affine map."""
 
-    def on_call(self) -> None:
-        """A call has returned tensors."""
+    def on_call(self, function: str) -> None:
+        """A call of a function has returned tensors."""
 
     def on_read(self, output: AnyOutput, call: Call, version: int) -> None:
         """A call has read an output, which had this version before."""

@@ -41,7 +41,7 @@ def find_layers(net: nn.Module, stages: Sequence[Callable[[Tensor], Tensor]], va
     """The layers of a network that can be refit, in running order.
 
     Layers that run more than once, whose weight is computed from other parameters, or that read nothing of the image
-    (a table of positions) are left out.
+    (a table of positions) are left out. So are those behind a choice of the highest scores, as in some detectors.
 
     Args:
         net: the network, in eval mode.
@@ -116,9 +116,11 @@ class _LayerFinder(OutputFollower[_FoundMap]):
 
     stage = 0
     calls = 0
+    chosen = False
 
-    def on_call(self) -> None:
+    def on_call(self, function: str) -> None:
         self.calls += 1
+        self.chosen |= function == "topk"
 
     def on_read(self, output: _FoundMap, call: Call, version: int) -> None:
         value = output.value
@@ -142,6 +144,8 @@ class _LayerFinder(OutputFollower[_FoundMap]):
             output.value = None  # overwritten
 
     def on_map(self, affine: AffineMap, call: Call, read: Sequence[_FoundMap]) -> None:
+        if self.chosen:
+            return  # it reads the places with the highest scores, which are others in each network
         if any(output.affine.norm == affine.norm for output in read if affine.norm):
             return  # a batch norm that has just extended the map before it
         grouped = affine.norm_only or (call.function == "conv2d" and len(call.args) > 6 and call.args[6] != 1)

@@ -31,7 +31,9 @@ def limit_of(
     short = next((k for k, found in enumerate(prefixes) if len(found.steps) == shared != len(steps)), None)
     if short is None:
         return (
-            f"no step after {steps[-1]} of {first.name} can be run by itself and permuted" if steps else f"{first.name} has no steps"
+            f"no step after {steps[-1]} of {first.name} can be run by itself and permuted"
+            if steps
+            else f"{first.name} has no steps"
         )
     other, step = sources[short], steps[shared]
     twin = _twin(other.model, step)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from hf_zipit.backbones.behaviour import same_pixels, same_values
+from hf_zipit.backbones.behaviour import same_boxes, same_pixels, same_values
 from hf_zipit.backbones.compatible import preprocessing_error
 from hf_zipit.backbones.differences import first_divergent_step, limit_of, reason_of, view_of
 from hf_zipit.backbones.dtypes import in_one_dtype
@@ -27,6 +27,7 @@ from hf_zipit.specs.binding import bind
 from hf_zipit.specs.grammar import Spec
 from hf_zipit.specs.spaces import Binding
 
+DETECTION = "object-detection"
 _log = logging.getLogger("hf_zipit")
 
 
@@ -119,6 +120,7 @@ def share(sources: Sequence[Source], spec: str | Path | None = None, backbone: s
     names = [step[start:] for step in steps[:depth]]
     if names:  # models without a common step are refused below, for a better reason than their preprocessing
         _check_preprocessing(sources)
+        _check_boxes(sources)
     views = [view_of(source, prefix, names, first, own) for source, prefix in zip(sources, prefixes, strict=True)]
     for number, source in enumerate(sources):
         step = first_divergent_step(views[found.reference], views[number], source.input_size)
@@ -182,6 +184,20 @@ def _check_preprocessing(sources: Sequence[Source]) -> None:
             )
 
 
+def _check_boxes(sources: Sequence[Source]) -> None:
+    """Refuse detectors whose outputs become boxes in different ways: the merge has one image processor for all."""
+    found = [source for source in sources if source.kind == DETECTION]
+    for first, other in itertools.pairwise(found):
+        if not same_boxes(first, other):
+            kinds = [type(source.processor).__name__ for source in (first, other)]
+            raise SourceError(
+                f"{first.name} and {other.name} cannot be merged: their image processors make boxes of outputs in "
+                f"different ways ({kinds[0]} and {kinds[1]}), and a saved merge has one for all tasks. Merge detectors "
+                "of one kind; or pass the models in memory, without their processors, and make the boxes of each task "
+                "with its own"
+            )
+
+
 def _stated(source: Source, key: str) -> tuple[float, ...] | None:
     """The rounded values of a preprocessing setting, under timm's or transformers' name for it."""
     value = source.preprocessing.get(key, source.preprocessing.get(f"image_{key}"))
@@ -204,7 +220,7 @@ def _find_backbone(sources: Sequence[Source], spec: str | Path | None, backbone:
                 return _Backbone(number, path, binding)
     number = next((i for i, s in enumerate(sources) if s.kind != "image-feature-extraction"), 0)
     first = sources[number]
-    if first.kind == "object-detection" and (spec is None or specs.matches(known[0], _classes(first.model))):
+    if first.kind == DETECTION and (spec is None or specs.matches(known[0], _classes(first.model))):
         prefix = find_prefix(first.model, _blank(first))
         binding, depth = trace_prefix(first, prefix, None if spec is None else known[0])
         return _Backbone(number, "", binding, depth)

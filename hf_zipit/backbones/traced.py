@@ -76,8 +76,7 @@ def trace_prefix(source: Source, prefix: Prefix, spec: Spec | None = None) -> tu
             depth = free
     except (SpecError, TraceError) as error:
         raise SourceError(
-            f"the backbone of {source.name}, a {kind}, cannot be merged: {error}. Describe it "
-            "with a spec file (--spec)"
+            f"the backbone of {source.name}, a {kind}, cannot be merged: {error}. Describe it with a spec file (--spec)"
         ) from error
     raise SourceError(
         f"{source.name} cannot be merged: no layer of the {kind} reads the image and nothing "
@@ -89,8 +88,8 @@ def trace_prefix(source: Source, prefix: Prefix, spec: Spec | None = None) -> tu
 def _traced(source: Source, readers: _Read) -> tuple[Spec, str]:
     """What a trace finds, as a spec of the whole model's class, and a summary of what is fixed."""
     text, held = traced(replace(source, model=readers))
-    lines = (f"match: [{cls.__module__}.{cls.__qualname__}]" for cls in (_Read, type(source.model)))
-    return specs.parse(text.replace(*lines, 1), "traced"), held
+    own, whole = (f"match: [{cls.__module__}.{cls.__qualname__}]" for cls in (_Read, type(source.model)))
+    return specs.parse(text.replace(own, whole, 1), "traced"), held
 
 
 @torch.no_grad()
@@ -108,7 +107,7 @@ def _reader(value: Tensor) -> nn.Module:
 
 
 def _thawed(steps: Steps) -> Steps:
-    """A copy with batch norms in the place of frozen ones, which hold their weights as buffers, where no trace looks."""
+    """A copy with batch norms in the place of frozen ones, which hold their weights as buffers: no trace looks there."""
     out = copy.deepcopy(steps).eval()
     for path, module in list(out.named_modules()):
         if not module._parameters and set(module._buffers) == NORM:

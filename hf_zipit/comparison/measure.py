@@ -42,6 +42,8 @@ def open_evaluation(
         recipe = merger.recipe
         chosen: dict[str, Any] = {"num_images": num_images, "batch_size": batch_size, "seed": recipe.seed}
         chosen |= {"skip_bad_images": recipe.skip_bad_images, "label_column": recipe.label_column, "channels": size[0]}
+        held = (whole.processor for whole in wholes if whole.kind == "object-detection")
+        chosen["processor"] = next((processor for processor in held if processor is not None), None)
         opened = open_all_targets(heads, targets, merger.transform, **chosen)
         return TaskMetrics(heads, opened, size, device=device)
     images = _opened(merger, data if targets is None else targets, num_images)

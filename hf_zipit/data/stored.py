@@ -76,6 +76,10 @@ class StoredImages:
         """
         return self._named(index, self._values)
 
+    def picture(self, index: int) -> Image.Image:
+        """Image i in the channels of the models, without preprocessing; an error names the image."""
+        return self._named(index, self.image)
+
     def _named(self, index: int, read: Callable[[int], Read]) -> Read:
         """What `read` makes of image i; an error names the image."""
         try:

@@ -69,7 +69,7 @@ def find_target(
         found = _many(column, names, what)
     else:
         column = replace(column, values=[_only(value, what) for value in column.values])
-        known = classes or (_of_two(column, names, what) if problem == "binary" else _classes(column, names, what))
+        known = classes or (_of_two(column, names, what) if problem == "binary" else known_classes(column, names, what))
         found = {i: float(known[value]) for i, value in enumerate(column.values) if value in known}
     if not found:
         raise DataError(f"{what}: no image has a label that belongs to the task; {ANOTHER_COLUMN}")
@@ -113,7 +113,7 @@ def _column(images: Images, names: Sequence[str], task: str, by_name: bool) -> L
     raise DataError(f"{images.name} has no label column with labels in it: accuracy needs labels; {ANOTHER_COLUMN}")
 
 
-def _classes(column: Labels, names: Sequence[str], what: str) -> dict[Any, int]:
+def known_classes(column: Labels, names: Sequence[str], what: str) -> dict[Any, int]:
     """Maps labels of the data set to the classes of a task.
 
     Raises:
@@ -188,7 +188,7 @@ def _many(column: Labels, names: Sequence[str], what: str) -> dict[int, list[flo
         raise DataError(
             f"{what}: the labels {odd!r:.80} are neither zeros and ones for {len(names)} classes, nor different classes"
         )
-    known = _classes(column, names, what)
+    known = known_classes(column, names, what)
     found = {}
     for i, value in values.items():
         present = {known[one] for one in value if one in known}

@@ -16,6 +16,9 @@ from hf_zipit.data.rows import TEST
 from hf_zipit.data.targets import Targets, from_datasets, one_each, open_targets
 from hf_zipit.errors import DataError, OptionError
 from hf_zipit.evaluation.classes import ANOTHER_COLUMN, Target, find_target
+from hf_zipit.evaluation.detection import KIND as DETECTION
+from hf_zipit.evaluation.detection import PLACES as BOX_METRICS
+from hf_zipit.evaluation.detection import BoxTargets, box_scores, open_box_targets
 from hf_zipit.evaluation.metrics import METRICS, OF_KIND, OF_PROBLEM, Metric
 from hf_zipit.evaluation.results import Result, ensemble_cost, relative
 from hf_zipit.evaluation.seen import SeenTargets
@@ -45,7 +48,7 @@ class TaskMetrics:
     def __init__(
         self,
         heads: Sequence[Mapping[str, Any]],
-        targets: Sequence[Targets],
+        targets: Sequence[Targets | BoxTargets],
         size: tuple[int, int, int],
         *,
         metrics: Mapping[str, Sequence[str]] | None = None,
@@ -98,10 +101,13 @@ class TaskMetrics:
     @torch.no_grad()
     def _score(self, model: nn.Module, task: str, of_merge: bool = False) -> dict[str, float]:
         """The metrics of one model on the images of a task; a merge is scored on its output for this task."""
+        mine = self.targets[task]
+        if isinstance(mine, BoxTargets):
+            return box_scores(model, mine, self.metrics[task], of_merge, self.device)
         found: dict[str, Metric] = {name: METRICS[name]() for name in self.metrics[task]}
         label = f"Evaluating {task if of_merge else 'a parent'}"
         seen = SeenTargets(task)
-        for pixels, targets in progress(self.targets[task], label):
+        for pixels, targets in progress(mine, label):
             pixels = pixels.to(self.device, next(model.parameters()).dtype, memory_format=torch.channels_last)
             output = model(pixels, tasks=task).task_outputs[task] if of_merge else model(pixels)
             answer = answer_of(output).float().cpu()
@@ -118,17 +124,19 @@ def open_all_targets(
     transform: Any,
     num_images: int | Sequence[int] | None = None,
     batch_size: int = 64,
+    processor: Any = None,
     **options: Any,
-) -> list[Targets]:
+) -> list[Targets | BoxTargets]:
     """The images and targets of every task.
 
     Args:
         heads: for each task, its name (`task`), its `kind` and its classes (`id2label`).
-        data: one data set for all tasks, or a list with one for each: labelled images for classifiers, else see
-            `open_targets`.
+        data: one data set for all tasks, or a list with one for each: labelled images for classifiers, images with
+            objects for detectors (see `open_objects`), else see `open_targets`.
         transform: PIL image -> pixels `(channels, height, width)`.
         num_images: images per data set: one number for all, or one each.
         batch_size: images per forward pass.
+        processor: the image processor of detectors.
         options: `channels`, `seed`, `skip_bad_images` and `label_column`, as for `open_images`.
 
     Raises:
@@ -136,11 +144,14 @@ def open_all_targets(
         OptionError: there is not one data set for each task.
     """
     numbers = one_each(num_images, len(heads))
-    found = []
+    found: list[Targets | BoxTargets] = []
     for head, part, number in zip(heads, one_each(data, len(heads)), numbers, strict=True):
         if head["kind"] == "image-classification" and from_datasets(part):
             images = open_images(part, transform, splits=TEST, num_images=number, **options)
             found.append(_classified(images, head, batch_size))
+            continue
+        if head["kind"] == DETECTION:
+            found.append(open_box_targets(part, head, processor, num_images=number, **options))
             continue
         chosen = {**options, "num_images": number, "batch_size": batch_size}
         chosen["reduce_labels"] = head.get("reduce_labels", False)
@@ -203,8 +214,9 @@ def answer_of(output: Any) -> Tensor:
 def _names(head: Mapping[str, Any], metrics: Mapping[str, Sequence[str]]) -> Sequence[str]:
     """The names of the metrics of one task."""
     names = metrics.get(head["task"], OF_PROBLEM.get(head.get("problem", ""), OF_KIND.get(head["kind"], ())))
-    unknown = [name for name in names if name not in METRICS]
+    known = BOX_METRICS if head["kind"] == DETECTION else METRICS
+    unknown = [name for name in names if name not in known]
     if unknown or not names:
         what = f"unknown metric '{unknown[0]}'" if unknown else f"no metric is known for {head['kind']}"
-        raise OptionError(f"task '{head['task']}': {what}; metrics: {', '.join(METRICS)}")
+        raise OptionError(f"task '{head['task']}': {what}; metrics: {', '.join(known)}")
     return names

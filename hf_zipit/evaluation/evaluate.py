@@ -17,7 +17,7 @@ from hf_zipit.evaluation.protocols import ClassEmbeddings
 from hf_zipit.evaluation.results import Evaluation, Result
 from hf_zipit.models.modeling_zipit_model import ZipItModel
 from hf_zipit.sources.load import load_source
-from hf_zipit.sources.preprocessing import preprocessing_of
+from hf_zipit.sources.preprocessing import preprocessing_of, processor_of
 from hf_zipit.sources.source import Source
 
 
@@ -82,7 +82,8 @@ def evaluate(
     else:
         if class_ids is not None or class_embeddings is not None:
             raise OptionError("class_ids and class_embeddings are for merges of classifiers only; leave them out")
-        targets = open_all_targets(heads, data, transform, batch_size=batch_size, channels=size[0], **chosen)
+        chosen |= {"batch_size": batch_size, "channels": size[0], "processor": processor_of(merged)}
+        targets = open_all_targets(heads, data, transform, **chosen)
         evaluation = TaskMetrics(heads, targets, size, metrics=metrics, device=device)
     opened = [load_source(parent) for parent in parents]
     rows = evaluation.results(merged, opened)

@@ -90,7 +90,9 @@ def equip(merged: Merged, parents: Parents, places: dict[str, Any]) -> None:
         parents: the models.
         places: where models and images were found on this machine.
     """
-    processor = next((source.processor for source in parents.sources if source.processor), None)
+    held = [source for source in parents.sources if source.processor]
+    held.sort(key=lambda source: source.kind != "object-detection")  # which alone makes boxes of outputs
+    processor = held[0].processor if held else None
     merged.image_processor = processor or merged.image_processor
     merged.spec_text = parents.binding.spec.text
     merged.locations = places

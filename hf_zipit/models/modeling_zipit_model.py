@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from transformers import AutoImageProcessor
 from transformers.modeling_outputs import (
     BaseModelOutput,
     DepthEstimatorOutput,
@@ -18,6 +20,7 @@ from transformers.modeling_outputs import (
     SemanticSegmenterOutput,
 )
 
+from .boxes import joint_boxes
 from .configuration_zipit_model import ZipItModelConfig
 from .modeling_zipit import Unmerge, build_backbone, resize, set_attributes
 from .pretrained_zipit import ZipItPreTrainedModel
@@ -30,6 +33,7 @@ AUTO_CLASSES = (
     "AutoModelForDepthEstimation",
     "AutoModelForObjectDetection",
 )
+DETECTION = "object-detection"
 
 
 @dataclass
@@ -107,13 +111,77 @@ class ZipItModel(ZipItPreTrainedModel):
         """
         chosen = self._chosen(tasks)
         alone = tasks is None and self.config.active_task is not None
-        numbers = [self.config.tasks.index(task) for task in chosen]
-        outputs = {}
-        for task, number, computed in zip(chosen, numbers, self._trunk(pixel_values, numbers), strict=True):
-            with trunk_outputs(computed):
-                output = self.heads[number](pixel_values, **(kwargs if alone else {}))
-            outputs[task] = _typed(output, (self.config.heads or [])[number]["kind"])
+        outputs = self._outputs(pixel_values, chosen, kwargs if alone else {})
         return outputs[chosen[0]] if alone else ZipItModelOutput(task_outputs=outputs)
+
+    def _outputs(self, pixel_values: Tensor, tasks: Sequence[str], arguments: dict[str, Any]) -> dict[str, Any]:
+        """The output of each task's own model, all of which get the same further arguments."""
+        numbers = [self.config.tasks.index(task) for task in tasks]
+        outputs = {}
+        for task, number, computed in zip(tasks, numbers, self._trunk(pixel_values, numbers), strict=True):
+            with trunk_outputs(computed):
+                output = self.heads[number](pixel_values, **arguments)
+            outputs[task] = _typed(output, (self.config.heads or [])[number]["kind"])
+        return outputs
+
+    @torch.no_grad()
+    def detect(
+        self,
+        images: Any,
+        *,
+        threshold: float = 0.5,
+        tasks: Sequence[str] | str | None = None,
+        suppress: float | None = None,
+        processor: Any = None,
+    ) -> list[list[dict[str, Any]]]:
+        """The boxes that all detectors find, in one list per image; the trunk runs once for all of them.
+
+        Args:
+            images: a PIL image, or a list of them, of any size.
+            threshold: boxes with a lower score are left out. Scores are those of the tasks' own models; nothing makes
+                the scores of one task comparable with those of another.
+            tasks: the tasks to run; by default the active task, or all detectors if none is active.
+            suppress: leave out a box that overlaps a surer one of another task by more than this (intersection over
+                union); by default all boxes are kept.
+            processor: the image processor; by default the one that is saved beside the model.
+
+        Returns:
+            For each image a list of boxes, the surest first. A box has a `score`, a `label` `task/class`, a `task`, and
+            a `box` with `xmin`, `ymin`, `xmax`, `ymax` in pixels of the image.
+
+        Raises:
+            ValueError: no task detects objects, one of `tasks` does not, or there is no image processor.
+
+        >>> model.detect(Image.open("street.jpg"))[0][0]["label"]  # doctest: +SKIP
+        'signs/stop'
+        """
+        chosen = detectors(self.config, None if tasks is None else self._chosen(tasks))
+        names = {head["task"]: head["id2label"] for head in self.config.heads or []}
+        processor = processor or self._own_processor()
+        found = []
+        for image in images if isinstance(images, list | tuple) else [images]:
+            inputs = processor(images=[image], return_tensors="pt").to(self.device)
+            pixels = inputs.pop("pixel_values").to(self.dtype)
+            size = torch.tensor([[image.height, image.width]], device=self.device)
+            outputs = self._outputs(pixels, chosen, dict(inputs))
+            boxes = {
+                task: processor.post_process_object_detection(output, threshold=threshold, target_sizes=size)[0]
+                for task, output in outputs.items()
+            }
+            found.append(joint_boxes(boxes, names, suppress))
+        return found
+
+    def _own_processor(self) -> Any:
+        """The image processor in memory, or else the one where the model was loaded from."""
+        if self.image_processor is not None:
+            return self.image_processor
+        place, revision = self.origin or (None, None)
+        try:
+            return AutoImageProcessor.from_pretrained(place, revision=revision)
+        except (OSError, TypeError, ValueError) as error:
+            raise ValueError(
+                "no image processor is saved beside the merge: pass that of its parents as processor"
+            ) from error
 
     def _trunk(self, pixel_values: Tensor, numbers: Sequence[int]) -> list[list[Tensor]]:
         """Run the trunk once; for each head, the output of every step in the head's own units.
@@ -127,6 +195,21 @@ class ZipItModel(ZipItPreTrainedModel):
                 taps: Any = self.unmerge[number]
                 outputs.append(taps[str(i)](value) if str(i) in taps else unread)
         return computed
+
+
+def detectors(config: ZipItModelConfig, tasks: Sequence[str] | None = None) -> list[str]:
+    """Those of some tasks, by default of the active one or all, that detect objects.
+
+    Raises:
+        ValueError: a named task does not, or none does.
+    """
+    kinds = {head["task"]: head["kind"] for head in config.heads or []}
+    active = [config.active_task] if config.active_task else list(kinds)
+    wrong = [task for task in tasks or () if kinds[task] != DETECTION]
+    found = [task for task in tasks or active if kinds[task] == DETECTION]
+    if wrong or not found:
+        raise ValueError(f"{', '.join(wrong or active)}: no detector of objects; detect is for object-detection only")
+    return found
 
 
 def build_model(description: dict[str, Any]) -> nn.Module:

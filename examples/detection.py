@@ -215,7 +215,9 @@ def main(backgrounds: str | None, steps: int, out: Path) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backgrounds", help="Image folder, parquet files or Hub id; default: textures.")
-    parser.add_argument("--steps", type=int, default=2000, help="of the training of the base; the others take half as many")
+    parser.add_argument(
+        "--steps", type=int, default=2000, help="of the training of the base; the others take half as many"
+    )
     parser.add_argument("--out", type=Path, help="Folder for the models; those in it are not trained again.")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:

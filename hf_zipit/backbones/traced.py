@@ -107,7 +107,7 @@ def _reader(value: Tensor) -> nn.Module:
 
 
 def _thawed(steps: Steps) -> Steps:
-    """A copy with batch norms in the place of frozen ones, which hold their weights as buffers: no trace looks there."""
+    """A copy with batch norms in the place of frozen ones, whose weights are buffers, where no trace looks."""
     out = copy.deepcopy(steps).eval()
     for path, module in list(out.named_modules()):
         if not module._parameters and set(module._buffers) == NORM:

@@ -69,7 +69,8 @@ def open_box_targets(data: Any, head: Mapping[str, Any], processor: Any, **optio
     if not known:
         raise DataError(f"{what}: no object is of a class of the task; {ANOTHER_COLUMN}")
     if known < len(every):
-        _log.warning("%s: %d of %d objects are of no class of the task, and left out", what, len(every) - known, known)
+        others = len(every) - known
+        _log.warning("%s: %d of %d objects are of no class of the task, and left out", what, others, len(every))
     return BoxTargets(opened, classes, processor, head["task"])
 
 

@@ -1,6 +1,6 @@
 """How close a merged model is to its parents on unlabelled images, in its outputs and in each feature space."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
@@ -29,7 +29,7 @@ class Distance:
         agreement: Fraction of images or pixels with the same predicted class; for outputs with a sigmoid each, of the
             outputs with the same sign.
         error: Squared distance of the outputs, relative to the variance of the parent's outputs: 0 for the parent
-            itself, 1 for the best constant.
+            itself, 1 for the best constant. For a detector, the mean of that of its logits and that of its boxes.
     """
 
     agreement: float
@@ -56,9 +56,9 @@ def distance(merged: ZipItPreTrainedModel, parents: Sequence[Source], passes: Pa
     owners = [k for k, parent in enumerate(parents) for _ in parent.tasks]
     parents = [task for parent in parents for task in parent.alone()]
     copies = [working_copy(parent.model, passes.device) for parent in parents]
-    # per task: images, images with the same class, squared errors, squares of the parent's outputs
-    sums = torch.zeros(len(tasks), 4, dtype=torch.float64, device=passes.device)
-    totals = [torch.zeros(1, dtype=torch.float64, device=passes.device) for _ in tasks]
+    # per task, of logits and of boxes: images, images with the same class, squared errors, squares of the parent's
+    sums = torch.zeros(len(tasks), 2, 4, dtype=torch.float64, device=passes.device)
+    totals = [[torch.zeros(1, dtype=torch.float64, device=passes.device) for _ in range(2)] for _ in tasks]
     for pixels, part in passes("Comparing outputs"):
         pixels = pixels.to(passes.device, next(model.parameters()).dtype, memory_format=torch.channels_last)
         for k, (task, copy) in enumerate(zip(tasks, copies, strict=True)):
@@ -67,19 +67,32 @@ def distance(merged: ZipItPreTrainedModel, parents: Sequence[Source], passes: Pa
                 continue
             answers = model(mine, tasks=task)
             answer = (getattr(answers, "task_logits", None) or answers.task_outputs)[task]
-            own = logits_of(copy(mine)).double()
-            found = logits_of(answer).double()
-            signs = parents[k].problem in ("binary", "multi-label") or own.shape[1] == 1
-            hits = ((own > 0) == (found > 0) if signs else own.argmax(1) == found.argmax(1)).double()
-            same = hits.sum() * len(mine) / hits.numel()  # pixels count as fractions of their image
-            sums[k] += torch.stack([same.new_tensor(len(mine)), same, (own - found).square().sum(), own.square().sum()])
-            totals[k] = totals[k] + own.sum(0)
-    out = {}
-    for task, mine, total in zip(tasks, _reduced(sums, passes.accelerator), totals, strict=True):
-        images, same, errors, squares = mine.tolist()
-        variance = squares - _reduced(total, passes.accelerator).square().sum().item() / images
-        out[task] = Distance(same / images, errors / variance if variance > 0 else float(errors > 0))
-    return out
+            pairs = zip(_parts(copy(mine)), _parts(answer), strict=True)
+            for which, (own, found) in enumerate(pairs):
+                signs = parents[k].problem in ("binary", "multi-label") or own.shape[1] == 1
+                hits = ((own > 0) == (found > 0) if signs else own.argmax(1) == found.argmax(1)).double()
+                same = hits.sum() * len(mine) / hits.numel()  # pixels count as fractions of their image
+                squares = (own - found).square().sum(), own.square().sum()
+                sums[k, which] += torch.stack([same.new_tensor(len(mine)), same, *squares])
+                totals[k][which] = totals[k][which] + own.sum(0)
+    reduced = _reduced(sums, passes.accelerator)
+    return {task: _distance(reduced[k], totals[k], passes.accelerator) for k, task in enumerate(tasks)}
+
+
+def _parts(output: Any) -> list[Tensor]:
+    """What is compared of an output: the logits, and the boxes if there are any."""
+    boxes = output.get("pred_boxes") if isinstance(output, Mapping) else None
+    return [value.double() for value in (logits_of(output), boxes) if value is not None]
+
+
+def _distance(sums: Tensor, totals: Sequence[Tensor], accelerator: Accelerator) -> Distance:
+    """The distance of one task, from its sums; the error is the mean over logits and boxes."""
+    errors = []
+    for (images, _, error, squares), total in zip(sums.tolist(), totals, strict=True):
+        if images:
+            variance = squares - _reduced(total, accelerator).square().sum().item() / images
+            errors.append(error / variance if variance > 0 else float(error > 0))
+    return Distance(float(sums[0, 1] / sums[0, 0]), sum(errors) / len(errors))
 
 
 @torch.no_grad()

@@ -1,6 +1,6 @@
 """Merge two object detectors into one trunk, on digits at random places.
 
-    python examples/detection.py [--backgrounds DATA] [--steps 2000] [--out FOLDER]
+    python examples/detection.py [--backgrounds DATA] [--steps 1000] [--out FOLDER]
 
 Both detectors are small YOLOS. They come from one base, which was trained to find digits of any kind; one was then
 trained to find and name the digits 0-4, the other 5-9. Each image shows one or two of a task's digits, from
@@ -33,9 +33,10 @@ from hf_zipit.sources.load import load_source
 from hf_zipit.text import table
 
 SIZE, BATCH = 48, 16
-TASKS = {"low": range(5), "high": range(5, 10)}
+TASKS = {"low": range(3), "high": range(5, 8)}
 CUTS = ("vit.encoder.layer.2", "vit.encoder.layer.1")
-IMAGES = 400  # for merging, and for testing, of each task
+IMAGES = 300  # for merging, and for testing, of each task
+DIGITS = 1  # in an image
 SCENES = 3000  # for the training of each model
 MERGES = {  # row name: method and calibration
     "average": ("average", "none"),
@@ -68,7 +69,7 @@ def photographs(data: str) -> Background:
 def scene(split: list[tuple[Image.Image, int]], draw: np.random.Generator, background: Background) -> Scene:
     """One or two digits at places where they do not overlap."""
     canvas, boxes, names = background(draw), [], []
-    for _ in range(draw.integers(1, 3)):
+    for _ in range(DIGITS):
         image, label = split[draw.integers(len(split))]
         side = int(draw.integers(16, 23))
         left, top = (int(place) for place in draw.integers(0, SIZE - side, 2))
@@ -100,14 +101,14 @@ def data_set(task: str, split: str, background: Background) -> datasets.Dataset:
 
 
 def train(
-    model: nn.Module, wanted: range, classes: dict[int, int], background: Background, steps: int, seed: int, peak: float
+    model: nn.Module, wanted: range, classes: dict[int, int], background: Background, steps: int, seed: int
 ) -> nn.Module:
     """Train a detector on scenes with some of the digits; `classes` are the numbers of their classes."""
     draw = np.random.default_rng(seed)
     held = [(image, digit) for image, digit in digits("train") if digit in wanted]
     scenes = [scene(held, draw, background) for _ in range(SCENES)]
     processor = image_processor()
-    optimiser = torch.optim.AdamW(model.parameters(), lr=peak, weight_decay=1e-4)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=1e-4)
     rate = lambda step: min(1, (step + 1) / 100) * (0.01 + 0.99 * (1 + math.cos(math.pi * step / steps)) / 2)  # noqa: E731
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, rate)
     model.train()
@@ -129,7 +130,7 @@ def train(
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
         schedule.step()
-        if step % 250 == 0:
+        if step % 100 == 0:
             print(f"step {step}: loss {float(loss.detach()):.2f}", flush=True)
     return model.eval()
 
@@ -150,12 +151,21 @@ def detector(names: list[str]) -> YolosForObjectDetection:
         intermediate_size=128,
         image_size=[SIZE, SIZE],
         patch_size=8,
-        num_detection_tokens=5,
+        num_detection_tokens=3,
         use_mid_position_embeddings=False,
         id2label=dict(enumerate(names)),
         label2id={name: number for number, name in enumerate(names)},
     )
-    return YolosForObjectDetection(config)
+    model = YolosForObjectDetection(config)
+    side, quarter = SIZE // 8, 64 // 4
+    angles = torch.arange(side)[:, None] / 2 ** torch.linspace(0, 4, quarter)
+    waves = torch.cat([angles.sin(), angles.cos()], 1)  # (side, 32)
+    down, right = waves[:, None].expand(side, side, -1), waves[None].expand(side, side, -1)
+    with torch.no_grad():  # transformers begins with zeros, of which no detection token differs from another
+        for tokens in (model.vit.embeddings.detection_tokens, model.vit.embeddings.position_embeddings):
+            tokens.normal_()
+        model.vit.embeddings.position_embeddings[0, 1 : 1 + side**2] = torch.cat([down, right], 2).flatten(0, 1)
+    return model
 
 
 def parents(folder: Path, background: Background, steps: int) -> list[Path]:
@@ -163,7 +173,7 @@ def parents(folder: Path, background: Background, steps: int) -> list[Path]:
     torch.manual_seed(0)
     places = []
     if not (folder / "base" / "config.json").is_file():
-        base = train(detector(["digit"]), range(10), dict.fromkeys(range(10), 0), background, steps, 0, 1e-3)
+        base = train(detector(["digit"]), range(10), dict.fromkeys(range(10), 0), background, steps, 0)
         base.save_pretrained(folder / "base")
     known = YolosForObjectDetection.from_pretrained(folder / "base").state_dict()
     for number, (task, wanted) in enumerate(TASKS.items(), 1):
@@ -174,7 +184,7 @@ def parents(folder: Path, background: Background, steps: int) -> list[Path]:
         fresh = model.state_dict()
         model.load_state_dict({k: known[k] if known[k].shape == v.shape else v for k, v in fresh.items()})
         classes = {digit: place for place, digit in enumerate(wanted)}
-        train(model, wanted, classes, background, steps // 2, number, 5e-4).save_pretrained(folder / task)
+        train(model, wanted, classes, background, steps, number).save_pretrained(folder / task)
         image_processor().save_pretrained(folder / task)
     return places
 
@@ -215,9 +225,7 @@ def main(backgrounds: str | None, steps: int, out: Path) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backgrounds", help="Image folder, parquet files or Hub id; default: textures.")
-    parser.add_argument(
-        "--steps", type=int, default=2000, help="of the training of the base; the others take half as many"
-    )
+    parser.add_argument("--steps", type=int, default=1000, help="of the training of each model")
     parser.add_argument("--out", type=Path, help="Folder for the models; those in it are not trained again.")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:

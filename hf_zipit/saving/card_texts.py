@@ -76,8 +76,9 @@ out = model(pixel_values=pixels)  # the shared layers run once for all tasks
 out.task_outputs[{task}]  # the output of that task's parent
 ```
 
-For one task alone, pass `active_task={task}` to `from_pretrained`. Pipelines for classification, segmentation and
-depth take it as `pipeline(..., model_kwargs={{"active_task": {task}}})`."""
+For one task alone, pass `active_task={task}` to `from_pretrained`. Pipelines for classification, segmentation, depth
+and object detection take it as `pipeline(..., model_kwargs={{"active_task": {task}}})`. Where tasks detect objects,
+`model.detect(image)` lists the boxes of all of them."""
 TRANSFORMERS = """```python
 from PIL import Image
 from transformers import pipeline

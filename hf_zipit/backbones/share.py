@@ -3,6 +3,7 @@
 import itertools
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -17,7 +18,7 @@ from hf_zipit.backbones.dtypes import in_one_dtype
 from hf_zipit.backbones.prefix import Prefix, find_prefix
 from hf_zipit.backbones.restrict import Outputs, renamed_weights, restricted
 from hf_zipit.backbones.traced import trace_prefix
-from hf_zipit.errors import SourceError, SpecError
+from hf_zipit.errors import SourceError, SpecError, TraceError
 from hf_zipit.find_spec import trace_source
 from hf_zipit.models.resume import Steps
 from hf_zipit.sources.pixels import per_channel
@@ -28,6 +29,7 @@ from hf_zipit.specs.grammar import Spec
 from hf_zipit.specs.spaces import Binding
 
 DETECTION = "object-detection"
+PROBED = 256  # height and width of the images on which detectors are traced, at most
 _log = logging.getLogger("hf_zipit")
 
 
@@ -102,7 +104,31 @@ def share(sources: Sequence[Source], spec: str | Path | None = None, backbone: s
     >>> share([load("user/classifier"), load("user/segmenter")]).binding.cuts  # doctest: +SKIP
     ('conv1', 'bn1', 'act1', 'maxpool', 'layer1.0')
     """
-    sources = in_one_dtype(_with_input_sizes(sources))
+    given = in_one_dtype(_with_input_sizes(sources))
+    _check_boxes(given)
+    small = [_smaller(source) for source in given]
+    if all(source.kind == DETECTION for source in given) and small != given:
+        with suppress(TraceError):  # some run on images of one size only
+            found = _share(small, spec, backbone)
+            _check_preprocessing(given)
+            kept = [replace(a, preprocessing=b.preprocessing) for a, b in zip(found.sources, given, strict=True)]
+            return replace(found, wholes=given, sources=kept)
+    return _share(given, spec, backbone)
+
+
+def _smaller(source: Source) -> Source:
+    """A detector with smaller images: which layers it has does not depend on their size, and 800 x 800 take long."""
+    channels, *sides = source.input_size
+    size = (channels, *(min(side, PROBED) for side in sides))
+    return (
+        source
+        if size == source.input_size
+        else replace(source, preprocessing={**source.preprocessing, "input_size": size})
+    )
+
+
+def _share(sources: list[Source], spec: str | Path | None, backbone: str | None) -> Shared:
+    """As `share`, for models that state how large their images are."""
     found = _find_backbone(sources, spec, backbone)
     first = sources[found.reference]
     methods = [step.removeprefix("call:") for step in found.binding.steps if step.startswith("call:")]
@@ -120,7 +146,6 @@ def share(sources: Sequence[Source], spec: str | Path | None = None, backbone: s
     names = [step[start:] for step in steps[:depth]]
     if names:  # models without a common step are refused below, for a better reason than their preprocessing
         _check_preprocessing(sources)
-        _check_boxes(sources)
     views = [view_of(source, prefix, names, first, own) for source, prefix in zip(sources, prefixes, strict=True)]
     for number, source in enumerate(sources):
         step = first_divergent_step(views[found.reference], views[number], source.input_size)

@@ -158,3 +158,14 @@ def test_a_module_in_memory_is_a_detector_too():
     merger = Merger(sources, images(8), cache=False)
     found = outputs(merger.merge(method="last-parent", cut="body.2", calibrate="none"), images(8)[0]).task_outputs["b"]
     torch.testing.assert_close(found["pred_boxes"], outputs(models[1], images(8)[0])["pred_boxes"])
+
+
+def test_large_images_are_not_needed_to_find_the_layers(monkeypatch):
+    monkeypatch.setattr("hf_zipit.backbones.share.PROBED", 32)
+    large = dataclasses.replace(source("YOLOS", 0), preprocessing={"input_size": (3, 48, 64)})
+    other = dataclasses.replace(source("YOLOS", 1), preprocessing={"input_size": (3, 48, 48)})
+    shared = share([large, large])
+    assert shared.wholes[0].input_size == shared.sources[1].input_size == (3, 48, 64)
+    assert shared.binding.cuts[-1] == LAST["YOLOS"]
+    with pytest.raises(SourceError, match="differs in input_size: 48 x 64 and 48 x 48"):
+        share([large, other])

@@ -293,3 +293,10 @@ def test_class_vectors_come_from_a_text_encoder(tmp_path, monkeypatch):
 )
 def test_models_with_different_outputs_are_trained_and_merged(script, options, row, run_example):
     assert re.search(row, run_example(script, *options))
+
+
+@pytest.mark.slow
+def test_detection(run_example, tmp_path):
+    printed = run_example("detection.py", "--steps", 2, "--images", 12, "--out", tmp_path)
+    assert "layer.1: select, refit" in printed
+    assert "boxes of all tasks in one image:" in printed

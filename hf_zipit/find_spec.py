@@ -126,8 +126,10 @@ def describe(model: nn.Module, pixels: Tensor, family: str, traced: Trace | None
             with suppress(SpecError):
                 check_spec(model, bind(specs.parse(tried, family), model), size)
                 return tried
-    check_spec(model, bind(specs.parse(plain, family), model), size)
-    return _in_parts(model, pixels, family, found) or plain
+    divided = _in_parts(model, pixels, family, found)
+    if divided is None:
+        check_spec(model, bind(specs.parse(plain, family), model), size)
+    return divided or plain
 
 
 def _channels_last(text: str) -> str:

@@ -5,7 +5,8 @@ float64 copy with random parameters before and after.
 """
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
@@ -47,7 +48,8 @@ def check_spec(model: nn.Module, binding: Binding, input_size: tuple[int, int, i
 
     * Function preservation: permuting every space leaves the logits unchanged.
     * Probes: every probed tensor is permuted like its own space.
-    * Steps: their composition is the model, and the output of each belongs to the declared space.
+    * Steps: their composition is the model, each works with the modules and parameters that it names, and its output
+      belongs to the declared space.
 
     Args:
         model: The model; it is not changed.
@@ -142,9 +144,10 @@ def _check_steps(
     spent = 0
     for number, step in enumerate(binding.steps):
         try:
-            with FlopCounterMode(display=False) as counter:
+            with _only_its_tensors(net, binding, step), FlopCounterMode(display=False) as counter:
                 a = runs[0][number](a)
-            b = runs[1][number](b)
+            with _only_its_tensors(moved, binding, step):
+                b = runs[1][number](b)
         except Exception as error:  # a model may raise anything when it is interrupted
             raise StepError(
                 binding, before, f"step {step} cannot run after the steps before it: {first_line(error)}"
@@ -156,6 +159,23 @@ def _check_steps(
         raise SpecError(f"{binding.spec.file}: the steps of chain: do not compose to the model")
     if binding.spec.interrupts and spent != flops:
         raise SpecError(f"{binding.spec.file}: the steps of chain: cost {spent} FLOPs, but the model {flops}")
+
+
+@contextmanager
+def _only_its_tensors(net: nn.Module, binding: Binding, step: str) -> Iterator[None]:
+    """Set tensors to zero that neither the step nor a module of another step holds: a part of a merge lacks them."""
+    modules = {path for path, _ in net.named_modules()}
+    held = tuple(f"{name}." for names in binding.owns.values() for name in names if name in modules)
+    mine = (*held, *(f"{name}." for name in binding.owns[step]))
+    others = [tensor for name, tensor in net.state_dict().items() if not f"{name}.".startswith(mine)]
+    values = [tensor.clone() for tensor in others]
+    for tensor in others:
+        tensor.zero_()
+    try:
+        yield
+    finally:
+        for tensor, value in zip(others, values, strict=True):
+            tensor.copy_(value)
 
 
 def _check_space(binding: Binding, step: str, labels: Mapping[str, Tensor], a: Tensor, b: Tensor) -> None:

@@ -1,5 +1,6 @@
 """Bind a spec to a live model: expand it, then work out sizes, rows, spaces, steps and cuts."""
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 from torch import nn
@@ -30,7 +31,7 @@ def bind(spec: Spec, model: nn.Module) -> Binding:
     _check_one_written_axis(table, spec)
     spaces = _spaces(wired, sizes, table)
     _check_all_written(table, spaces, wired)
-    owns, arguments = _steps(spec, wired)
+    owns, arguments = _steps(spec, wired, tuple(model.state_dict()))
     return Binding(
         spec=spec,
         spaces=spaces,
@@ -148,38 +149,53 @@ def _lines(spec: Spec) -> list[Line | ProbeLine]:
     return found
 
 
-def _steps(spec: Spec, wired: Wired) -> tuple[dict[str, tuple[str, ...]], dict[str, tuple[str, ...]]]:
+def _steps(
+    spec: Spec, wired: Wired, state: tuple[str, ...]
+) -> tuple[dict[str, tuple[str, ...]], dict[str, tuple[str, ...]]]:
     """The steps of the model in order: what each runs (modules and parameters), and its arguments, if any.
 
-    Steps whose modules the model lacks are left out.
+    Steps whose modules the model lacks are left out. `state` holds the names of all tensors of the model.
     """
     owns: dict[str, tuple[str, ...]] = {}
     arguments: dict[str, tuple[str, ...]] = {}
+    known = {*wired.modules, *state}
     previous = PIXELS
     for alternatives in spec.chain:
         first = alternatives[0]
         if ":" in first.name:  # a method or a function, which has no alternatives
-            present = _present(first.owns, wired)
+            present = known.intersection(first.owns)
             found = {first.name: first} if present or not first.owns else {}
         else:
             pairs = ((path, step) for path in wired.modules if path for step in alternatives)
             found = {path: step for path, step in pairs if pattern(step.name).fullmatch(path)}
         for name, step in found.items():
             mine = () if ":" in name else (name,)
-            owned = step.owns if spec.interrupts else _present(step.owns, wired)  # whole numbers are not in `wired`
-            owns[name] = (*owned, *mine)
+            owns[name] = (*(owned for owned in step.owns if owned in known), *mine)
             given = (*(owns[name] if name.startswith("op:") else ()), *step.arguments)
             if spec.interrupts:
                 given = (f"after={previous}",)
                 previous = name
             if given:
                 arguments[name] = given
+    if spec.interrupts:
+        rest = next(reversed(owns))
+        owns[rest] = (*owns[rest], *_unclaimed(owns.values(), wired, state))
     return owns, arguments
 
 
-def _present(names: tuple[str, ...], wired: Wired) -> tuple[str, ...]:
-    """The modules and parameters that the model has."""
-    return tuple(name for name in names if name in wired.modules or name in wired.parameters)
+def _unclaimed(owned: Iterable[tuple[str, ...]], wired: Wired, state: tuple[str, ...]) -> list[str]:
+    """The modules and tensors that no step owns, each named by the outermost module of which this holds."""
+    claimed = {name for names in owned for name in names}
+    free = {name for name in state if claimed.isdisjoint(_around(name))}
+    mixed = {path for name in {*state, *claimed} - free for path in _around(name)}  # they hold something that is owned
+    tops = (next(path for path in _around(name) if path not in mixed) for name in state if name in free)
+    return list(dict.fromkeys(tops))
+
+
+def _around(name: str) -> list[str]:
+    """The paths of the modules around a tensor or a module, from the outermost to itself."""
+    parts = name.split(".")
+    return [".".join(parts[: i + 1]) for i in range(len(parts))]
 
 
 def _after(
@@ -187,7 +203,8 @@ def _after(
 ) -> dict[str, str | None]:
     """The space of the tensor that is alive after each step; `None` where it has none or a fixed one.
 
-    It is the one that the step says it is, else the one that its last module writes.
+    It is the one that the step says it is, else the one that its last module writes. A part of a model's own forward
+    must say it unless a line or a block describes its module.
     """
     stated = {step.name: step.space for steps in spec.chain for step in steps}
     after: dict[str, str | None] = {}
@@ -198,7 +215,7 @@ def _after(
         if stated.get(step):
             current = wired.stated[str(stated[step])]
         elif spec.interrupts:
-            current = None
+            current = wired.written.get(step)
         elif inside:
             current = wired.written[step if step in wired.written else inside[-1]]
         after[step] = current if current in spaces else None

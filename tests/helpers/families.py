@@ -13,6 +13,7 @@ from tests.helpers.models import TINY, cifar_vgg, hf_vit, timm_vit, tiny, vgg
 VIT = {"hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 4, "image_size": 32, "patch_size": 8}
 MLP = {**VIT, "intermediate_size": 48}
 SWIN = {"img_size": 32, "patch_size": 2, "embed_dim": 16, "depths": (2, 2), "num_heads": (2, 4), "window_size": 4}
+EVA = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "num_heads": 4, "depth": 3}
 STAGES = {"hidden_sizes": [8, 12, 16, 24], "depths": [1, 2, 1, 1]}
 
 
@@ -47,6 +48,11 @@ def timm_swin(seed: int = 0, **changes: object) -> nn.Module:
     return randomise(model.eval(), seed)
 
 
+def eva(seed: int = 0, name: str = "vit_small_patch16_dinov3", **changes: object) -> nn.Module:
+    """A tiny timm ViT with rotary embeddings, which need a multiple of four units for each head."""
+    return timm_vit(seed, name, **{**EVA, **changes})
+
+
 def described(name: str) -> nn.Module:
     """A model named under `check:` in a spec, on the meta device: shapes without weights."""
     with torch.device("meta"):
@@ -64,6 +70,12 @@ FAMILIES = {
         "layer scale, registers": make(timm_vit, name="vit_small_patch14_reg4_dinov2"),
         "mean pooling": make(timm_vit, class_token=False, global_pool="avg"),
         "norm before": make(timm_vit, name="vit_base_patch16_clip_224"),
+    },
+    "timm-eva": {
+        "DINOv3": eva,
+        "EVA-02": make(eva, name="eva02_tiny_patch14_224"),
+        "scaled SwiGLU": make(eva, name="eva02_base_patch16_clip_224"),
+        "attention pool": make(eva, name="vit_pe_core_tiny_patch16_384", attn_pool_num_heads=2),
     },
     "timm-vgg": {"plain": vgg, "batch norm": make(vgg, norm=True), "cifar": cifar_vgg},
     "timm-convnext": {

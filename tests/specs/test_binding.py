@@ -137,3 +137,67 @@ def test_a_spec_that_ties_wrong_units_is_caught_naming_the_space():
     text += "probe: {x: b.in, y: b.out}\ncheck: {t: 2}\n"
     with pytest.raises(SpecError, match=r"changes the logits .*wrong or incomplete: y"):
         check_spec(net, bind(specs.parse(text), net), (3, 4, 4))
+
+
+class Stack(nn.Module):
+    """Blocks with a token, a table that every block reads, and a second module beside the blocks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.drop = nn.Conv2d(3, 8, 1), nn.Dropout()
+        self.token = nn.Parameter(torch.zeros(1, 1, 8))
+        self.body = nn.Module()
+        self.body.table = nn.Parameter(torch.zeros(1, 1, 1))
+        self.body.blocks = nn.ModuleList(nn.Linear(8, 8) for _ in range(3))
+        self.body.norm = nn.BatchNorm1d(8)
+        self.head = nn.Linear(8, 2)
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        x = self.drop(self.embed(pixels).flatten(2).transpose(1, 2) + self.token)
+        for block in self.body.blocks:
+            x = block(x + self.body.table)
+        return self.head(self.body.norm(x.mean(1)))
+
+
+PARTS = """\
+family: toy
+match: [toy.Stack]
+chain: [embed, drop(token) -> x, "body.blocks.{i}(body.table)", call:forward(body.table)]
+stream: x
+wire:
+  embed: image -> x
+  token: [., ., x]
+  body.table: [., ., .]
+  body.norm: last
+  head: last -> classes
+probe: {x: embed.out, last: head.in}
+blocks:
+- each: body.blocks.{i}
+  wire: {.: in -> out}
+  probe: {out: block.out}
+check: {toy: 4}
+"""
+
+
+def test_the_last_part_owns_what_no_other_part_names():
+    binding = bind(specs.parse(PARTS.replace(", call:forward(body.table)", ", call:forward")), Stack())
+    assert binding.owns == {
+        "embed": ("embed",),
+        "drop": ("token", "drop"),
+        **{f"body.blocks.{i}": ("body.table", f"body.blocks.{i}") for i in range(3)},
+        "call:forward": ("body.norm", "head"),
+    }
+
+
+def test_a_part_shows_the_space_that_its_module_writes():
+    binding = bind(specs.parse(PARTS), Stack())
+    spaces = [binding.after[step] for step in binding.steps]
+    assert spaces == ["x", "x", "body.blocks.0.out", "body.blocks.1.out", "body.blocks.2.out", None]
+    assert check_spec(Stack(), binding, (3, 4, 4)).cuts == 5
+
+
+@pytest.mark.parametrize(("named", "forgotten"), [("drop(token)", "drop"), ("{i}(body.table)", "{i}")])
+def test_a_part_that_does_not_name_a_parameter_that_it_needs_is_refused(named, forgotten):
+    binding = bind(specs.parse(PARTS.replace(named, forgotten)), Stack())
+    with pytest.raises(SpecError, match=r"steps of chain: do not compose to the model"):
+        check_spec(Stack(), binding, (3, 4, 4))

@@ -11,7 +11,7 @@ from hf_zipit.saving.load import load_merged
 from hf_zipit.sources.load import load_source
 from hf_zipit.specs.cuts import cut_names
 from hf_zipit.transform.permute import permuted, random_labels
-from tests.helpers.families import FAMILIES, SWIN
+from tests.helpers.families import EVA, FAMILIES, SWIN
 from tests.helpers.marks import slow, slow_but
 from tests.helpers.measure import flops
 from tests.helpers.models import images
@@ -74,6 +74,7 @@ def test_every_cut_gives_the_model_back_and_heads_cost_the_remaining_layers(fami
         ("hf-deit", [f"deit.layers.{i}" for i in range(3)]),
         ("hf-swin", [f"swin.encoder.layers.{s}.blocks.{b}" for s in (0, 1) for b in (0, 1)]),
         ("timm-swin", [f"layers.{s}.blocks.{b}" for s in (0, 1) for b in (0, 1)]),
+        ("timm-eva", [f"blocks.{i}" for i in range(3)]),
         ("timm-convnext", ["stages.0.blocks.0", *(f"stages.1.blocks.{b}" for b in (0, 1)), "stages.3.blocks.0"]),
         ("hf-convnext", [f"convnext.encoder.stages.1.layers.{b}" for b in (0, 1)]),
         ("timm-resnetv2", ["stages.0.blocks.0", "stages.0.blocks.1", "stages.1.blocks.0"]),
@@ -87,6 +88,7 @@ def test_every_block_is_a_cut(family, cuts):
 
 
 ARGUMENTS = {
+    "timm-eva": EVA,
     "timm-swin": SWIN,
     "timm-convnext": {"depths": (1, 2, 1, 1), "dims": (8, 12, 16, 24)},
 }

@@ -132,11 +132,22 @@ def _check_config(config: Mapping[str, Any], folder: Path) -> None:
     """Refuse a config with values of wrong types, or with class names that are not numbered from 0."""
     file = folder / "config.json"
     check_fields(config, TRANSFORMERS, str(file))
+    _check_reads_images(config, str(file))
     for key in ("vision_config", "backbone_config"):
         check_fields(config.get(key) or {}, TRANSFORMERS, f"{file}: {key}")
     names = config.get("id2label")
     if names:
         class_names(names, len(names), f"{file}: id2label")
+
+
+def _check_reads_images(config: Mapping[str, Any], where: str) -> None:
+    """Refuse a model that reads patches, with their masks and shapes, instead of images."""
+    if str(config.get("model_type")).startswith("siglip2"):
+        raise SourceError(
+            f"{where}: {config['model_type']} is a NaFlex model, which reads patches of images of any shape; a merge "
+            "reads images of one size. Use a SigLIP 2 checkpoint of a fixed resolution, such as "
+            "google/siglip2-base-patch16-224, with SiglipForImageClassification"
+        )
 
 
 def _class_name(config: Mapping[str, Any]) -> str:
@@ -182,6 +193,7 @@ def _source(
     model: Any, kind: str, name: str | None, processor: Any, origin: dict[str, Any], folder: Path | None = None
 ) -> Source:
     config = _structure(model, kind)
+    _check_reads_images(config, name or type(model).__name__)
     settings = {} if processor is None else processor.to_dict()
     size = classifier_size(config, processor) if kind == CLASSIFICATION else image_size(config, processor)
     preprocessing: dict[str, Any] = {} if size is None else {"input_size": size}

@@ -20,7 +20,7 @@ STAGES = {"hidden_sizes": [8, 12, 16, 24], "depths": [1, 2, 1, 1]}
 def hf(name: str, seed: int = 0, **config: object) -> nn.Module:
     """A tiny transformers image classifier, by the name of its class."""
     cls = getattr(transformers, name)
-    if name.startswith("CLIP"):
+    if name.startswith(("CLIP", "Siglip")):
         config = {"vision_config": {k: v for k, v in config.items() if k != "num_labels"}}
     return randomise(cls(cls.config_class(**{"num_labels": 5, **config})).eval(), seed)
 
@@ -108,6 +108,10 @@ FAMILIES = {
         ),
     },
     "hf-clip": {"plain": make(hf, "CLIPForImageClassification", **MLP)},
+    "hf-siglip": {
+        "plain": make(hf, "SiglipForImageClassification", **MLP, vision_use_head=False),
+        "attention pool": make(hf, "SiglipForImageClassification", **MLP),
+    },
     "hf-swin": {
         "plain": make(
             *(hf, "SwinForImageClassification"),

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+import transformers
 from transformers import ViTImageProcessor
 
 import hf_zipit
@@ -141,3 +142,15 @@ def test_other_configurations_are_refused_naming_the_field(changes, message):
 def test_another_number_of_heads_is_refused_for_timm():
     with pytest.raises(SourceError, match=r"the feature space blocks\.0\.qk is .*groups=4.* and .*groups=3"):
         hf_zipit.merge([timm_vit(), timm_vit(num_heads=3)], images(16), tasks=["a", "b"])
+
+
+@pytest.mark.parametrize("saved", [False, True])
+def test_a_model_that_reads_patches_of_images_of_any_shape_is_refused(saved, tmp_path):
+    sizes = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 48}
+    config = transformers.Siglip2Config(vision_config=sizes, text_config={"bos_token_id": 1, "eos_token_id": 2})
+    model = transformers.Siglip2ForImageClassification(config)
+    if saved:
+        model.save_pretrained(tmp_path)
+    name = "config.json" if saved else "Siglip2ForImageClassification"
+    with pytest.raises(SourceError, match=f"{name}: siglip2 is a NaFlex model, .*siglip2-base-patch16-224"):
+        load_source(tmp_path if saved else model)

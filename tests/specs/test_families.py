@@ -70,6 +70,7 @@ def test_every_cut_gives_the_model_back_and_heads_cost_the_remaining_layers(fami
     [
         ("hf-beit", [f"beit.layers.{i}" for i in range(3)]),
         ("hf-clip", [f"vision_model.encoder.layers.{i}" for i in range(3)]),
+        ("hf-siglip", [f"vision_model.encoder.layers.{i}" for i in range(3)]),
         ("hf-dinov2", [f"dinov2.encoder.layer.{i}" for i in range(3)]),
         ("hf-deit", [f"deit.layers.{i}" for i in range(3)]),
         ("hf-swin", [f"swin.encoder.layers.{s}.blocks.{b}" for s in (0, 1) for b in (0, 1)]),

@@ -34,11 +34,19 @@ class Line:
 
 @dataclass(frozen=True)
 class Same:
-    """`left = right unless module`: two names mean one space in blocks without that module."""
+    """Two names that mean one space: `left = right unless module`, or `left = right if attribute`.
+
+    Attributes:
+        left: A name.
+        right: The other name.
+        unless: The module that a block must lack; `None` if any block will do.
+        only: The attribute of a block that must be true; `None` if any block will do.
+    """
 
     left: str
     right: str
     unless: str | None
+    only: str | None
 
 
 @dataclass(frozen=True)

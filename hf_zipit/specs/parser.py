@@ -18,7 +18,7 @@ from hf_zipit.specs.grammar import Block, Expression, Line, ProbeLine, Same, Spe
 from hf_zipit.text import first_line
 
 _NAME = re.compile(r"\.|[A-Za-z_][\w.]*")
-_SAME = re.compile(r"(?P<left>[\w.]+) = (?P<right>[\w.]+)(?: unless (?P<unless>[\w.]+))?")
+_SAME = re.compile(r"(?P<left>[\w.]+) = (?P<right>[\w.]+)(?: unless (?P<unless>[\w.]+)| if (?P<only>[\w.]+))?")
 _STEP = re.compile(r"(?P<name>(call:|op:)?[\w.{}]+)(\((?P<inside>[^()]*)\))?(\s*->\s*(?P<space>[\w.]+))?")
 _ARGUMENT = re.compile(r"\w+=(none|\$image|\$grid|\$config\.\w+)")
 _PROBE = re.compile(r"(?P<module>[\w.]+)\.(?P<side>in|out)")
@@ -145,7 +145,8 @@ class _Parser:
         for text in self.listed(block.get("same", [])):
             found = _SAME.fullmatch(text)
             if not found:
-                raise self.error((*where, "same"), f"'{text}' is not of the form 'a = b' or 'a = b unless module'")
+                known = "'a = b', 'a = b unless module' or 'a = b if attribute'"
+                raise self.error((*where, "same"), f"'{text}' is not of the form {known}")
             same.append(Same(**found.groupdict()))
         return Block(
             each=tuple(self.listed(block["each"])),

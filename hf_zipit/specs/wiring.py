@@ -108,7 +108,8 @@ class _Expansion:
             self.table.group_counts[scope(name)] = self._attribute(scope.block, sources)
         self._expand(block.wire, scope, {scope.path(line.target) for line in block.wire})
         for same in block.same:
-            if same.unless is None or not self._has_parameters(scope.path(same.unless)):
+            without = same.unless is None or not self._has_parameters(scope.path(same.unless))
+            if without and (same.only is None or self._value(scope.block, same.only)):
                 self.table.names.union(scope(same.left), scope(same.right))
         self._observe(block.probe, scope)
         stream = scope("out") if makes_stream else scope.stream
@@ -120,12 +121,17 @@ class _Expansion:
         for source in sources:
             if source.isascii() and source.isdigit():
                 return int(source)
-            value: object = self.modules[path]
-            for part in source.split("."):
-                value = getattr(value, part, None)
+            value = self._value(path, source)
             if isinstance(value, int):
                 return value
         raise SpecError(f"{self.file}: sizes: {path} has none of the integer attributes {', '.join(sources)}")
+
+    def _value(self, path: str, attribute: str) -> object:
+        """An attribute of a module; `None` if it has none of that name."""
+        value: object = self.modules[path]
+        for part in attribute.split("."):
+            value = getattr(value, part, None)
+        return value
 
     def _has_parameters(self, path: str) -> bool:
         return path in self.modules and bool(self.modules[path].state_dict())

@@ -53,6 +53,22 @@ def eva(seed: int = 0, name: str = "vit_small_patch16_dinov3", **changes: object
     return timm_vit(seed, name, **{**EVA, **changes})
 
 
+STEM = "ds_r1_k3_s1_e1_c8_se0.25"
+UNIVERSAL = ["uir_r1_a3_k3_s2_e4_c12", "uir_r2_a3_k0_s1_e4_c12"]
+INVERTED = ["ir_r2_k3_s2_e4_c12_se0.25"]
+
+
+def efficientnet(
+    seed: int = 0, mobile: bool = False, stages: tuple[object, ...] = (INVERTED,), **changes: object
+) -> nn.Module:
+    """A tiny timm EfficientNet or MobileNet: a stage for each list of blocks in timm's notation, after a first one."""
+    cls = timm.models.mobilenetv3.MobileNetV3 if mobile else timm.models.efficientnet.EfficientNet
+    layers = timm.models._efficientnet_builder.decode_arch_def([[STEM], *stages])
+    model = cls(layers, num_classes=5, num_features=24, stem_size=8, **changes)
+    model.pretrained_cfg = {"architecture": "efficientnet_b0", "input_size": (3, 32, 32)}
+    return randomise(model.eval(), seed)
+
+
 def described(name: str) -> nn.Module:
     """A model named under `check:` in a spec, on the meta device: shapes without weights."""
     with torch.device("meta"):
@@ -70,6 +86,14 @@ FAMILIES = {
         "layer scale, registers": make(timm_vit, name="vit_small_patch14_reg4_dinov2"),
         "mean pooling": make(timm_vit, class_token=False, global_pool="avg"),
         "norm before": make(timm_vit, name="vit_base_patch16_clip_224"),
+        "attention pool": make(timm_vit, name="vit_base_patch16_siglip_224"),
+        "class token without position": make(timm_vit, name="deit3_small_patch16_224"),
+    },
+    "timm-efficientnet": {
+        "EfficientNet": efficientnet,
+        "V2": make(efficientnet, stages=(["cn_r1_k3_s1_c8_skip"], ["er_r2_k3_s2_e4_c12_se0.25"], INVERTED)),
+        "MobileNetV3": make(efficientnet, mobile=True, stages=(INVERTED, ["cn_r1_k1_s1_c16"])),
+        "MobileNetV4": make(efficientnet, mobile=True, stages=(UNIVERSAL,), head_norm=True),
     },
     "timm-eva": {
         "DINOv3": eva,

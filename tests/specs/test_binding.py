@@ -201,3 +201,25 @@ def test_a_part_that_does_not_name_a_parameter_that_it_needs_is_refused(named, f
     binding = bind(specs.parse(PARTS.replace(named, forgotten)), Stack())
     with pytest.raises(SpecError, match=r"steps of chain: do not compose to the model"):
         check_spec(Stack(), binding, (3, 4, 4))
+
+
+@pytest.mark.parametrize(("skip", "count"), [(True, 1), (False, 2)])
+def test_two_names_can_mean_one_space_where_an_attribute_is_true(skip, count):
+    net = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 2, 1))
+    net[1].has = nn.Module()
+    net[1].has.skip = skip
+    text = """
+family: toy
+match: [toy]
+stream: x
+wire: {"0": image -> x, "2": last -> classes}
+probe: {x: "0.out", last: "2.in"}
+blocks:
+- each: "{i}"
+  when: Residual
+  wire: {.: in -> out}
+  same: in = out if has.skip
+check: {toy: 1}
+"""
+    net[1].__class__ = type("Residual", (nn.Conv2d,), {})
+    assert len(bind(specs.parse(text), net).spaces) == count

@@ -75,6 +75,7 @@ def test_every_cut_gives_the_model_back_and_heads_cost_the_remaining_layers(fami
         ("hf-deit", [f"deit.layers.{i}" for i in range(3)]),
         ("hf-swin", [f"swin.encoder.layers.{s}.blocks.{b}" for s in (0, 1) for b in (0, 1)]),
         ("timm-swin", [f"layers.{s}.blocks.{b}" for s in (0, 1) for b in (0, 1)]),
+        ("timm-efficientnet", ["blocks.0.0", "blocks.1.0", "blocks.1.1"]),
         ("timm-eva", [f"blocks.{i}" for i in range(3)]),
         ("timm-convnext", ["stages.0.blocks.0", *(f"stages.1.blocks.{b}" for b in (0, 1)), "stages.3.blocks.0"]),
         ("hf-convnext", [f"convnext.encoder.stages.1.layers.{b}" for b in (0, 1)]),

@@ -158,10 +158,10 @@ def _declared(traced: Trace, binding: Binding) -> dict[Axis, list[tuple[str, int
 
 
 def _together(traced: Trace) -> Iterable[list[int]]:
-    """The units of all cells that move together, for each group."""
+    """The units of all cells that move together, for each group; one group alone has nothing to move past."""
     found: dict[tuple[str | None, int], list[int]] = defaultdict(list)
     for space in traced.spaces:
-        for number, cell in enumerate(space.cells if space.axis else ()):
+        for number, cell in enumerate(space.cells if space.axis and len(space.cells) > 1 else ()):
             found[space.axis, number].extend(cell)
     return found.values()
 
@@ -170,7 +170,7 @@ def _groups(binding: Binding) -> Iterable[frozenset[tuple[str, int]]]:
     found = defaultdict(set)
     for name, space in binding.spaces.items():
         inner = space.size // space.groups
-        for unit in range(space.size if space.group_axis else 0):
+        for unit in range(space.size if space.group_axis and space.groups > 1 else 0):
             found[space.group_axis, unit // inner].add((name, unit))
     return [frozenset(units) for units in found.values()]
 

@@ -13,6 +13,7 @@ from tests.helpers.models import TINY, cifar_vgg, hf_vit, timm_vit, tiny, vgg
 VIT = {"hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 4, "image_size": 32, "patch_size": 8}
 MLP = {**VIT, "intermediate_size": 48}
 SWIN = {"img_size": 32, "patch_size": 2, "embed_dim": 16, "depths": (2, 2), "num_heads": (2, 4), "window_size": 4}
+HF_SWIN = {"image_size": 32, "patch_size": 2, "embed_dim": 16, "depths": [2, 2], "num_heads": [2, 4], "window_size": 4}
 EVA = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "num_heads": 4, "depth": 3}
 STAGES = {"hidden_sizes": [8, 12, 16, 24], "depths": [1, 2, 1, 1]}
 
@@ -42,9 +43,9 @@ def timm_convnext(seed: int = 0, name: str = "convnext_atto", **changes: object)
     return randomise(timm.create_model(name, **args).eval(), seed)
 
 
-def timm_swin(seed: int = 0, **changes: object) -> nn.Module:
+def timm_swin(seed: int = 0, name: str = "swin_tiny_patch4_window7_224", **changes: object) -> nn.Module:
     """A tiny timm Swin."""
-    model = timm.create_model("swin_tiny_patch4_window7_224", num_classes=5, **{**SWIN, **changes})
+    model = timm.create_model(name, num_classes=5, **{**SWIN, **changes})
     return randomise(model.eval(), seed)
 
 
@@ -53,6 +54,7 @@ def eva(seed: int = 0, name: str = "vit_small_patch16_dinov3", **changes: object
     return timm_vit(seed, name, **{**EVA, **changes})
 
 
+SEGFORMER = {"num_attention_heads": [1, 2, 2, 4], "sr_ratios": [4, 2, 1, 1], "strides": [2, 2, 2, 2]}
 STEM = "ds_r1_k3_s1_e1_c8_se0.25"
 UNIVERSAL = ["uir_r1_a3_k3_s2_e4_c12", "uir_r2_a3_k0_s1_e4_c12"]
 INVERTED = ["ir_r2_k3_s2_e4_c12_se0.25"]
@@ -114,6 +116,7 @@ FAMILIES = {
         "basic": make(resnetv2, norm=True, basic=True, bottle_ratio=1.0),
     },
     "timm-swin": {"plain": timm_swin},
+    "timm-swinv2": {"plain": make(timm_swin, name="swinv2_tiny_window8_256")},
     "hf-vit": {"plain": hf_vit},
     "hf-deit": {
         "plain": make(hf, "DeiTForImageClassification", **MLP),
@@ -132,17 +135,13 @@ FAMILIES = {
         ),
     },
     "hf-clip": {"plain": make(hf, "CLIPForImageClassification", **MLP)},
+    "hf-segformer": {"plain": make(hf, "SegformerForImageClassification", **STAGES, **SEGFORMER)},
     "hf-siglip": {
         "plain": make(hf, "SiglipForImageClassification", **MLP, vision_use_head=False),
         "attention pool": make(hf, "SiglipForImageClassification", **MLP),
     },
-    "hf-swin": {
-        "plain": make(
-            *(hf, "SwinForImageClassification"),
-            **{"image_size": 32, "patch_size": 2, "embed_dim": 16, "depths": [2, 2], "num_heads": [2, 4]},
-            **{"window_size": 4, "use_absolute_embeddings": True},
-        )
-    },
+    "hf-swin": {"plain": make(hf, "SwinForImageClassification", **HF_SWIN, use_absolute_embeddings=True)},
+    "hf-swinv2": {"plain": make(hf, "Swinv2ForImageClassification", **HF_SWIN)},
     "hf-convnext": {
         "v1": make(hf, "ConvNextForImageClassification", **STAGES),
         "v2": make(hf, "ConvNextV2ForImageClassification", **STAGES),

@@ -1,4 +1,4 @@
-"""Models of popular classes that no spec file describes, as small as their class allows: a name, the image, options.
+"""Models of popular classes, with a spec file or without, as small as their class allows: a name, the image, options.
 
 `tests/tracing/test_zoo.py` traces each of them, and `benchmarks/traced_models.py` writes a table of the results.
 """

@@ -70,11 +70,14 @@ def test_every_cut_gives_the_model_back_and_heads_cost_the_remaining_layers(fami
     [
         ("hf-beit", [f"beit.layers.{i}" for i in range(3)]),
         ("hf-clip", [f"vision_model.encoder.layers.{i}" for i in range(3)]),
+        ("hf-segformer", [f"segformer.stages.1.blocks.{b}" for b in (0, 1)]),
         ("hf-siglip", [f"vision_model.encoder.layers.{i}" for i in range(3)]),
         ("hf-dinov2", [f"dinov2.encoder.layer.{i}" for i in range(3)]),
         ("hf-deit", [f"deit.layers.{i}" for i in range(3)]),
         ("hf-swin", [f"swin.encoder.layers.{s}.blocks.{b}" for s in (0, 1) for b in (0, 1)]),
+        ("hf-swinv2", [f"swinv2.encoder.layers.{s}.blocks.{b}" for s in (0, 1) for b in (0, 1)]),
         ("timm-swin", [f"layers.{s}.blocks.{b}" for s in (0, 1) for b in (0, 1)]),
+        ("timm-swinv2", [f"layers.{s}.blocks.{b}" for s in (0, 1) for b in (0, 1)]),
         ("timm-efficientnet", ["blocks.0.0", "blocks.1.0", "blocks.1.1"]),
         ("timm-eva", [f"blocks.{i}" for i in range(3)]),
         ("timm-convnext", ["stages.0.blocks.0", *(f"stages.1.blocks.{b}" for b in (0, 1)), "stages.3.blocks.0"]),
@@ -92,6 +95,7 @@ def test_every_block_is_a_cut(family, cuts):
 ARGUMENTS = {
     "timm-eva": EVA,
     "timm-swin": SWIN,
+    "timm-swinv2": SWIN,
     "timm-convnext": {"depths": (1, 2, 1, 1), "dims": (8, 12, 16, 24)},
 }
 

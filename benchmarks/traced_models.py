@@ -1,4 +1,4 @@
-"""Traced models: what a trace finds in models that no spec file describes.
+"""Traced models: what a trace finds in popular models, with or without a spec file of their own.
 
     python benchmarks/traced_models.py [NAME ...] [-o benchmarks/traced_models.md]
 

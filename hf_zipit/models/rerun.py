@@ -7,6 +7,7 @@ tables, sizes) is computed where it is needed.
 """
 
 import copy
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextvars import ContextVar
@@ -20,6 +21,7 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from .resume import empty
 
+_lock = threading.Lock()  # held while an outline finds shapes
 PIXELS = "$pixels"  # where the first part starts
 Shapes = dict[
     str, Any
@@ -59,25 +61,32 @@ class Outline:
         modules = dict(net.named_modules())
         for path in self.paths:
             if not isinstance(modules[path].forward, Watched):
-                setattr(modules[path], "forward", Watched(path, modules[path].forward))  # noqa: B010
+                _watch(modules[path], path)
         return net
 
     def shapes(self, size: Sequence[int]) -> Shapes:
         """The outputs of all modules for one image of a size (height, width)."""
         key = (self.channels, *size)
-        if key not in self.known:
-            found: Shapes = {}
-            modules = dict(self.net.named_modules())
-            hooks = [
-                modules[path].register_forward_hook(lambda _, __, out, path=path: found.setdefault(path, out))
-                for path in self.paths
-            ]
+        with _lock:
+            if key not in self.known:
+                self.known[key] = self._find(key)
+        return self.known[key]
+
+    def _find(self, key: tuple[int, ...]) -> Shapes:
+        """The outputs for one image of a size (channels, height, width)."""
+        found: Shapes = {}
+        modules = dict(self.net.named_modules())
+        hooks = [
+            modules[path].register_forward_hook(lambda _, __, out, path=path: found.setdefault(path, out))
+            for path in self.paths
+        ]
+        try:
             with _disable_current_modes(), torch.no_grad():
                 self.net(torch.empty(1, *key, device="meta", dtype=self.dtype))
+        finally:
             for hook in hooks:
                 hook.remove()
-            self.known[key] = found
-        return self.known[key]
+        return found
 
 
 @dataclass(frozen=True)
@@ -91,14 +100,14 @@ class _Part:
     result: list[Tensor] = field(default_factory=list)
 
     def blank(self, path: str) -> Any:
-        """The output of a module, with zeros that take no memory for its values."""
+        """The output of a module, with zeros for its values, which the code around it may write to."""
 
         def zeros(leaf: Any) -> Any:
             if not isinstance(leaf, Tensor):
                 return leaf
             kind = self.value.dtype if leaf.is_floating_point() else leaf.dtype
-            one = torch.zeros((), dtype=kind, device=self.value.device)
-            return one.expand(leaf.shape[0] * self.images, *leaf.shape[1:]) if leaf.ndim else one
+            shape = (leaf.shape[0] * self.images, *leaf.shape[1:]) if leaf.ndim else ()
+            return torch.zeros(shape, dtype=kind, device=self.value.device)
 
         return tree_map(zeros, self.shapes[path])
 
@@ -125,12 +134,33 @@ class Watched:
             return self.forward(*args, **kwargs)
         if self.path in part.others:
             out = part.blank(self.path)
-            return _with_first(out, part.value) if self.path == part.first else out
+            return _with_first(out, part.value.clone()) if self.path == part.first else out  # it may be written to
         out = self.forward(*args, **kwargs)
         if self.path != part.last:
             return out
         part.result.append(_first(out))
         return part.blank(self.path)  # what follows is not read, and other parts have their own width
+
+
+class _Replicate:
+    """Replaces the method with which `nn.DataParallel` copies a module: the copy runs its own forward."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+
+    def __call__(self) -> nn.Module:
+        replica: nn.Module = type(self.module)._replicate_for_data_parallel(self.module)  # type: ignore[no-untyped-call]
+        path = vars(self.module)["forward"].path
+        for name in ("forward", "_replicate_for_data_parallel"):
+            del vars(replica)[name]
+        return _watch(replica, path)
+
+
+def _watch(module: nn.Module, path: str) -> nn.Module:
+    """Replace the forward of a module, in place."""
+    vars(module)["forward"] = Watched(path, module.forward)
+    vars(module)["_replicate_for_data_parallel"] = _Replicate(module)
+    return module
 
 
 def run_part(
@@ -150,7 +180,7 @@ def run_part(
         The output of the last module, or the logits of the model.
 
     Raises:
-        ValueError: the model does not call one of the two modules.
+        ValueError: the model does not call one of the two modules, or not in this pass.
     """
     if first == PIXELS:
         outline.channels = value.shape[1]
@@ -172,6 +202,8 @@ def run_part(
         out = net(pixels)
     finally:
         _running.reset(token)
+    if last is not None and not part.result:
+        raise ValueError(f"the model has not called {last}: a merge with a cut cannot leave out layers at random")
     if last is not None:
         return part.result[0]
     return out["logits"] if isinstance(out, Mapping) and "logits" in out else _first(out)
@@ -198,6 +230,8 @@ def keep_only(net: nn.Module, kept: Iterable[str], others: Iterable[str]) -> nn.
             modules[path]._parameters.pop(leaf, None)
             modules[path]._buffers.pop(leaf, None)
             modules[path].register_buffer(leaf, torch.zeros_like(value), persistent=False)
+            if isinstance(modules[path], nn.modules.batchnorm._BatchNorm):
+                modules[path].track_running_stats = False  # a norm without statistics has none to load
     return net
 
 

@@ -130,7 +130,10 @@ def _owned(model: nn.Module, needed: Sequence[set[str]], open_: Collection[str])
     inside = {path: [name for name in state if name.startswith(f"{path}.")] for path in modules}
     unread = {name for name in state if name not in counts}
     mine = [{name for name in names if name in state} for names in needed]
-    mine[-1] |= unread
+    for name in unread:  # counters of shared norms go where the norms go
+        sharing = [names for names in mine if any(_owner(other) == _owner(name) for other in names)]
+        for names in sharing or mine[-1:]:
+            names.add(name)
     tops = []
     for names in mine:
         alone = {name for name in names if counts[name] < 2} | unread
@@ -139,6 +142,10 @@ def _owned(model: nn.Module, needed: Sequence[set[str]], open_: Collection[str])
     mine[-1] -= {name for name in unread if any(_under(name, top) for top in tops[:-1])}
     beside = [sorted(name for name in names if not _under(name, top)) for names, top in zip(mine, tops, strict=True)]
     return [[*top, *names] for top, names in zip(tops, beside, strict=True)]
+
+
+def _owner(name: str) -> str:
+    return name.rpartition(".")[0]
 
 
 def _under(name: str, paths: Iterable[str]) -> bool:

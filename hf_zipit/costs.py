@@ -1,7 +1,7 @@
 """FLOPs (two per multiply-add) of one forward pass of one image, and parameters; counted on the meta device."""
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -226,20 +226,18 @@ class LayerCosts:
         self.classifiers = sum(classes) / max(1, classes[0])
         self.wholes = wholes
         net = copy.deepcopy(model).to("meta").eval().requires_grad_(False)
-        steps = binding.runs(net, input_size[-2:])
+        steps: list[Callable[[Tensor], Tensor]] = binding.runs(net, input_size[-2:]) or [net]
         self.layers: list[list[_Layer]] = []
         self.rest: list[float] = []
         value = torch.empty(1, *input_size, device="meta")
-        done: set[str] = set()
-        for run in steps or [net]:
+        paths = [path for path, _ in net.named_modules()]
+        held = [binding.under([step], paths) for step in binding.steps]  # a step may call others, for nothing
+        for run, mine in zip(steps, held or [paths], strict=True):
             with _running_on(input_size):
-                value, named, flops = _counted(run, value, net, binding)
-            layers = [layer for path, layer in named if path not in done]  # some are called again, for nothing
-            done |= {path for path, _ in named}
+                value, layers, flops = _counted(run, value, net, mine, binding)
             self.layers.append(layers)
             self.rest.append(flops - sum(layer.flops for layer in layers))
-        counted = sum(self.rest) + sum(layer.flops for step in self.layers for layer in step)
-        self.one = wholes[0] if wholes else counted
+        self.one = wholes[0] if wholes else count_flops(model, input_size)  # with layers that no step needs
 
     def flops(self, depth: int, ratios: Mapping[str, float], gathers: bool) -> float:
         """FLOPs of trunk and heads, as a multiple of the first model's.
@@ -268,10 +266,10 @@ class LayerCosts:
 
 
 def _counted(
-    run: Callable[[Tensor], Tensor], value: Tensor, net: nn.Module, binding: Binding
-) -> tuple[Tensor, list[tuple[str, _Layer]], float]:
-    """Run one step; returns its output, its linear and convolutional layers by path, and its FLOPs."""
-    found: list[tuple[str, _Layer]] = []
+    run: Callable[[Tensor], Tensor], value: Tensor, net: nn.Module, held: Collection[str], binding: Binding
+) -> tuple[Tensor, list[_Layer], float]:
+    """Run one step; returns its output, its linear and convolutional layers among the modules `held`, and its FLOPs."""
+    found: list[_Layer] = []
 
     def watch(path: str, module: nn.Module) -> RemovableHandle:
         def hook(module: nn.Module, _: object, out: object) -> None:
@@ -281,13 +279,12 @@ def _counted(
                 rows = binding.rows([name])[name]
                 axes = tuple(tuple(row for row in rows if row.axis == axis) for axis in (0, 1))
                 flops = 2.0 * out.numel() * weight[0].numel()
-                layer = _Layer(flops, axes, (weight.shape[0], weight.shape[1]), name in binding.classifier)
-                found.append((path, layer))
+                found.append(_Layer(flops, axes, (weight.shape[0], weight.shape[1]), name in binding.classifier))
 
         return module.register_forward_hook(hook)
 
     with ExitStack() as stack, torch.no_grad(), FlopCounterMode(display=False) as counter:
-        for path, module in net.named_modules():
-            stack.callback(watch(path, module).remove)
+        for path in held:
+            stack.callback(watch(path, net.get_submodule(path)).remove)
         value = run(value)
     return value, found, counter.get_total_flops()

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from hf_zipit.calibration.merge_state import MergeState
 from hf_zipit.models.modeling_zipit import ZipItForImageClassification
+from hf_zipit.models.rerun import held_modules
 from hf_zipit.running import working_copy
 from hf_zipit.specs.plan import Plan
 from hf_zipit.specs.spaces import Binding, Row
@@ -114,14 +115,14 @@ def _layers(merge: MergeState, parents: Sequence[nn.Module]) -> list[_RepairedLa
     """The layers that write or carry a space and can be scaled and shifted by their own parameters."""
     model, binding = merge.model.eval(), merge.plan.binding
     found = []
-    for path, module in model.trunk.named_modules():
+    for path, module in held_modules(model.trunk).items():
         rows = output_rows(path, binding)
         if rows and not any(isinstance(merge.matches[row.space], HeadMatch) for row in rows):  # these average nothing
             found.append(_RepairedLayer(path, module, parents, layer_merging(rows, merge.plan, merge.matches)))
     # The heads of a multi-task merge, with their decoders, are no chains of layers.
     heads = model.heads if isinstance(model, ZipItForImageClassification) else ()
     for k, head in enumerate(heads):
-        for path, module in head.named_modules():
+        for path, module in held_modules(head).items():
             if output_rows(path, binding):
                 found.append(_RepairedLayer(path, module, parents, itemgetter(k)))
     affine: set[nn.Module] = set()

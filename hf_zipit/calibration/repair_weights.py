@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from hf_zipit.calibration.merge_state import MergeState
 from hf_zipit.calibration.repair import layer_merging, output_rows
+from hf_zipit.models.rerun import held_modules
 from hf_zipit.transform.heads import HeadMatch
 from hf_zipit.transform.transform import unmerge_reads
 
@@ -26,7 +27,7 @@ def repair_weights(merge: MergeState) -> None:
     The layers of heads are their own parent's and stay as they are.
     """
     norms = _norms_behind(merge)
-    paths = {module: path for path, module in merge.model.trunk.named_modules()}
+    paths = {module: path for path, module in held_modules(merge.model.trunk).items()}
     states = [parent.model.state_dict() for parent in merge.parents]
     for layer, path in paths.items():
         rows = output_rows(path, merge.plan.binding)
@@ -66,7 +67,7 @@ def _norms_behind(merge: MergeState) -> dict[nn.Module, nn.Module]:
 
     pixels = torch.randn(1, *merge.parents[0].input_size, generator=torch.Generator().manual_seed(0))
     with ExitStack() as stack:
-        for module in model.trunk.modules():
+        for module in held_modules(model.trunk).values():
             if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats:
                 stack.callback(module.register_forward_pre_hook(read).remove)
             elif "weight" in module._parameters:

@@ -13,6 +13,7 @@ from torch import Tensor
 from hf_zipit.data.batches import Passes
 from hf_zipit.models.modeling_zipit import ZipItForImageClassification
 from hf_zipit.models.pretrained_zipit import ZipItPreTrainedModel
+from hf_zipit.models.rerun import held_modules
 from hf_zipit.running import logits_of, working_copy
 from hf_zipit.sources.source import Source
 from hf_zipit.specs.spaces import Binding
@@ -120,7 +121,7 @@ def feature_correlation(
         Space -> correlation, in the order of the spaces.
     """
     model: Any = working_copy(merged, passes.device)
-    modules = dict(model.trunk.named_modules())
+    modules = held_modules(model.trunk)
     labelled = {name: match for name, match in matches.items() if isinstance(match, Match)}
     spaces = {
         name: space

@@ -136,10 +136,9 @@ class Watched:
             out = part.blank(self.path)
             return _with_first(out, part.value.clone()) if self.path == part.first else out  # it may be written to
         out = self.forward(*args, **kwargs)
-        if self.path != part.last:
-            return out
-        part.result.append(_first(out))
-        return part.blank(self.path)  # what follows is not read, and other parts have their own width
+        if self.path == part.last:
+            part.result.append(_first(out).clone())  # code behind the part may write to it
+        return out
 
 
 class _Replicate:
@@ -200,6 +199,10 @@ def run_part(
     token = _running.set(part)
     try:
         out = net(pixels)
+    except Exception:
+        if not part.result:
+            raise
+        return part.result[0]  # code behind the part may not take its width
     finally:
         _running.reset(token)
     if last is not None and not part.result:
@@ -213,7 +216,8 @@ def keep_only(net: nn.Module, kept: Iterable[str], others: Iterable[str]) -> nn.
     """Remove from a model, in place, the weights that only other parts need.
 
     Modules lose their weights. Parameters beside them become zeros that are never saved, because code that runs in
-    every part may use them for results that nothing reads.
+    every part may use them for results that nothing reads. A batch norm that several parts need keeps its statistics
+    as they are.
 
     Args:
         net: the model.
@@ -221,9 +225,15 @@ def keep_only(net: nn.Module, kept: Iterable[str], others: Iterable[str]) -> nn.
         others: those that the other parts need.
     """
     modules = dict(net.named_modules())
-    for name in set(others) - set(kept):
+    kept, others = set(kept), set(others)
+    for name in kept & others:  # other parts run these norms on zeros, which are not to count
+        owner = modules.get(name.rpartition(".")[0])
+        if isinstance(owner, nn.modules.batchnorm._BatchNorm):
+            owner.track_running_stats = False
+    for name in others - kept:
         path, _, leaf = name.rpartition(".")
         if name in modules:
+            setattr(modules[name], "elsewhere", True)  # noqa: B010
             for inner in modules[name].modules():
                 empty(inner)
         elif path in modules and isinstance(value := getattr(modules[path], leaf, None), Tensor):
@@ -233,6 +243,13 @@ def keep_only(net: nn.Module, kept: Iterable[str], others: Iterable[str]) -> nn.
             if isinstance(modules[path], nn.modules.batchnorm._BatchNorm):
                 modules[path].track_running_stats = False  # a norm without statistics has none to load
     return net
+
+
+def held_modules(net: nn.Module) -> dict[str, nn.Module]:
+    """The modules of a part by path, without those whose weights `keep_only` has removed."""
+    modules = dict(net.named_modules())
+    elsewhere = tuple(f"{path}." for path, module in modules.items() if "elsewhere" in vars(module))
+    return {path: module for path, module in modules.items() if not f"{path}.".startswith(elsewhere)}
 
 
 def _first(out: Any) -> Tensor:

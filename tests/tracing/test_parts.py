@@ -10,9 +10,12 @@ import transformers
 from torch import nn
 
 from hf_zipit.backbones.share import share
+from hf_zipit.costs import cost_of
+from hf_zipit.evaluation.fidelity import feature_correlation
 from hf_zipit.find_spec import describe, find_spec, review
 from hf_zipit.merging.merge import Merger
 from hf_zipit.models.rerun import Outline, run_part
+from hf_zipit.recipe import Recipe
 from hf_zipit.running import logits_of
 from hf_zipit.saving import save as saving
 from hf_zipit.saving.load import load_merged
@@ -134,6 +137,7 @@ def test_every_cut_gives_the_model_back_and_heads_cost_the_remaining_layers(name
     with torch.no_grad():
         logits = logits_of(source.model(PIXELS))
     whole = flops(source.model.requires_grad_(False), PIXELS[:1])
+    layers = merger.parents.layer_costs()
     for cut in binding.cuts:
         merged = merger.merge(method="permute", cut=cut, calibrate="none").requires_grad_(False)
         with torch.no_grad():
@@ -141,6 +145,9 @@ def test_every_cut_gives_the_model_back_and_heads_cost_the_remaining_layers(name
                 torch.testing.assert_close(out, logits, rtol=0, atol=1e-4, msg=cut)
         assert flops(merged, PIXELS[:1], tasks="b") <= whole, cut  # without what no classifier reads
         assert flops(merged, PIXELS[:1]) <= 2 * whole
+        plan = merger.parents.plan(cut)
+        stated = layers.flops(plan.depth, {}, plan.gathers) * merger.parents.costs[0].flops
+        assert stated == pytest.approx(cost_of(merged, merger.parents.input_size).flops), cut
 
 
 @pytest.mark.parametrize(
@@ -261,6 +268,26 @@ def test_heads_hold_only_what_they_run(merges):
     assert names == {"blocks", "norm", "fc_norm", "head"} & names
     assert not any(name.startswith(("blocks.0.", "blocks.1.")) for name in merges["cut"].heads[0].state_dict())
     assert not any(name.startswith("blocks.2.") for name in merges["cut"].trunk.state_dict())
+
+
+@pytest.mark.parametrize("calibrate", ["repair", "repair-weights", "none"])
+@pytest.mark.parametrize(("name", "args"), [("vit_small_patch16_dinov3", SMALL), ("densenet121", DENSE)])
+def test_calibrations_and_correlations_see_only_what_a_part_holds(name, args, calibrate):
+    """A copy with permuted units is the model itself, so that there is nothing to repair, and every unit agrees."""
+    source = load_source(named(randomise(timm.create_model(name, num_classes=5, **args).eval(), 0)), args)
+    binding = find_spec(source)
+    other = permuted(source.model, binding, random_labels(binding, 1))
+    merger = Merger([source, other], images(16), tasks=["a", "b"])
+    for cut in binding.cuts:
+        recipe = Recipe(method="permute", cut=cut, calibrate=calibrate)
+        merged = merger.merge(recipe)
+        with torch.no_grad():
+            for out in merged(PIXELS).task_logits.values():
+                torch.testing.assert_close(out, source.model(PIXELS), rtol=0, atol=1e-4, msg=cut)
+        matches = merger.match(merger.plan(recipe), recipe)
+        found = feature_correlation(merged, merger.parents.sources, binding, matches, merger.passes)
+        assert all(value == pytest.approx(1, abs=1e-3) for value in found.values()), cut
+    assert found  # at the last cut, every space is observed in the trunk
 
 
 def test_threads_do_not_disturb_each_other(merges):

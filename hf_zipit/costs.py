@@ -131,7 +131,6 @@ def resized(
     model: nn.Module,
     binding: Binding,
     ratios: Mapping[str, float],
-    place: Callable[[str], str | None] = str,
     attributes: Mapping[str, Mapping[str, int | float]] | None = None,
 ) -> nn.Module:
     """A copy on the meta device, with resized spaces.
@@ -140,14 +139,12 @@ def resized(
         model: holds the parameters that the binding describes.
         binding: which axes belong to which space.
         ratios: new width over current width, by space; other spaces keep their width.
-        place: maps a parameter's name in the model to its name in the binding, or to `None` to keep its shape.
         attributes: path of a module -> attribute -> new value.
     """
     net = copy.deepcopy(model).to("meta").eval().requires_grad_(False)
     set_attributes(net, attributes or {})
     for name, value in net.state_dict().items():
-        known = place(name)
-        shape = list(value.shape) if known is None else grown(binding, known, value.shape, ratios)
+        shape = grown(binding, name, value.shape, ratios)
         if shape != list(value.shape):
             resize(net, name, shape)
     return net

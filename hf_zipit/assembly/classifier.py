@@ -7,19 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hf_zipit.assembly.loudness import equally_loud
 from hf_zipit.assembly.parents import Parents, heads_of, plain_attributes
 from hf_zipit.backbones.compatible import check_alike
 from hf_zipit.backbones.dtypes import in_one_dtype
 from hf_zipit.backbones.merges import observed_within
-from hf_zipit.costs import Cost, Cut, LayerCosts, cost_of, cut_costs, resized
+from hf_zipit.backbones.widths import united, widest
+from hf_zipit.costs import Cost, Cut, LayerCosts, cost_of, cut_costs, grown
 from hf_zipit.data.batches import Passes
 from hf_zipit.find_spec import find_spec
 from hf_zipit.models.configuration_zipit import ZipItConfig
 from hf_zipit.models.modeling_zipit import ZipItForImageClassification, resize
-from hf_zipit.sources.source import Source
+from hf_zipit.sources.source import Branch, Source
 from hf_zipit.specs.cuts import channel_axis
 from hf_zipit.specs.plan import Plan, gathered
 from hf_zipit.specs.spaces import Binding
@@ -28,13 +29,20 @@ from hf_zipit.transform.heads import Matches
 from hf_zipit.transform.match import Match
 from hf_zipit.transform.transform import merge_states, unmerge_reads
 
+Branches = Sequence[tuple[int, Branch]]  # the number of the model, and the layers behind its trunk
+
 
 @dataclass(frozen=True, eq=False)
 class Classifiers(Parents):
-    """Classifiers that share one architecture; see `Parents`."""
+    """Classifiers that share one architecture, but for its widths; see `Parents`.
+
+    Attributes:
+        widest: number of the model with the most units, whose architecture the trunk has.
+    """
 
     sources: Sequence[Source]
     binding: Binding
+    widest: int = 0
     joint = True
     runs = False
     config_class = ZipItConfig
@@ -44,19 +52,31 @@ class Classifiers(Parents):
         """Bind the spec of the first model.
 
         Raises:
-            SourceError: a model differs from the first in more than its classes.
+            SourceError: a model differs from the first in more than its classes and widths.
             SpecError: no spec describes the first model.
         """
         sources = in_one_dtype(sources)
         binding = find_spec(sources[0], spec)
-        check_alike(sources, binding)
+        bindings = check_alike(sources, binding)
         cut = [source for source in sources if source.trunk is not None]
-        return cls(sources, observed_within(binding, cut[0]) if cut else binding)
+        if cut:
+            return cls(sources, observed_within(binding, cut[0]))
+        return cls(sources, united(bindings), widest(bindings))
 
     @property
     def wholes(self) -> Sequence[Source]:  # type: ignore[override]
         """The models themselves: all of their layers are shared."""
         return self.sources
+
+    @property
+    def reference(self) -> Source:
+        """The widest source."""
+        return self.sources[self.widest]
+
+    @property
+    def unit(self) -> Cost:
+        """The cost of the widest model."""
+        return self.costs[self.widest]
 
     def equally_loud(self, passes: Passes) -> "Parents":
         """The same models with residual streams on one scale, where that is free; see `loudness`."""
@@ -70,49 +90,63 @@ class Classifiers(Parents):
     def layer_costs(self) -> LayerCosts:
         """FLOPs of a merge at any cut and widths."""
         classes = [len(source.labels) for source in self.sources]
-        return LayerCosts(self.sources[0].model, self.binding, self.input_size, classes)
+        return LayerCosts(self.reference.model, self.binding, self.input_size, classes)
 
     def cut_costs(self) -> list[Cut]:
-        """Costs of every legal cut of the first model."""
-        return cut_costs(self.sources[0].model, self.binding, self.input_size)
+        """Costs of every legal cut of the widest model."""
+        return cut_costs(self.reference.model, self.binding, self.input_size)
 
     @torch.no_grad()
     def cost(self, names: Sequence[str], plan: Plan) -> Cost:
         """FLOPs of one image with all heads, and parameters, of the planned merge."""
 
-        def place(name: str) -> str | None:
-            part, _, inner = name.partition(".")
-            if part == "heads" and not plan.gathers:
-                return inner.partition(".")[2]
-            return inner if part == "trunk" else None
-
         with torch.device("meta"):
             planned = ZipItForImageClassification(self.config(names, plan))
-        self._take_shapes(planned)
-        return cost_of(resized(planned, self.binding, plan.ratios, place), self.input_size)
-
-    def _take_shapes(self, planned: nn.Module) -> None:
-        """Give a planned merge the shapes of the models: those in memory may differ from the architecture they name."""
-        own = self.sources[0].model.state_dict()
+        branches = self._branches
         for name, value in planned.state_dict().items():
-            part, _, inner = name.partition(".")
-            inner = inner.partition(".")[2] if part == "heads" else inner
-            shape = list(own[inner].shape) if inner in own else list(value.shape)
-            if inner in self.binding.classifier:
-                shape[0] = len(value)  # the classes of all tasks
+            shape = self._shape(name, list(value.shape), plan, branches)
             if shape != list(value.shape):
                 resize(planned, name, shape)
+        return cost_of(planned, self.input_size)
+
+    def _shape(self, name: str, planned: list[int], plan: Plan, branches: Branches) -> list[int]:
+        """The shape of a tensor of a planned merge: models in memory may differ from the architecture they name.
+
+        Args:
+            name: of the tensor in the merge.
+            planned: its shape in a merge of models of that architecture.
+            plan: the plan of the merge.
+            branches: the branches of the merge.
+        """
+        part, _, inner = name.partition(".")
+        number = self.widest
+        own: Mapping[str, Tensor] = self.states[number]
+        if part != "trunk":
+            place, _, inner = inner.partition(".")
+            number, branch = branches[int(place)]
+            own = branch.state
+        binding = self.binding.of(number)
+        if part == "unmerge":
+            return [binding.spaces[plan.crossing].size if branch.gather is None else len(branch.gather)]
+        shape = list(own[inner].shape) if inner in own else planned
+        if inner in binding.classifier:
+            shape[0] = planned[0]  # the classes of all tasks
+        if part == "trunk":
+            return grown(binding, inner, shape, plan.ratios)
+        if plan.gathers:
+            return shape
+        width = plan.widths.get(plan.crossing, self.binding.spaces[plan.crossing].size)
+        return grown(binding, inner, shape, {plan.crossing: width / binding.spaces[plan.crossing].size})
 
     def config(self, names: Sequence[str], plan: Plan) -> ZipItConfig:
         """Everything needed to rebuild the merged model, except its shapes."""
-        parts = [(number, branch) for number, source in enumerate(self.sources) for branch in source.parts]
         places = [
             {"source": number, "branch": 0 if plan.whole else place}
-            for place, (number, branch) in enumerate(parts)
+            for place, (number, branch) in enumerate(self._branches)
             for _ in branch.tasks
         ]
         heads = [head | place for head, place in zip(heads_of(self.sources, names), places, strict=True)]
-        first = self.sources[0]
+        first = self.reference
         unmerge = None
         if self.gathers(plan):
             axis = channel_axis(first.model, self.binding, plan.depth, first.input_size)
@@ -139,8 +173,7 @@ class Classifiers(Parents):
         out = {f"trunk.{name}": value for name, value in trunk.items()}
         if plan.whole:
             return out | self._joined_classifiers(matches)
-        branches = [(model, branch) for model, source in enumerate(self.sources) for branch in source.parts]
-        for number, (model, branch) in enumerate(branches):
+        for number, (model, branch) in enumerate(self._branches):
             names = self.binding.under(plan.head, branch.state)
             match = matches[plan.crossing]
             assert isinstance(match, Match)  # heads do not cross from one step to the next
@@ -150,9 +183,14 @@ class Classifiers(Parents):
                 out[f"unmerge.{number}.index"] = gathered(labels, match.width)
             else:
                 mine = {plan.crossing: Match(labels, (len(labels),), match.width)}
-                head = unmerge_reads(branch.state, self.binding, mine, names, 0)
+                head = unmerge_reads(branch.state, self.binding.of(model), mine, names, 0)
             out.update({f"heads.{number}.{name}": value for name, value in head.items()})
         return out
+
+    @property
+    def _branches(self) -> Branches:
+        """For each branch of the merge, the number of its model, and the branch as it is in that model."""
+        return [(number, branch) for number, source in enumerate(self.sources) for branch in source.parts]
 
     def _joined_classifiers(self, matches: Matches) -> dict[str, Tensor]:
         """The classifiers of all models, concatenated along the classes and reading merged units."""
@@ -165,7 +203,12 @@ class Classifiers(Parents):
         with torch.device("meta"), load_errors("the merge cannot be built from its config", ValueError):
             planned = ZipItForImageClassification(config).state_dict()
         config.shapes = {k: list(v.shape) for k, v in state.items() if k in planned and v.shape != planned[k].shape}
-        backbones = [copy.deepcopy(source.model).eval() for source in self.sources for _ in source.parts]
+        sources = [self.reference] * len(self.sources) if self.binding.unequal else self.sources
+        backbones = [
+            copy.deepcopy(one.model).eval()
+            for one, source in zip(sources, self.sources, strict=True)
+            for _ in source.parts
+        ]
         model = ZipItForImageClassification(config, backbones)
         for name, value in model.state_dict().items():  # other widths, and classifiers for the classes of all tasks
             if value.shape != state[name].shape:

@@ -43,12 +43,14 @@ def equally_loud(sources: Sequence[Source], binding: Binding, passes: Passes) ->
     if not factors.isfinite().all() or factors.max() / factors.min() < CLOSE:
         return sources
     first = [paths[0] for paths in norms.values()]
-    writing = next((some for some in ([], first[:1], first) if _is_free(sources[0], binding, norms, some)), None)
+    writing = next((some for some in ([], first[:1], first) if _is_free(sources[0], binding.of(0), norms, some)), None)
     if writing is None:
         return sources
     found = [
-        replace(source, model=scaled(source.model, binding, dict(zip(norms, mine.tolist(), strict=True)), writing))
-        for source, mine in zip(sources, factors, strict=True)
+        replace(
+            source, model=scaled(source.model, binding.of(k), dict(zip(norms, mine.tolist(), strict=True)), writing)
+        )
+        for k, (source, mine) in enumerate(zip(sources, factors, strict=True))
     ]
     if not all(_same(a.model, b.model, passes) for a, b in zip(sources, found, strict=True)):
         return sources  # a stream as quiet as what its norms add to the variance

@@ -122,6 +122,11 @@ class Parents(ABC):
         """FLOPs and parameters of each complete model."""
         return [cost_of(whole.model, self.input_size) for whole in self.wholes]
 
+    @property
+    def unit(self) -> Cost:
+        """The cost of one model, to compare others with."""
+        return self.costs[0]
+
     def depth(self, cut: str | None) -> int:
         """Number of merged steps up to a named cut; by default, up to the last legal one.
 

@@ -99,22 +99,43 @@ def _is_inert(module: nn.Module) -> bool:
 
 
 @torch.no_grad()
-def same_outputs(first: Source, other: Source, classifier: Collection[str]) -> bool:
-    """Whether two models give the same logits of an image of noise, in eval mode and with equal random weights."""
+def same_outputs(first: Source, other: Source) -> bool:
+    """Whether two models give the same logits of an image of noise, in eval mode and with equal random weights.
+
+    Args:
+        first: a model; it may be on the meta device.
+        other: a model with parameters of the same names; a copy of it takes the shapes of the first.
+    """
     pixels = torch.randn(1, *first.input_size, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     try:
-        a = randomise(copy.deepcopy(first.model).cpu().double().eval(), seed=0)
+        a = randomise(_on_cpu(first.model), seed=0)
         state = a.state_dict()
         expected = logits_of(a(pixels))
-        b = copy.deepcopy(other.model).cpu().double().eval()
-        for name in classifier:
-            resize(b, name, list(state[name].shape))
+        b = as_wide(_on_cpu(other.model), state)
         b.load_state_dict(state)
         out = logits_of(b(pixels))
     except Exception:  # settings that do not go with the image or the weights of the other model
         return False
     scale = max(1.0, float(expected.abs().max()))
     return out.shape == expected.shape and float((out - expected).abs().max()) <= TOLERANCE * scale
+
+
+def as_wide(model: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
+    """The model itself, whose layers get the widths that tensors of the same names have."""
+    for name, value in model.state_dict().items():
+        if value.shape != state[name].shape:
+            resize(model, name, list(state[name].shape))
+    return model
+
+
+def _on_cpu(model: nn.Module) -> nn.Module:
+    """A copy in eval mode and double precision. What a model on the meta device lacks is zero."""
+    net = copy.deepcopy(model)
+    if any(value.is_meta for value in net.state_dict().values()):
+        net = net.to_empty(device="cpu")
+        for value in (*net.parameters(), *net.buffers()):
+            value.zero_()
+    return net.cpu().double().eval()
 
 
 def same_values(first: Source, other: Source) -> bool:

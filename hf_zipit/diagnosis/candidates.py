@@ -37,7 +37,9 @@ def candidates(merger: Merger, recipe: Recipe) -> list[Candidate]:
         recipe: the options of a full merge; its cut is `None`, or that of a merge among the models.
     """
     found = [_candidate(merger, FULL, recipe)]
-    limit = MOST * len(merger.parents.sources)
+    parents = merger.parents
+    all_models = sum(cost.flops for cost in parents.costs) / parents.unit.flops
+    limit = MOST * (all_models if parents.binding.unequal else len(parents.sources))
     for width in WIDTHS:
         try:
             wider = _candidate(merger, f"--width {width:g}", recipe.changed(width=width))
@@ -75,4 +77,4 @@ def _candidate(merger: Merger, name: str, recipe: Recipe) -> Candidate:
     """A candidate with its cost."""
     plan = merger.plan(recipe)
     cost = merger.parents.cost(merger.tasks, plan).flops
-    return Candidate(name, recipe, cost / merger.parents.costs[0].flops)
+    return Candidate(name, recipe, cost / merger.parents.unit.flops)

@@ -135,7 +135,8 @@ def feature_correlation(
         name: torch.zeros(6, len(m.labels), dtype=torch.float64, device=passes.device) for name, m in labelled.items()
     }
     with ExitStack() as stack:
-        readers = [stack.enter_context(Reader(copy, spaces, POSITIONS)) for copy in copies]
+        own = [{name: space.of(k) for name, space in spaces.items()} for k in range(len(copies))]
+        readers = [stack.enter_context(Reader(*pair, POSITIONS)) for pair in zip(copies, own, strict=True)]
         mine = stack.enter_context(Reader(model.trunk, wide, POSITIONS))
         for pixels, _ in passes("Comparing features"):
             pixels = pixels.to(passes.device, next(model.parameters()).dtype, memory_format=torch.channels_last)

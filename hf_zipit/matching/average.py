@@ -8,11 +8,12 @@ from hf_zipit.errors import OptionError
 from hf_zipit.transform.match import Match
 
 
-def average_match(sizes: Sequence[int]) -> Match:
+def average_match(sizes: Sequence[int], groups: int = 1) -> Match:
     """Match unit i of every model with unit i of every other: plain weight averaging, in O(n).
 
     Args:
         sizes: Units of each model, all equal.
+        groups: Ignored; methods that need no similarity have one signature.
 
     Raises:
         OptionError: The models have different widths.
@@ -38,5 +39,7 @@ def common_width(sizes: Sequence[int], method: str) -> int:
     3
     """
     if len(set(sizes)) != 1:
-        raise OptionError(f"{method} needs models of one width, not {list(sizes)}; zip and select accept any widths")
+        raise OptionError(
+            f"{method} needs models of one width, not {list(sizes)}; zip, select, kmeans and permute take any widths"
+        )
     return sizes[0]

@@ -25,12 +25,14 @@ def fingerprints(states: Sequence[Mapping[str, Tensor]], binding: Binding, space
         space: The space whose n units (per model) to fingerprint.
 
     Returns:
-        `(N * n, features)`, the units of model 0 first.
+        `(N * n, features)`, the units of model 0 first; N * n is the sum of the sizes, where they differ.
     """
-    rows = _chosen_rows(states[0], binding, space)
+    chosen = _chosen_rows(states[0], binding.of(0), space.of(0))
+    tables = [binding.of(model).table for model in range(len(states))]
     features = []
-    for row in rows:
-        values = _scaled([_by_unit(state[row.parameter], row) for state in states])
+    for number in chosen:
+        rows = [table[number] for table in tables]
+        values = _scaled([_by_unit(state[row.parameter], row) for state, row in zip(states, rows, strict=True)])
         single = any(value.shape[1] == 1 for value in values)  # the classifier of one model may have a single class
         features += [torch.cat([value.pow(p).mean(1) for value in values]) for p in ((1,) if single else (1, 2, 3))]
     out = torch.stack(features, 1)  # (N * n, features)
@@ -66,10 +68,15 @@ def _scaled(values: Sequence[Tensor]) -> list[Tensor]:
     return [value * 2.0 ** -int(max(exponents)) for value in values] if exponents else list(values)
 
 
-def _chosen_rows(state: Mapping[str, Tensor], binding: Binding, space: FeatureSpace) -> list[Row]:
-    """The smallest parameters that hold every unit of the space exactly once: vectors first, then kernels."""
-    whole = [row for row in binding.table if row.space == space.name and row.length == space.size and not row.local]
-    whole.sort(key=lambda row: state[row.parameter].numel())
-    vectors = [row for row in whole if state[row.parameter].ndim == 1]
-    kernels = [row for row in whole if state[row.parameter].ndim > 1]
+def _chosen_rows(state: Mapping[str, Tensor], binding: Binding, space: FeatureSpace) -> list[int]:
+    """The smallest parameters that hold every unit of the space exactly once: vectors first, then kernels.
+
+    Returns:
+        The numbers of their rows in the table of the binding.
+    """
+    numbered = enumerate(binding.table)
+    whole = [(i, row) for i, row in numbered if (row.space, row.length) == (space.name, space.size) and not row.local]
+    whole.sort(key=lambda found: state[found[1].parameter].numel())
+    vectors = [i for i, row in whole if state[row.parameter].ndim == 1]
+    kernels = [i for i, row in whole if state[row.parameter].ndim > 1]
     return vectors[:MAX_VECTORS] + kernels[:MAX_KERNELS]

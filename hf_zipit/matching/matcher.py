@@ -75,7 +75,7 @@ class Matcher:
         spaces = list(spaces)
         method = self.method
         if method.fixed:
-            return {space.name: method.fixed_match(space.size, space.groups, self.models) for space in spaces}
+            return {space.name: method.fixed_match(space.sizes(self.models), space.groups) for space in spaces}
         families = self.families(spaces)
         matches: dict[str, Match] = {}
         if method.activations:
@@ -163,13 +163,13 @@ class Matcher:
                     f"space '{first.name}' is not observed in the layers that are merged, so its units cannot be "
                     "matched; merge up to an earlier cut, or leave out the backbone"
                 )
-            return {first.name: methods[0](similarities[0], [first.size] * self.models)}
+            return {first.name: methods[0](similarities[0], first.sizes(self.models))}
         found = match_groups(similarities, self.models, first.groups, methods, compat=self.options.compat)
         return {space.name: match for space, match in zip(family, found, strict=True)}
 
     def _announce(self, families: Sequence[Family]) -> None:
         """Say how long a slow method will take."""
-        units = [self.models * space.size for family in families for space in family]
+        units = [sum(space.sizes(self.models)) for family in families for space in family]
         seconds = self.method.seconds * sum((count / 1024) ** 3 for count in units)
         if seconds > PATIENT and (self.accelerator is None or self.accelerator.is_main_process):
             said = "%s takes time that grows with the cube of the units: about %.0f s of one core for these %d spaces"
@@ -194,7 +194,7 @@ class Matcher:
         if self.method.read and space.groups == 1 and space.probes:
             covariance = self.statistics[space.name].moments.covariance
             found = partial(found, readers=readers(self.states, self.binding, space, covariance))
-        keep = self.widths.get(space.name)
+        keep = self.widths.get(space.name, space.size if space.each else None)
         if keep is None:
             return found
         keep //= space.groups

@@ -24,7 +24,7 @@ class Method:
 
     Attributes:
         function: The matching function, or a reference to it, `module:name`. Its signature is `(similarity (n, n),
-            sizes, ...) -> Match`, or `(size, groups, models, ...) -> Match` if `fixed`.
+            sizes, ...) -> Match`, or `(sizes, groups, ...) -> Match` if `fixed`.
         summary: What the method does, in one line for help texts.
         activations: Whether the similarity is computed from activations.
         weights: Whether the similarity is computed from weights; with both, `balance` weighs them.
@@ -38,6 +38,7 @@ class Method:
         control: Whether this is a baseline for the methods, not a method.
         rule: For methods that match unit i with unit i: how the differences of the models to a base are merged, as a
             reference to a function, `module:name`. Its signature is `(deltas, ...) -> merged difference`.
+        unequal: Whether the models may have different numbers of units.
         seconds: For methods whose time grows with the cube of the units: about what a space of 1024 units takes.
         observes: Whether the rule takes the inputs of the layers, `inputs`, and no base is needed.
     """
@@ -56,6 +57,7 @@ class Method:
     control: bool = False
     rule: str | None = None
     observes: bool = False
+    unequal: bool = False
     seconds: float = 0.0
 
     def takes(self, width: float) -> bool:
@@ -74,15 +76,14 @@ class Method:
             keywords["budget"] = budget
         return partial(self._resolved, **keywords, **self.settings)
 
-    def fixed_match(self, size: int, groups: int, models: int) -> "Match":
+    def fixed_match(self, sizes: Sequence[int], groups: int) -> "Match":
         """The match of a space by a method that needs no similarity.
 
         Args:
-            size: Units of one model in the space.
+            sizes: Units of each model in the space.
             groups: Number of groups of units.
-            models: Number of models.
         """
-        return self._resolved(size, groups, models, **self.settings)
+        return self._resolved(sizes, groups, **self.settings)
 
     @property
     def based(self) -> bool:
@@ -107,23 +108,20 @@ class Method:
         return pkgutil.resolve_name(self.function) if isinstance(self.function, str) else self.function
 
 
-def _average(size: int, _: int, models: int) -> "Match":
-    from hf_zipit.matching.average import average_match
-
-    return average_match([size] * models)
-
-
 _ZIP: dict[str, Any] = {"within": True, "sized": True, "options": ("alpha", "beta", "compat")}
 _PERMUTE: dict[str, Any] = {"options": ("compat",)}
 _ROOM = "hf_zipit.matching"
 _DELTAS = "hf_zipit.deltas"
+_AVERAGE = f"{_ROOM}.average:average_match"
 _BASED: dict[str, Any] = {"fixed": True, "options": ("scale",)}
+_CONTROL: dict[str, Any] = {"fixed": True, "control": True, "unequal": True}
 
 METHODS: dict[str, Method] = {
     "zip": Method(
         f"{_ROOM}.zip:zip_match",
         "merge the most similar units greedily, across and within models (ZipIt!, section 4)",
         activations=True,
+        unequal=True,
         **_ZIP,
     ),
     "select": Method(
@@ -134,65 +132,67 @@ METHODS: dict[str, Method] = {
         sized=True,
         read=True,
         heads=True,
+        unequal=True,
     ),
     "permute": Method(
         f"{_ROOM}.permute:permute_match",
         "align units one-to-one across models by activations (Li et al., 2015)",
         activations=True,
+        unequal=True,
         **_PERMUTE,
     ),
-    "average": Method(_average, "average the weights without matching, unit i with unit i", fixed=True),
+    "average": Method(_AVERAGE, "average the weights without matching, unit i with unit i", fixed=True),
     "task-arithmetic": Method(
-        _average,
+        _AVERAGE,
         "add the differences to the base (Ilharco et al., 2023)",
         rule=f"{_DELTAS}.rules:task_arithmetic",
         **_BASED,
     ),
     "ties": Method(
-        _average,
+        _AVERAGE,
         "add the largest differences to the base, where their signs agree (Yadav et al., 2023)",
         rule=f"{_DELTAS}.rules:ties",
         **{**_BASED, "options": ("scale", "density")},
     ),
     "dare": Method(
-        _average,
+        _AVERAGE,
         "add random differences to the base, scaled up (Yu et al., 2024)",
         rule=f"{_DELTAS}.rules:dare",
         **{**_BASED, "options": ("scale", "density", "seed")},
     ),
     "tsv": Method(
-        _average,
+        _AVERAGE,
         "add the leading singular vectors of all differences, made orthogonal (TSV-M, Gargiulo et al., 2025)",
         rule=f"{_DELTAS}.spectral:tsv",
         **_BASED,
     ),
     "iso-c": Method(
-        _average,
+        _AVERAGE,
         "add the sum of the differences with equal singular values (Marczak et al., 2025)",
         rule=f"{_DELTAS}.spectral:iso_c",
         **_BASED,
     ),
     "iso-cts": Method(
-        _average,
+        _AVERAGE,
         "as iso-c, with directions of each task among them (Marczak et al., 2025)",
         rule=f"{_DELTAS}.spectral:iso_cts",
         **_BASED,
     ),
     "wudi": Method(
-        _average,
+        _AVERAGE,
         "add the differences that interfere least, in closed form (WUDI, Cheng et al., 2025)",
         rule=f"{_DELTAS}.spectral:wudi",
         **_BASED,
     ),
     "regmean": Method(
-        _average,
+        _AVERAGE,
         "solve for weights by least squares on the models' inputs; needs no base (Jin et al., 2023)",
         rule=f"{_DELTAS}.regmean:regmean",
         fixed=True,
         observes=True,
     ),
     "regmean-sequential": Method(
-        _average,
+        _AVERAGE,
         "as regmean, on the inputs that layers have in the merge (RegMean++, 2025); a data set per model",
         rule=f"{_DELTAS}.regmean:regmean_sequential",
         fixed=True,
@@ -211,6 +211,7 @@ METHODS: dict[str, Method] = {
         activations=True,
         within=True,
         sized=True,
+        unequal=True,
     ),
     "git-rebasin": Method(
         f"{_ROOM}.permute:permute_match",
@@ -248,18 +249,16 @@ METHODS: dict[str, Method] = {
     "first-parent": Method(
         f"{_ROOM}.controls:parent_match",
         "keep the trunk of the first parent, with one head per task",
-        fixed=True,
         settings={"parent": 0},
-        control=True,
+        **_CONTROL,
     ),
     "last-parent": Method(
         f"{_ROOM}.controls:parent_match",
         "keep the trunk of the last parent, with one head per task",
-        fixed=True,
         settings={"parent": -1},
-        control=True,
+        **_CONTROL,
     ),
-    "random": Method(f"{_ROOM}.controls:random_match", "match units one-to-one at random", fixed=True, control=True),
+    "random": Method(f"{_ROOM}.controls:random_match", "match units one-to-one at random", **_CONTROL),
 }
 
 
@@ -272,6 +271,7 @@ CHOSEN_LATER = Method(  # what may be said of a method that is yet to be chosen;
     sized=True,
     read=True,
     heads=True,
+    unequal=True,
 )
 
 

@@ -51,7 +51,8 @@ class Options(Settings):
     width: float = Field(
         1.0,
         gt=0,
-        description="Merged units per unit of one model, in every feature space whose width can change.",
+        description="Merged units per unit of one model, or of the widest, in every feature space whose width can "
+        "change.",
     )
     heads: Literal["auto", "all", "all-full", "all-random", "pair"] = Field(
         "auto",

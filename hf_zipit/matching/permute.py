@@ -8,7 +8,6 @@ from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from hf_zipit.matching.average import common_width
 from hf_zipit.matching.greedy import Labels
 from hf_zipit.transform.match import Match, check_sizes
 
@@ -20,28 +19,34 @@ def permute_match(similarity: Tensor, sizes: Sequence[int], *, compat: bool = Fa
     all others. Then the model that gains most is repeatedly realigned to the sum of all others, until none gains. The
     similarity summed over all pairs of models never falls, and the result does not depend on the order of the models.
 
+    Where models have different widths, every unit of a narrower one joins another unit of the widest. The units that it
+    lacks are like no unit: their similarity is 0.
+
     Takes O(n^3) time for one assignment of n units; N models need about N^2 / 2 of them, and N for each realignment.
 
     Args:
-        similarity: `(N * n, N * n)`, units of model 0 first; larger is more similar.
-        sizes: Units of each model, all equal to n.
+        similarity: `(n, n)`, units of model 0 first; larger is more similar.
+        sizes: Units of each model, `sum(sizes) == n`.
         compat: Align every model to the first one, as the authors' code does.
 
     Returns:
-        A match of width n in the order of model 0's units. `score` is the mean similarity to model 0 of the pairwise
-        optimal assignments.
+        A match as wide as the widest model, in the order of model 0's units. `score` is the mean similarity to model 0
+        of the pairwise optimal assignments.
 
     Raises:
-        OptionError: The models have different widths, or the similarity another shape.
+        OptionError: The similarity has another shape.
 
     >>> s = torch.tensor([[1, 0, 0, 0.9], [0, 1, 0.9, 0], [0, 0.9, 1, 0], [0.9, 0, 0, 1]])
     >>> permute_match(s, [2, 2]).labels
     tensor([0, 1, 1, 0])
     """
     sizes, _ = check_sizes(similarity, sizes, None)
-    width = common_width(sizes, "permute")
+    width = max(sizes)
     count = len(sizes)
-    values = similarity.detach().cpu().double().numpy().reshape(count, width, count, width)
+    real = np.arange(width) < np.array(sizes)[:, None]  # (N, width)
+    padded = np.zeros((count * width, count * width))
+    padded[np.ix_(real.reshape(-1), real.reshape(-1))] = similarity.detach().cpu().double().numpy()
+    values = padded.reshape(count, width, count, width)
     first = {(0, k): _assign(values[0, :, k]) for k in range(1, count)}
     scores = [values[0, range(width), k, first[0, k]].mean() for k in range(1, count)]
     score = float(np.mean(scores)) if scores else 1.0  # a single model is as it is
@@ -49,7 +54,7 @@ def permute_match(similarity: Tensor, sizes: Sequence[int], *, compat: bool = Fa
         columns = _align_jointly(values, first)
     else:
         columns = np.stack([np.arange(width), *first.values()])
-    labels = torch.from_numpy(np.argsort(columns, axis=1).reshape(-1))
+    labels = torch.from_numpy(np.argsort(columns, axis=1)[real])
     return Match(labels, sizes, width, score)
 
 

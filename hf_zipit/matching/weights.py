@@ -193,15 +193,18 @@ def readers(
         covariance: Covariance of the units of all models, `(N * n, N * n)`.
 
     Returns:
-        `(r, N * n)`, where `r` is at most `N * n`, in float32; `None` if nothing reads the space.
+        `(r, N * n)`, where `r` is at most `N * n`, in float32; `None` if nothing reads the space. Where models have
+        different numbers of units, N * n is their sum.
     """
-    n = space.size
-    reading = [row for row in binding.table if row.space == space.name and row.role == "read" and not row.local]
-    if not reading:
-        return None
     roots = []
+    start = 0
     for model, state in enumerate(states):
-        mine = slice(model * n, (model + 1) * n)
+        n = space.of(model).size
+        mine = slice(start, start + n)
+        table = binding.of(model).table
+        reading = [row for row in table if row.space == space.name and row.role == "read" and not row.local]
+        if not reading:
+            return None
         varies = covariance[mine, mine].float()
         parts = []
         for row in reading:
@@ -210,9 +213,9 @@ def readers(
             loudness = ((value @ varies) * value).sum().clamp(min=torch.finfo(varies.dtype).tiny)
             parts.append(value * loudness.rsqrt())
         root = _shortened(torch.cat(parts))
-        roots.append(
-            functional.pad(root * varies.diagonal().clamp(min=0).sqrt(), (n * model, n * (len(states) - model - 1)))
-        )
+        deviations = varies.diagonal().clamp(min=0).sqrt()
+        roots.append(functional.pad(root * deviations, (start, len(covariance) - start - n)))
+        start += n
     return torch.cat(roots)
 
 

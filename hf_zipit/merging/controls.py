@@ -21,7 +21,7 @@ def one_trunk(merger: Merger, parent: int) -> Merged:
     plan = parents.plan(parents.fixed_cut)
     count = len(parents.sources)
     spaces = [parents.binding.spaces[name] for name in parents.spaces(plan)]
-    matches = {space.name: parent_match(space.size, space.groups, count, parent) for space in spaces}
+    matches = {space.name: parent_match(space.sizes(count), space.groups, parent) for space in spaces}
     merged = parents.assemble(merger.tasks, plan, matches, {})
     merged.to(merger.passes.device)
     refit_heads(MergeState(merged, parents.sources, plan, matches, merger.passes, merger.recipe.seed))

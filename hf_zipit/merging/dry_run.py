@@ -203,7 +203,7 @@ def _statistics_bytes(parents: Parents, plan: Plan, spaces: Iterable[str]) -> in
     matched = [known[name] for name in spaces if known[name].probes and known[name].group_axis not in plan.kept]
     kept = [layer for axis, layer in attentions(plan.binding).items() if plan.kept.get(axis, layer.units) < layer.units]
     heads = sum(moment_bytes(models * x.values.size) + 16 * models * x.values.size * x.units for x in kept)
-    return sum(moment_bytes(models * space.size) for space in matched) + heads
+    return sum(moment_bytes(sum(space.sizes(models))) for space in matched) + heads
 
 
 def check_result(sources: Sequence[Source], recipe: Recipe, library: str, license: str | None) -> None:

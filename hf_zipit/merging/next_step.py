@@ -35,17 +35,24 @@ def _cut(merger: Merger, recipe: Recipe) -> str | None:
         return None
     costs = parents.layer_costs()
     binding = parents.binding
+    one = "the widest model" if binding.unequal else "one model"
+
+    def flops_of(plan: Plan) -> float:
+        if binding.unequal:
+            return parents.cost(merger.tasks, plan).flops / parents.unit.flops
+        return costs.flops(plan.depth, {}, parents.gathers(plan))
+
     earlier = []
     for step in binding.cuts:
         depth = binding.steps.index(step) + 1
         if depth < parents.depth(recipe.cut):
-            earlier.append((costs.flops(depth, {}, parents.gathers(Plan(binding, depth, step, {}))), step))
+            earlier.append((flops_of(Plan(binding, depth, step, {})), step))
     dearer = [(flops, step) for flops, step in earlier if flops > 1 + ROUNDING]
     if not dearer:
         return None
     within = [entry for entry in dearer if entry[0] <= AFFORDABLE]
     flops, step = max(within) if within else min(dearer)
-    return f"--cut {step} ({flops:.2f} times the FLOPs of one model)"
+    return f"--cut {step} ({flops:.2f} times the FLOPs of {one})"
 
 
 def _width(merger: Merger, recipe: Recipe) -> str | None:
@@ -58,5 +65,5 @@ def _width(merger: Merger, recipe: Recipe) -> str | None:
         plans = [merger.plan(recipe.changed(width=one)) for one in (recipe.width, width)]
     except OptionError:
         return None
-    now, then = (parents.cost(merger.tasks, plan).flops / parents.costs[0].flops for plan in plans)
+    now, then = (parents.cost(merger.tasks, plan).flops / parents.unit.flops for plan in plans)
     return f"--width {width:g} ({then:.2f} times)" if then > now + ROUNDING else None

@@ -56,7 +56,8 @@ def relation(states: Sequence[Mapping[str, Tensor]], binding: Binding) -> Relati
     overall = [_mean(sums.values()) for sums in found]
     weakest = min(range(len(pairs)), key=overall.__getitem__)
     spaces = {name: _mean([sums]) for name, sums in found[weakest].items()}
-    kind = ONE_BASE if overall[weakest] > RELATED else OWN
+    alike = all(_same_shapes(one, other, binding) for one, other in pairs)  # models of one base have one width
+    kind = ONE_BASE if overall[weakest] > RELATED and alike else OWN
     same = all(_same(one, other, binding) for one, other in pairs)
     return Relation(SAME if same else kind, overall[weakest], spaces)
 
@@ -68,6 +69,12 @@ def _same(one: Mapping[str, Tensor], other: Mapping[str, Tensor], binding: Bindi
         if a.shape != b.shape or (a - b).norm() > DIFFERENT * a.norm():
             return False
     return True
+
+
+def _same_shapes(one: Mapping[str, Tensor], other: Mapping[str, Tensor], binding: Binding) -> bool:
+    """Whether the tensors that two models both have are of equal shapes, apart from their classifiers."""
+    names = one.keys() & other.keys() - set(binding.classifier)
+    return all(one[name].shape == other[name].shape for name in names)
 
 
 def _agreements(one: Mapping[str, Tensor], other: Mapping[str, Tensor], binding: Binding) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ from hf_zipit.assembly.parents import Parents
 from hf_zipit.costs import runs_at
 from hf_zipit.errors import OptionError
 from hf_zipit.heads.plan import with_heads
+from hf_zipit.matching.methods import METHODS
 from hf_zipit.matching.widen import unit_count
 from hf_zipit.merging.budget import GRID, HALF, Depth, free_spaces, spend, unexplained
 from hf_zipit.recipe import Recipe
@@ -28,8 +29,12 @@ def sized_plan(parents: Parents, recipe: Recipe) -> Plan:
         OptionError: an unknown cut, or a width that these models cannot have.
     """
     check_width("width", recipe.width, len(parents.sources))
+    check_unequal(parents, recipe)
     plan = parents.plan(recipe.cut)
-    if recipe.width != 1:
+    parent = recipe.how.settings.get("parent")
+    if parent is not None:
+        plan = parents.plan(recipe.cut, _widths_of(parents, parents.spaces(plan), parent))
+    elif recipe.width != 1 or parents.binding.unequal:
         widths = _widths(parents, recipe.width, _free(parents, recipe) & parents.spaces(plan))
         plan = _checked(parents, parents.plan(recipe.cut, widths), f"width is {recipe.width:g}")
     return _with_heads(parents, plan, recipe)
@@ -49,6 +54,7 @@ def budget_plan(parents: Parents, recipe: Recipe, match: Matched, observe: Obser
     """
     budget = recipe.flops_budget
     assert budget is not None
+    check_unequal(parents, recipe)
     if not recipe.needs_statistics:
         raise OptionError(f"flops_budget reads activations, but method '{recipe.method}' does not; give a width")
     plans = _plans(parents, recipe.cut or parents.fixed_cut)  # a merge with a cut can only be merged again at that cut
@@ -113,6 +119,40 @@ def check_width(name: str, value: float, models: int) -> None:
         raise OptionError(f"{name} is {value:g}: it must be above 0 and at most {models}, the number of models")
 
 
+def check_unequal(parents: Parents, recipe: Recipe) -> None:
+    """Refuse options that models of different widths do not allow.
+
+    Args:
+        parents: the models.
+        recipe: the options.
+
+    Raises:
+        OptionError: the method matches unit i with unit i, or compares weights one by one; or an option needs models of
+            one width.
+    """
+    unequal = parents.binding.unequal
+    if not unequal:
+        return
+    space = parents.binding.spaces[unequal[0]]
+    sizes = ", ".join(map(str, space.sizes(len(parents.sources))))
+    said = f"the models have different widths ({space.name}: {sizes} units)"
+    if not recipe.how.unequal:
+        able = ", ".join(name for name, method in METHODS.items() if method.unequal)
+        raise OptionError(f"method is '{recipe.method}', but {said}; methods for these: {able}")
+    if recipe.compat:
+        raise OptionError(f"compat follows code for models of one width, but {said}; leave it out")
+    if recipe.flops_budget is not None:
+        raise OptionError(f"flops_budget compares with one parent, but {said}; give a width and a cut")
+
+
+def _widths_of(parents: Parents, names: Iterable[str], parent: int) -> dict[str, int]:
+    """The number of units of one parent, for those of the named spaces where it differs from the widest one's."""
+    spaces = [parents.binding.spaces[name] for name in sorted(names)]
+    last = len(parents.sources) - 1
+    sizes = {space.name: space.of(last if parent < 0 else parent).size for space in spaces}
+    return {space.name: sizes[space.name] for space in spaces if sizes[space.name] != space.size}
+
+
 def _plans(parents: Parents, cut: str | None) -> list[Plan]:
     """The candidate cuts for a budget: the given one, or all."""
     binding = parents.binding
@@ -138,10 +178,12 @@ def _depth(parents: Parents, plan: Plan, errors: Iterable[str]) -> Depth:
 
 
 def _widths(parents: Parents, ratio: float, names: Iterable[str]) -> dict[str, int]:
-    """Number of merged units, for those of the named spaces where it differs from one model's."""
+    """Number of merged units, for those of the named spaces where it differs from the reference model's."""
     spaces = [parents.binding.spaces[name] for name in sorted(names)]
     models = len(parents.sources)
-    widths = {space.name: unit_count(space.size, space.groups, models, ratio) for space in spaces}
+    sizes = {space.name: space.sizes(models) for space in spaces}
+    counts = {space.name: unit_count(max(sizes[space.name]), space.groups, models, ratio) for space in spaces}
+    widths = {name: min(count, sum(sizes[name])) for name, count in counts.items()}
     return {space.name: widths[space.name] for space in spaces if widths[space.name] != space.size}
 
 

@@ -146,8 +146,8 @@ class ZipItConfig(PreTrainedConfig):
             backbone is merged, and its classifier holds the classes of all tasks.
         owns: for steps that use more than the module of their name, the modules and parameters they use.
         cut: the name of the cut as the user gave it; `None` for a full merge.
-        unmerge: `{"axis": 1, "size": n}`: each head gathers its own n units from the trunk's output. `None` if the
-            heads read the merged units directly, as the classifiers of a full merge do.
+        unmerge: `{"axis": 1, "size": n}`: each head gathers its own n units from the trunk's output, or as many as
+            `shapes` says. `None` if the heads read the merged units directly, as the classifiers of a full merge do.
         heads: one entry per task, in the order of the joint classes: `{"task", "id2label", "source", "branch"}`. Tasks
             of one branch share the layers after the trunk, and their classes lie side by side in its classifier. A
             task that does not predict one class of several has a `problem`: `binary` (one logit), `multi-label` or

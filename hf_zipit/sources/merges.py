@@ -106,7 +106,9 @@ def merged_source(
         gathers = [getattr(unmerge, "index", None) for unmerge in network.unmerge]
         branches = tuple(Branch(*parts) for parts in zip(tasks, heads, gathers, problems, strict=True))
         steps = tuple(map(step_name, config.trunk or []))
-        state = heads[0] | trunk  # the modules behind the trunk must exist, but their output is never read
+        others = [sum(name.startswith(f"heads.{k}.") for name in config.shapes or {}) for k in range(len(heads))]
+        usual = heads[others.index(min(others))]  # heads of narrower parents do not fit the trunk
+        state = usual | trunk  # the modules behind the trunk must exist, but their output is never read
     model = _backbone(config, sum(len(names) for _, names in branches[0].tasks), state)
     if not isinstance(config.zipit, dict | None):
         raise SourceError(f"{name}: 'zipit' in its config.json is not a mapping: the record of the merge is damaged")

@@ -4,7 +4,7 @@ Statistics, transform and checks read this table and nothing else about an archi
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from torch import Tensor, nn
@@ -46,6 +46,28 @@ class Row:
     local: bool = False
 
 
+def fitted(rows: Iterable[Row], size: Callable[[str], int]) -> dict[Row, Row]:
+    """The rows of one axis, in the order of their offsets, in a model whose spaces have other sizes.
+
+    What no row covers is fixed, and stays between them.
+
+    Args:
+        rows: All rows of the axis.
+        size: Number of units of a space in that model, by its name.
+
+    >>> [row] = fitted([Row("fc.weight", 1, 2, 8, "read", "stem")], {"stem": 4}.get).values()
+    >>> row.offset, row.length
+    (2, 4)
+    """
+    out = {}
+    shift = 0
+    for row in sorted(rows, key=lambda row: row.offset):
+        length = row.length if row.local else row.before * size(row.space) * row.after
+        out[row] = replace(row, offset=row.offset + shift, length=length)
+        shift += length - row.length
+    return out
+
+
 @dataclass(frozen=True)
 class Probe:
     """The input or output of a module, one axis of which runs over the units of a space.
@@ -80,6 +102,8 @@ class FeatureSpace:
         one_to_one: Whether units of one model are never merged with each other. This holds for spaces under a layer
             norm, whose mean and variance count every unit once, and for spaces that nothing reads (queries and keys),
             whose units are only multiplied with each other.
+        each: The same space in each model, if the models differ in it; the other fields are those of the model that
+            the binding is of.
     """
 
     name: str
@@ -88,11 +112,20 @@ class FeatureSpace:
     groups: int = 1
     group_axis: str | None = None
     one_to_one: bool = False
+    each: tuple["FeatureSpace", ...] = ()
+
+    def of(self, model: int) -> "FeatureSpace":
+        """The space in one of the models."""
+        return self.each[model] if self.each else self
+
+    def sizes(self, models: int) -> tuple[int, ...]:
+        """The number of units in each of the models."""
+        return tuple(self.of(model).size for model in range(models))
 
 
 @dataclass(frozen=True)
 class Binding:
-    """A spec bound to a model.
+    """A spec bound to a model, or to several: spaces and table are then those of the widest one.
 
     Attributes:
         spec: The parsed spec file.
@@ -128,6 +161,22 @@ class Binding:
         The step that writes the classes is not a cut, and neither is any step after it.
         """
         return tuple(s for s in self.steps if self.after[s] is not None)
+
+    def of(self, model: int) -> "Binding":
+        """The binding of one of the models: its own sizes and slices."""
+        if not any(space.each for space in self.spaces.values()):
+            return self
+        spaces = {name: space.of(model) for name, space in self.spaces.items()}
+        axes: dict[tuple[str, int], list[Row]] = {}
+        for row in self.table:
+            axes.setdefault((row.parameter, row.axis), []).append(row)
+        own = {old: new for rows in axes.values() for old, new in fitted(rows, lambda s: spaces[s].size).items()}
+        return replace(self, spaces=spaces, table=tuple(own[row] for row in self.table))
+
+    @property
+    def unequal(self) -> list[str]:
+        """The spaces that have different numbers of units in the models."""
+        return [name for name, space in self.spaces.items() if len({one.size for one in space.each}) > 1]
 
     def calls(self, steps: Iterable[str]) -> list[str]:
         """Steps with their arguments, as `run_steps` takes them: `layers.0(resolution=$image)`."""

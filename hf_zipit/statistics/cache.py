@@ -189,7 +189,7 @@ class StatisticsCache:
             moments = kind(**{**found, "count": int(found["count"])})
         except (OSError, SafetensorError, ValueError, KeyError, TypeError):
             return None
-        return SpaceStatistics(space, (space.size,) * self.models, moments)
+        return SpaceStatistics(space, space.sizes(self.models), moments)
 
 
 def _tensors(statistics: SpaceStatistics) -> dict[str, torch.Tensor]:

@@ -61,11 +61,13 @@ def collect(
     device = passes.device
     stats = {}
     for name, space in wanted.items():
-        sizes = (space.size,) * len(models)
+        sizes = space.sizes(len(models))
         kind = ReferenceMoments if compat else Moments
         stats[name] = SpaceStatistics(space, sizes, kind.empty(sum(sizes), device))
     with ExitStack() as stack, torch.no_grad():
-        readers = [stack.enter_context(Reader(model, wanted, None if compat else POSITIONS)) for model in models]
+        own = [{name: space.of(k) for name, space in wanted.items()} for k in range(len(models))]
+        positions = None if compat else POSITIONS
+        readers = [stack.enter_context(Reader(*pair, positions)) for pair in zip(models, own, strict=True)]
         probed = [probe.module for space in wanted.values() for probe in space.probes]
         runs = [_PartialRun(model, binding, until=probed) for model in models]
         layout = torch.contiguous_format if compat else torch.channels_last
@@ -105,7 +107,7 @@ class _PartialRun:
 def _accumulate(moments: AnyMoments, features: list[list[Tensor]]) -> None:
     """Add one batch: `features[model][probe]` has shape `(B, P, size)`."""
     for values in zip(*features, strict=True):
-        moments.update(torch.cat(values, dim=-1))  # (B, P, N * size)
+        moments.update(torch.cat(values, dim=-1))  # (B, P, sum(sizes))
 
 
 def _check(statistics: SpaceStatistics, names: Sequence[str]) -> None:
@@ -115,9 +117,10 @@ def _check(statistics: SpaceStatistics, names: Sequence[str]) -> None:
         raise DataError("the data holds no images")
     bad = (~(total.mean.isfinite() & total.variance.isfinite())).nonzero().flatten()
     if len(bad):
-        size = statistics.sizes[0]
-        first = int(bad[0]) // size
-        count = int((bad // size == first).sum())
+        owners = torch.arange(len(names)).repeat_interleave(torch.tensor(statistics.sizes))[bad.cpu()]
+        first = int(owners[0])
+        size = statistics.sizes[first]
+        count = int((owners == first).sum())
         raise DataError(
             f"{names[first]}: {count} of {size} units of space '{statistics.space.name}' are NaN or "
             "infinite on this data; check the model's weights and its preprocessing"

@@ -11,7 +11,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from hf_zipit.specs.spaces import Binding, Row
+from hf_zipit.specs.spaces import Binding, Row, fitted
 from hf_zipit.transform.heads import HeadMatch, Matches
 from hf_zipit.transform.match import Match
 
@@ -51,9 +51,9 @@ def unmerge_reads(
     out = {}
     for name, rows in binding.rows(names).items():
         tensor = state[name]
-        for row in rows:
-            if row.role == "read" and row.space in matches:
-                tensor = along(tensor.double(), row.axis, [row], matches, model)
+        reads = [row for row in rows if row.role == "read" and row.space in matches]
+        for axis in dict.fromkeys(row.axis for row in reads):
+            tensor = along(tensor.double(), axis, [row for row in reads if row.axis == axis], matches, model)
         out[name] = tensor.to(state[name].dtype).clone()
     return out
 
@@ -93,6 +93,7 @@ def along(value: Tensor, axis: int, rows: Sequence[Row], matches: Matches, model
     """
     if not rows:
         return value
+    rows = _own(rows, matches, model)
     if any(isinstance(matches[row.space], HeadMatch) for row in rows):
         parts = _parts(rows, value.shape[axis])
         return torch.cat([_part(value.narrow(axis, *span), axis, row, matches, model) for row, span in parts], axis)
@@ -121,7 +122,7 @@ def members(rows: Sequence[Row], matches: Matches, model: int, length: int, mode
         models: Number of models.
     """
     pieces = []
-    for row, (_, size) in _parts(rows, length):
+    for row, (_, size) in _parts(_own(rows, matches, model), length):
         match = None if row is None else matches[row.space]
         if isinstance(match, HeadMatch):
             pieces.append(torch.full((match.width,), 1 / models, dtype=torch.float64))
@@ -130,10 +131,15 @@ def members(rows: Sequence[Row], matches: Matches, model: int, length: int, mode
     return torch.cat(pieces)
 
 
+def _own(rows: Sequence[Row], matches: Matches, model: int) -> list[Row]:
+    """The rows of an axis in one of the models, whose spaces may have other sizes than those of the binding."""
+    return list(fitted(rows, lambda space: matches[space].sizes[model]).values())
+
+
 def _parts(rows: Sequence[Row], length: int) -> Iterator[tuple[Row | None, tuple[int, int]]]:
     """An axis divided into what each row covers and what is fixed in between, each with its start and length."""
     done = 0
-    for row in sorted(rows, key=lambda r: r.offset):
+    for row in rows:
         if row.offset > done:
             yield None, (done, row.offset - done)
         yield row, (row.offset, row.length)
@@ -169,7 +175,7 @@ def positions(rows: Sequence[Row], matches: Matches, model: int, length: int) ->
     pieces = []
     width = 0  # merged positions so far
     done = 0  # indices so far
-    for row in sorted(rows, key=lambda r: r.offset):
+    for row in _own(rows, matches, model):
         pieces.append(torch.arange(width, width + row.offset - done))
         width += row.offset - done
         match = matches[row.space]

@@ -194,12 +194,12 @@ def test_the_control_of_one_parent_is_its_trunk(cut):
 
 
 def test_the_random_control_moves_whole_groups_one_to_one():
-    match = random_match(12, 3, 3)
+    match = random_match([12] * 3, 3)
     for model in range(3):
         labels = match.of(model)
         assert sorted(labels.tolist()) == list(range(12))
         assert all(len(set((block // 4).tolist())) == 1 for block in labels.view(3, 4))
-    assert torch.equal(random_match(12, 3, 3).labels, match.labels)
+    assert torch.equal(random_match([12] * 3, 3).labels, match.labels)
     assert not torch.equal(match.of(1), match.of(0))
     assert [name for name, method in METHODS.items() if method.control] == ["first-parent", "last-parent", "random"]
 

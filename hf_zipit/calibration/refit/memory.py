@@ -29,13 +29,13 @@ def refit_bytes(parents: Sequence[Source], plan: Plan, size: Sequence[int], imag
     its largest group of layers.
 
     Args:
-        parents: the models; the first tells the shapes. It may be on the meta device.
+        parents: the models; the one with the most parameters tells the shapes. It may be on the meta device.
         plan: where trunk and heads meet, and how wide the trunk is.
         size: `(channels, height, width)` of an image.
         images: how many there are; `None` if that is not known.
         batch_size: how many are read at a time.
     """
-    source = parents[0]
+    source = max(parents, key=lambda parent: sum(value.numel() for value in parent.model.parameters()))
     device = next(source.model.parameters()).device
     tracks = parent_tracks(source, working_copy(network_of(source), device), plan, size[1:])
     pixel = torch.zeros(1, *size, device=device)

@@ -24,7 +24,6 @@ from hf_zipit.specs.grammar import Spec
 from hf_zipit.specs.spaces import Binding
 
 _log = logging.getLogger("hf_zipit")
-NORM = {"weight", "bias", "running_mean", "running_var"}  # the buffers of a batch norm that is frozen
 
 
 class _Read(Steps):
@@ -95,7 +94,7 @@ def _traced(source: Source, readers: _Read) -> tuple[Spec, str]:
 @torch.no_grad()
 def _readers(steps: Steps, prefix: Prefix, source: Source) -> _Read:
     """A copy of the steps with a layer behind each output that the rest of the model reads."""
-    net = _thawed(steps)
+    net = copy.deepcopy(steps).eval()
     like = next(net.parameters())
     outputs = list(net.outputs(torch.zeros(1, *source.input_size).to(like)))
     return _Read(net, {number: outputs[number] for number in prefix.taps(len(steps.paths))})
@@ -104,14 +103,3 @@ def _readers(steps: Steps, prefix: Prefix, source: Source) -> _Read:
 def _reader(value: Tensor) -> nn.Module:
     """A layer that reads tokens `(B, tokens, D)` or maps `(B, D, H, W)`."""
     return nn.Linear(value.shape[-1], 2) if value.ndim == 3 else nn.Conv2d(value.shape[1], 2, 1)
-
-
-def _thawed(steps: Steps) -> Steps:
-    """A copy with batch norms in the place of frozen ones, whose weights are buffers, where no trace looks."""
-    out = copy.deepcopy(steps).eval()
-    for path, module in list(out.named_modules()):
-        if not module._parameters and set(module._buffers) == NORM:
-            above, _, name = path.rpartition(".")
-            norm = nn.BatchNorm2d(len(module.get_buffer("weight"))).eval()
-            out.get_submodule(above)._modules[name] = norm.to(module.get_buffer("weight"))
-    return out

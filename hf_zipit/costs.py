@@ -50,6 +50,11 @@ class Cut:
     parameters: int
 
 
+def _on_meta(model: nn.Module) -> nn.Module:
+    """A copy in eval mode, without values."""
+    return copy.deepcopy(model).to("meta").eval().requires_grad_(False)
+
+
 def _running_on(size: tuple[int, int, int]) -> AbstractContextManager[None]:
     """Say that a model cannot run on an image of a size (channels, height, width)."""
     said = f"the model cannot run on an image of {size_text(size)} (channels, height, width)"
@@ -64,7 +69,7 @@ def count_flops(model: nn.Module, input_size: tuple[int, int, int], **arguments:
         input_size: (channels, height, width).
         arguments: further keyword arguments of the forward pass.
     """
-    net = copy.deepcopy(model).to("meta").eval().requires_grad_(False)
+    net = _on_meta(model)
     with torch.no_grad(), FlopCounterMode(display=False) as counter, _running_on(input_size):
         net(torch.empty(1, *input_size, device="meta"), **arguments)
     return int(counter.get_total_flops())
@@ -94,7 +99,7 @@ def cut_costs(model: nn.Module, binding: Binding, input_size: tuple[int, int, in
         binding: its spec, with the steps and the cuts.
         input_size: (channels, height, width).
     """
-    net = copy.deepcopy(model).to("meta").eval().requires_grad_(False)
+    net = _on_meta(model)
     value = torch.empty(1, *input_size, device="meta")
     sizes = {name: parameter.numel() for name, parameter in net.named_parameters()}
     flops = 0
@@ -141,7 +146,7 @@ def resized(
         ratios: new width over current width, by space; other spaces keep their width.
         attributes: path of a module -> attribute -> new value.
     """
-    net = copy.deepcopy(model).to("meta").eval().requires_grad_(False)
+    net = _on_meta(model)
     set_attributes(net, attributes or {})
     for name, value in net.state_dict().items():
         shape = grown(binding, name, value.shape, ratios)
@@ -222,7 +227,7 @@ class LayerCosts:
         self.models = len(classes)
         self.classifiers = sum(classes) / max(1, classes[0])
         self.wholes = wholes
-        net = copy.deepcopy(model).to("meta").eval().requires_grad_(False)
+        net = _on_meta(model)
         steps: list[Callable[[Tensor], Tensor]] = binding.runs(net, input_size[-2:]) or [net]
         self.layers: list[list[_Layer]] = []
         self.rest: list[float] = []

@@ -10,6 +10,7 @@ from torch import Tensor
 from hf_zipit.backbones.behaviour import as_wide, differences, matter, same_outputs, same_pixels
 from hf_zipit.backbones.widths import unfit, widest
 from hf_zipit.errors import SourceError, SpecError
+from hf_zipit.models.resume import around
 from hf_zipit.sources.source import Source
 from hf_zipit.specs.attention import attentions
 from hf_zipit.specs.binding import bind
@@ -121,9 +122,7 @@ def _bound(first: Source, other: Source, binding: Binding) -> Binding:
 def _missing(name: str, lacks: Source, has: Source) -> str:
     """The message for a parameter that one model has and the other lacks, with the block that it is in."""
     modules = dict(lacks.model.named_modules())
-    parts = name.split(".")
-    above = [".".join(parts[:depth]) for depth in range(1, len(parts))]
-    block = next((path for path in above if path not in modules), None)
+    block = next((path for path in around(name) if path not in modules), None)
     said = f"{has.name} has a parameter {name}, {lacks.name} has none"
     if block is None:
         return said

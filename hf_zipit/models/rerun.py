@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
-from .resume import empty
+from .resume import around, empty
 
 _lock = threading.Lock()  # held while an outline finds shapes
 PIXELS = "$pixels"  # where the first part starts
@@ -190,7 +190,7 @@ def run_part(
     order = list(shapes)
     start = 0 if first == PIXELS else order.index(first) + 1
     end = len(order) if last is None else order.index(last) + 1
-    above = {path[:place] for path in order[max(start - 1, 0) : end] for place, c in enumerate(path) if c == "."}
+    above = {outer for path in order[max(start - 1, 0) : end] for outer in around(path)}
     others = frozenset([*order[:start], *order[end:]]) - above  # a module around the part runs in it
     rows = 1 if first == PIXELS else _first(shapes[first]).shape[0]  # of one image: windows are many
     images = value.shape[0] // rows if rows > 1 else value.shape[0]

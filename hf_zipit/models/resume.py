@@ -18,6 +18,15 @@ from torch import Tensor, nn
 _computed: ContextVar[Sequence[Tensor]] = ContextVar("outputs of the trunk's steps")
 
 
+def around(path: str) -> list[str]:
+    """The paths of the modules around a module or a tensor, from the outermost on.
+
+    >>> around("layers.0.weight")
+    ['layers', 'layers.0']
+    """
+    return [path[:place] for place, letter in enumerate(path) if letter == "."]
+
+
 class Precomputed:
     """Replaces a step's `forward` with the output the trunk already computed.
 

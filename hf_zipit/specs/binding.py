@@ -7,6 +7,7 @@ from torch import nn
 
 from hf_zipit.errors import SpecError
 from hf_zipit.models.rerun import PIXELS
+from hf_zipit.models.resume import around
 from hf_zipit.specs.grammar import Line, ProbeLine, Spec
 from hf_zipit.specs.names import Names
 from hf_zipit.specs.parser import pattern
@@ -186,16 +187,10 @@ def _steps(
 def _unclaimed(owned: Iterable[tuple[str, ...]], wired: Wired, state: tuple[str, ...]) -> list[str]:
     """The modules and tensors that no step owns, each named by the outermost module of which this holds."""
     claimed = {name for names in owned for name in names}
-    free = {name for name in state if claimed.isdisjoint(_around(name))}
-    mixed = {path for name in {*state, *claimed} - free for path in _around(name)}  # they hold something that is owned
-    tops = (next(path for path in _around(name) if path not in mixed) for name in state if name in free)
+    free = {name for name in state if claimed.isdisjoint([*around(name), name])}
+    mixed = {path for name in {*state, *claimed} - free for path in around(name)}  # they hold something that is owned
+    tops = (next((path for path in around(name) if path not in mixed), name) for name in state if name in free)
     return list(dict.fromkeys(tops))
-
-
-def _around(name: str) -> list[str]:
-    """The paths of the modules around a tensor or a module, from the outermost to itself."""
-    parts = name.split(".")
-    return [".".join(parts[: i + 1]) for i in range(len(parts))]
 
 
 def _after(

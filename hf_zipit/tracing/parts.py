@@ -8,6 +8,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from hf_zipit.models.resume import around
 from hf_zipit.tracing.cuts import Call, Flow, Version, replay
 from hf_zipit.tracing.solve import Trace
 
@@ -58,8 +59,8 @@ def parts_of(model: nn.Module, pixels: Tensor, traced: Trace, channels_last: boo
         return []
     bounds = [0, *(call.end for call in cuts), len(flow.ops) + 1]
     needed = [flow.weights_in(start, end) for start, end in pairwise(bounds)]
-    around = {above for call in cuts for above in _above(call.path)}
-    owned = _owned(model, needed, around.union(mixed))
+    open_ = {outer for call in cuts for outer in around(call.path)}
+    owned = _owned(model, needed, open_.union(mixed))
     parts = [
         Part(call.path, tuple(name for name in mine if name != call.path), spaces[call.path])
         for call, mine in zip(cuts, owned, strict=False)
@@ -83,19 +84,14 @@ def without(parts: Sequence[Part], name: str) -> list[Part]:
 def _outermost(calls: Sequence[Call], model: nn.Module) -> list[Call]:
     """The calls of modules that are not inside a block, which holds no numbered modules; one for each tensor."""
     modules = dict(model.named_modules())
-    stacks = {path for call in calls for path in _above(call.path) if _is_numbered(call.path[len(path) :])}
+    stacks = {path for call in calls for path in around(call.path) if _is_numbered(call.path[len(path) :])}
     plain = [call.path for call in calls if not isinstance(modules[call.path], nn.Sequential | nn.ModuleList)]
     blocks = set(plain) - stacks
     found: dict[Version, Call] = {}
     for call in calls:  # in the order in which they end, so inner ones come first
-        if blocks.isdisjoint(_above(call.path)):
+        if blocks.isdisjoint(around(call.path)):
             found.setdefault(call.after, call)
     return list(found.values())
-
-
-def _above(path: str) -> list[str]:
-    """The paths of the modules around a module."""
-    return [path[:place] for place, letter in enumerate(path) if letter == "."]
 
 
 def _is_numbered(path: str) -> bool:

@@ -22,13 +22,12 @@ from hf_zipit.errors import SourceError, SpecError, TraceError
 from hf_zipit.find_spec import trace_source
 from hf_zipit.models.resume import Steps
 from hf_zipit.sources.pixels import per_channel
-from hf_zipit.sources.source import Source
+from hf_zipit.sources.source import DETECTION, Source
 from hf_zipit.specs import parser as specs
 from hf_zipit.specs.binding import bind
 from hf_zipit.specs.grammar import Spec
 from hf_zipit.specs.spaces import Binding
 
-DETECTION = "object-detection"
 PROBED = 256  # height and width of the images on which detectors are traced, at most
 _log = logging.getLogger("hf_zipit")
 

@@ -13,7 +13,7 @@ from hf_zipit.evaluation.dense import TaskMetrics, open_all_targets
 from hf_zipit.evaluation.fidelity import distance
 from hf_zipit.evaluation.results import Evaluation, Result, ensemble_cost, mean
 from hf_zipit.merging.merger import Merger
-from hf_zipit.sources.source import Source
+from hf_zipit.sources.source import DETECTION, Source
 
 CLASSES = ("image-classification", "image-segmentation")
 
@@ -42,7 +42,7 @@ def open_evaluation(
         recipe = merger.recipe
         chosen: dict[str, Any] = {"num_images": num_images, "batch_size": batch_size, "seed": recipe.seed}
         chosen |= {"skip_bad_images": recipe.skip_bad_images, "label_column": recipe.label_column, "channels": size[0]}
-        held = (whole.processor for whole in wholes if whole.kind == "object-detection")
+        held = (whole.processor for whole in wholes if whole.kind == DETECTION)
         chosen["processor"] = next((processor for processor in held if processor is not None), None)
         opened = open_all_targets(heads, targets, merger.transform, **chosen)
         return TaskMetrics(heads, opened, size, device=device)

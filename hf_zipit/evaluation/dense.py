@@ -16,7 +16,6 @@ from hf_zipit.data.rows import TEST
 from hf_zipit.data.targets import Targets, from_datasets, one_each, open_targets
 from hf_zipit.errors import DataError, OptionError
 from hf_zipit.evaluation.classes import ANOTHER_COLUMN, Target, find_target
-from hf_zipit.evaluation.detection import KIND as DETECTION
 from hf_zipit.evaluation.detection import PLACES as BOX_METRICS
 from hf_zipit.evaluation.detection import BoxTargets, box_scores, open_box_targets
 from hf_zipit.evaluation.metrics import METRICS, OF_KIND, OF_PROBLEM, Metric
@@ -24,7 +23,7 @@ from hf_zipit.evaluation.results import Result, ensemble_cost, relative
 from hf_zipit.evaluation.seen import SeenTargets
 from hf_zipit.progress import progress
 from hf_zipit.running import ANSWERS, device_of, working_copy
-from hf_zipit.sources.source import Source
+from hf_zipit.sources.source import DETECTION, Source
 
 _log = logging.getLogger("hf_zipit")
 

@@ -16,7 +16,6 @@ from hf_zipit.errors import DataError, OptionError
 from hf_zipit.evaluation.classes import ANOTHER_COLUMN, known_classes
 from hf_zipit.progress import progress
 
-KIND = "object-detection"
 PLACES = {"mAP": 0, "mAP50": 1, "mAP75": 2}  # of each metric among the numbers of COCO
 _log = logging.getLogger("hf_zipit")
 Found = Mapping[str, Tensor]  # scores (n,), labels (n,), and boxes (n, 4): corners in pixels

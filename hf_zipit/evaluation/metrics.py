@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_zipit.data.targets import IGNORED
+from hf_zipit.sources.source import DETECTION
 
 
 class Metric(Protocol):
@@ -178,7 +179,7 @@ OF_KIND = {
     "image-segmentation": ("mIoU", "pixel accuracy", "weighted error rate"),
     "depth-estimation": ("L1",),
     "image-to-image": ("L1",),
-    "object-detection": ("mAP", "mAP50"),  # see `detection`
+    DETECTION: ("mAP", "mAP50"),  # see `detection`
 }
 OF_PROBLEM = {"multi-label": ("label accuracy",), "regression": ("L1",)}
 LOWER_IS_BETTER = frozenset({"weighted error rate", "L1", "cross-entropy"})

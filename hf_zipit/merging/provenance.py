@@ -13,7 +13,7 @@ from hf_zipit.recipe import PinnedSource, Recipe
 from hf_zipit.saving.license import license_of
 from hf_zipit.saving.provenance import Provenance
 from hf_zipit.saving.sidecars import sidecar_files
-from hf_zipit.sources.source import Source
+from hf_zipit.sources.source import DETECTION, Source
 from hf_zipit.transform.heads import HeadMatch, Matches
 from hf_zipit.transform.match import Match
 
@@ -91,7 +91,7 @@ def equip(merged: Merged, parents: Parents, places: dict[str, Any]) -> None:
         places: where models and images were found on this machine.
     """
     held = [source for source in parents.sources if source.processor]
-    held.sort(key=lambda source: source.kind != "object-detection")  # which alone makes boxes of outputs
+    held.sort(key=lambda source: source.kind != DETECTION)  # which alone makes boxes of outputs
     processor = held[0].processor if held else None
     merged.image_processor = processor or merged.image_processor
     merged.spec_text = parents.binding.spec.text

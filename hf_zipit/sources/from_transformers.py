@@ -16,13 +16,12 @@ from hf_zipit.sources.checkpoint import file_digest, headers, no_larger_than, we
 from hf_zipit.sources.fields import TRANSFORMERS, check_fields
 from hf_zipit.sources.names import class_names
 from hf_zipit.sources.processors import channels_of, classifier_size, image_size, processor_in, transform_of
-from hf_zipit.sources.source import NOWHERE, Source
+from hf_zipit.sources.source import DETECTION, NOWHERE, Source
 from hf_zipit.sources.states import COMPILERS, check_loaded, left_prefix
 from hf_zipit.text import load_errors
 
 NAME = "transformers"
 CLASSIFICATION = "image-classification"
-DETECTION = "object-detection"
 NAMED = (CLASSIFICATION, "image-segmentation", DETECTION)  # kinds whose outputs are classes with names
 _KINDS = {  # by the ending of the class's name; other models give features
     "ForSemanticSegmentation": "image-segmentation",

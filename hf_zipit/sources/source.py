@@ -13,13 +13,14 @@ from torch import Tensor, nn
 from hf_zipit.errors import SourceError
 
 MAX_IMAGE_SIDE = 2**14
+DETECTION = "object-detection"
 KINDS = (  # of tasks, as pipelines name them
     "depth-estimation",
     "image-classification",
     "image-feature-extraction",
     "image-segmentation",
     "image-to-image",
-    "object-detection",
+    DETECTION,
 )
 MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}  # of PIL images, by channels
 PROBLEMS = ("single-label", "binary", "multi-label", "regression")  # what the logits of a classifier mean

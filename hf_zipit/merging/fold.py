@@ -1,6 +1,5 @@
 """One model made smaller: a merge of its own units."""
 
-import inspect
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -52,9 +51,6 @@ def fold(
     """
     if isinstance(model, list | tuple):
         raise OptionError(f"{len(model)} models given: a fold takes one; hf_zipit.merge makes one model of several")
-    unknown = set(options) - set(inspect.signature(fold).parameters)
-    if unknown:
-        raise TypeError(f"fold() got an unexpected keyword argument '{sorted(unknown)[0]}'")
     check_smaller(Recipe(**options))
     options |= {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle}
     return merge([model], data, token=token, **options)

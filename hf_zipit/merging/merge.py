@@ -1,6 +1,5 @@
 """A merge as one function call, from keywords or from a recipe; `Merger` implements the steps."""
 
-import inspect
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -74,9 +73,6 @@ def merge(
 
     >>> merged = merge(["user/pets", "user/birds"], ["user/pets-data", "user/birds-data"])  # doctest: +SKIP
     """
-    unknown = set(options) - set(inspect.signature(merge).parameters)
-    if unknown:
-        raise TypeError(f"merge() got an unexpected keyword argument '{sorted(unknown)[0]}'")
     recipe = Recipe(**options)
     recipe.check_balance_data(balance_data)
     check_recipe(recipe, len(sources), data)

@@ -3,7 +3,8 @@
 import inspect
 import textwrap
 from collections.abc import Callable, Collection
-from typing import Any, TypeVar
+from functools import wraps
+from typing import Any, TypeVar, cast
 
 from hf_zipit.recipe import Recipe
 
@@ -15,7 +16,8 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 def takes_options(function: _Function, without: Collection[str] = ()) -> _Function:
     """List the options of a recipe in the signature and the docstring of a function that takes `**options`.
 
-    `{options}` in the `Args` section of the docstring is replaced by their descriptions.
+    `{options}` in the `Args` section of the docstring is replaced by their descriptions. Any other keyword is refused
+    with a TypeError, as Python does.
 
     Args:
         function: The function.
@@ -31,10 +33,19 @@ def takes_options(function: _Function, without: Collection[str] = ()) -> _Functi
     ]
     before = [p for p in own if p.kind is not p.KEYWORD_ONLY]
     after = [p for p in own if p.kind is p.KEYWORD_ONLY]
-    function.__signature__ = signature.replace(parameters=[*before, *keywords, *after])  # type: ignore[attr-defined]
+    known = signature.replace(parameters=[*before, *keywords, *after])
+
+    @wraps(function)
+    def checked(*args: Any, **given: Any) -> Any:
+        unknown = sorted(given.keys() - known.parameters)
+        if unknown:
+            raise TypeError(f"{function.__name__}() got an unexpected keyword argument '{unknown[0]}'")
+        return function(*args, **given)
+
+    checked.__signature__ = known  # type: ignore[attr-defined]
     entries = "\n".join(_docstring_entry(name, field.description or "") for name, field in fields.items())
-    function.__doc__ = (function.__doc__ or "").replace("        {options}", entries)
-    return function
+    checked.__doc__ = (function.__doc__ or "").replace("        {options}", entries)
+    return cast("_Function", checked)
 
 
 def _docstring_entry(name: str, description: str) -> str:

@@ -124,7 +124,7 @@ def test_models_and_data_without_a_place_must_be_named(tmp_path):
     folder = saving.save(hf_zipit.merge(sources, images(16), tasks=["a", "b"]), tmp_path / "out")
     with pytest.raises(OptionError, match=r"model 1 of the recipe was a model in memory; pass the models along"):
         merge_recipe(folder / saving.RECIPE, data="anywhere")
-    with pytest.raises(OptionError, match="no data: merging needs images"):
+    with pytest.raises(OptionError, match="no data: this needs images"):
         merge_recipe(folder / saving.RECIPE)
     assert read_recipe(folder / saving.RECIPE).data is None
 

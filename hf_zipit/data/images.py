@@ -23,7 +23,7 @@ from hf_zipit.data.stored import (
 )
 from hf_zipit.errors import DataError, OptionError
 
-NO_DATA = "no data: merging needs images, without labels; give them as data (--data)"
+NO_DATA = "no data: this needs images, without labels; give them as data (--data)"
 
 
 def open_images(
@@ -120,7 +120,8 @@ def open_all(
     if not isinstance(data, list | tuple) or (len(data) and _is_batch(data[0], alone=len(data) != count)):
         data = [data]
     if len(data) not in (1, count):
-        raise OptionError(f"{len(data)} data sets for {count} models: give one for all, or one for each")
+        models = "1 model" if count == 1 else f"{count} models"
+        raise OptionError(f"{len(data)} data sets for {models}: give one for all, or one for each")
     numbers = list(num_images) if isinstance(num_images, Sequence) else [num_images] * len(data)
     if len(numbers) != len(data):
         raise OptionError(f"{len(numbers)} numbers of images for {len(data)} data sets: give one, or one for each")

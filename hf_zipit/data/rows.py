@@ -58,6 +58,12 @@ def _load(ref: str, splits: Sequence[str], token: str | None) -> Any:
             raise DataError(f"no data at {ref}: it is neither a file nor a folder, and a Hub id has the form user/name")
     except DataError:
         raise
+    except ConnectionError as error:
+        if datasets.config.HF_HUB_OFFLINE:
+            out = "HF_HUB_OFFLINE is set; unset it to download"
+        else:
+            out = "the Hub cannot be reached; try again, or pass a folder"
+        raise DataError(f"cannot read data from {ref}: it is neither a path nor cached, and {out}") from error
     except Exception as error:  # `datasets` raises some twenty types here
         raise DataError(redact(f"cannot read data from {ref}: {first_line(error)}", token)) from error
     if split is None:

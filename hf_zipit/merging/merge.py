@@ -154,7 +154,7 @@ def _run(
         for sentence in verdict.advice if main else ():
             _log.warning("%s", sentence)
     elif recipe.verdict and merger.passes.images and main:
-        _log.warning("there is no verdict on this merge: it takes %d images of each data set or more", FEWEST)
+        _log.warning("there is no verdict: it takes %d images of each data set or more", FEWEST)
     return merged
 
 

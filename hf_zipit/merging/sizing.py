@@ -101,7 +101,8 @@ def _checked(parents: Parents, plan: Plan, what: str) -> Plan:
     if runs_at(parents.reference.model, parents.binding, plan.ratios, parents.input_size):
         return plan
     shown = ", ".join(f"{name}: {width}" for name, width in list(plan.widths.items())[:4])
-    raise OptionError(f"{what}: these models do not run with the units that it gives ({shown}); try another one")
+    whose = "this model does" if len(parents.sources) == 1 else "these models do"
+    raise OptionError(f"{what}: {whose} not run with the units that it gives ({shown}); try another one")
 
 
 def check_width(name: str, value: float, models: int) -> None:
@@ -181,6 +182,9 @@ def _widths(parents: Parents, ratio: float, names: Iterable[str]) -> dict[str, i
     """Number of merged units, for those of the named spaces where it differs from the reference model's."""
     spaces = [parents.binding.spaces[name] for name in sorted(names)]
     models = len(parents.sources)
+    largest = max((space.size // space.groups for space in spaces), default=0)
+    if largest and round(ratio * largest) == 0:  # every space keeps one unit at least
+        raise OptionError(f"width is {ratio:g}: not one of the {largest} units of the largest feature space is left")
     sizes = {space.name: space.sizes(models) for space in spaces}
     counts = {space.name: unit_count(max(sizes[space.name]), space.groups, models, ratio) for space in spaces}
     widths = {name: min(count, sum(sizes[name])) for name, count in counts.items()}

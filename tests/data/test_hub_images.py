@@ -27,3 +27,16 @@ def test_a_hub_that_does_not_list_files_keeps_nobody_from_reading_them(vehicles,
 
     monkeypatch.setattr(rows, "client", unreachable)
     assert len(open_images(vehicles, pixel)) == 1
+
+
+@pytest.mark.parametrize(("offline", "said"), [(True, "HF_HUB_OFFLINE is set"), (False, "the Hub cannot be reached")])
+def test_data_that_cannot_be_reached_are_refused_with_a_way_out(offline, said, monkeypatch):
+    import datasets
+
+    def unreachable(*_, **__):
+        raise ConnectionError("Couldn't reach 'user/pets' on the Hub")
+
+    monkeypatch.setattr(datasets, "load_dataset", unreachable)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", offline)
+    with pytest.raises(DataError, match=f"user/pets: it is neither a path nor cached, and {said}"):
+        open_images("user/pets", pixel)

@@ -101,7 +101,7 @@ def test_every_batch_mixes_the_data_sets_in_proportion():
     [
         (lambda d: d / "nothing" / "at" / "all", "no data at .*nothing"),
         (lambda d: (d / "empty").mkdir() or d / "empty", "holds neither images nor parquet files"),
-        (lambda d: "user/does-not-exist", "cannot read data from user/does-not-exist"),
+        (lambda d: "user/does-not-exist", "user/does-not-exist: it is neither a path nor cached, and HF_HUB_OFFLINE is set; unset"),
         (lambda d: f"{d}:validation", "has no split 'validation'; it has train, test"),
         (
             lambda d: rows(3).remove_columns("image"),

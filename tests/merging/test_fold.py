@@ -194,6 +194,8 @@ def test_a_vit_of_timm_becomes_an_ordinary_checkpoint_and_a_resnet_does_not(tmp_
         ({"width": 1.5}, "width is 1.5: a fold makes a model smaller, so it must be below 1"),
         ({"flops_budget": 1.0}, "flops_budget is 1: a fold makes a model smaller"),
         ({"width": 0.0}, "width is 0"),
+        ({"width": 1e-6}, "width is 1e-06: not one of the 64 units of the largest feature space is left"),
+        ({"width": 50}, "width is 50: a fold makes a model smaller, so it must be below 1"),
         ({"width": 0.995}, "width is 0.995: no feature space of this model becomes smaller"),
         ({"width": 0.5, "method": "permute"}, "method 'permute' supports no width below 1"),
         ({"width": 0.5, "method": "first-parent"}, "only width 1"),
@@ -215,8 +217,10 @@ def test_other_mistakes_are_named():
         hf_zipit.fold(model, width=0.5, base="x")
     with pytest.raises(OptionError, match="1 model given: a merge needs two or more"):
         hf_zipit.merge([model], images(32))
-    with pytest.raises(OptionError, match="no data"):
+    with pytest.raises(OptionError, match="no data: this needs images"):
         hf_zipit.fold(model, width=0.5, method="zip")
+    with pytest.raises(OptionError, match="0 data sets for 1 model: "):
+        hf_zipit.fold(model, [], width=0.5)
     with pytest.raises(OptionError, match="no data"):
         hf_zipit.fold(model, flops_budget=0.5)
 

@@ -153,7 +153,7 @@ def test_too_few_images_give_no_verdict_and_say_so(caplog):
     assert "verdict" not in merged.config.zipit
     caplog.clear()
     merged = hf_zipit.merge(models, images(99), tasks=TASKS, cache=False)
-    assert "there is no verdict on this merge: it takes 100 images" in caplog.text
+    assert "there is no verdict: it takes 100 images" in caplog.text
     caplog.clear()
     hf_zipit.merge(models, images(99), tasks=TASKS, cache=False, verdict=False)
     assert "no verdict" not in caplog.text

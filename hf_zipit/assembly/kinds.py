@@ -6,11 +6,14 @@ from pathlib import Path
 from hf_zipit.assembly.classifier import Classifiers
 from hf_zipit.assembly.multitask import Multitask
 from hf_zipit.assembly.parents import Parents
+from hf_zipit.sources.in_memory import MEMORY
 from hf_zipit.sources.source import Source
 
 
 def kind_of(sources: Sequence[Source], backbone: str | None = None) -> type[Parents]:
     """`Classifiers` for classifiers of one Python class; `Multitask` for anything else, or if a backbone is named.
+
+    Modules in memory that no library can rebuild keep their own layers, so they are `Multitask` as well.
 
     Args:
         sources: one or more models.
@@ -18,7 +21,8 @@ def kind_of(sources: Sequence[Source], backbone: str | None = None) -> type[Pare
     """
     classes = {type(source.model) for source in sources}
     others = any(source.kind != "image-classification" for source in sources)
-    return Multitask if backbone is not None or others or len(classes) > 1 else Classifiers
+    in_memory = any(source.backbone.get("library") == MEMORY for source in sources)
+    return Multitask if backbone is not None or others or in_memory or len(classes) > 1 else Classifiers
 
 
 def open_parents(sources: Sequence[Source], spec: str | Path | None = None, backbone: str | None = None) -> Parents:

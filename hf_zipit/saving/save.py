@@ -17,6 +17,7 @@ from hf_zipit.saving.plain import check_format, write_plain
 from hf_zipit.saving.provenance import Provenance
 from hf_zipit.saving.sidecars import RECIPE, SPEC, sidecar_files
 from hf_zipit.saving.verify import check_written
+from hf_zipit.sources.in_memory import MEMORY
 from hf_zipit.sources.preprocessing import processor_of
 
 
@@ -79,7 +80,7 @@ def check_saveable(
                 "the merge cannot be saved: the parents' architecture is remote code, without which nobody could load "
                 "the merge. Make it with hf_zipit.merge and use it in the same process"
             )
-        if part.get("library") == "memory":
+        if part.get("library") == MEMORY:
             raise OutputError(
                 f"{part['architecture']} was passed in memory and cannot be rebuilt: a merge of it runs, but cannot be "
                 "saved"

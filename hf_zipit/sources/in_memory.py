@@ -12,6 +12,7 @@ from hf_zipit.errors import SourceError
 from hf_zipit.sources.source import KINDS, NOWHERE, Source
 from hf_zipit.sources.states import check_finite
 
+MEMORY = "memory"  # the library of modules that none can rebuild
 _log = logging.getLogger("hf_zipit")
 
 
@@ -47,7 +48,7 @@ def module_source(
     return Source(
         name=name or type(model).__name__.lower(),
         model=model,
-        backbone={"library": "memory", "architecture": type(model).__name__},
+        backbone={"library": MEMORY, "architecture": type(model).__name__},
         labels=list(labels),
         preprocessing={} if input_size is None else {"input_size": input_size},
         transform=transform,

@@ -195,6 +195,42 @@ def test_equal_parameters_with_another_function_are_no_common_backbone():
         hf_zipit.module_source(leaky, "magic")
 
 
+class InTraining(nn.Module):
+    """A classifier of its own class, with layers that run only in training."""
+
+    def __init__(self, classes, extra):
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.body, self.fc = nn.Conv2d(8, 8, 3, padding=1), nn.Linear(8, classes)
+        self.helper = nn.Conv2d(8, 8, 1)
+        self.early = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, classes)) if extra else None
+
+    def forward(self, x):
+        x = self.bn(self.conv(x)).relu()
+        x = x + self.helper(x) if self.training else x
+        out = self.fc(self.body(x).relu().mean((2, 3)))
+        return (out, self.early(x.mean((2, 3)))) if self.training and self.early else out
+
+
+@pytest.mark.parametrize("extra", [False, True])
+@pytest.mark.parametrize("cut", [None, "conv"])
+def test_classifiers_in_memory_are_merged_whatever_they_do_in_training(cut, extra):
+    nets = [randomise(InTraining(classes, extra).eval(), classes) for classes in (4, 5)]
+    nets[1].conv.load_state_dict(nets[0].conv.state_dict())
+    size = (3, 16, 16)
+    sources = [
+        hf_zipit.module_source(net, "image-classification", name=name, labels=list("vwxyz"[:count]), input_size=size)
+        for net, name, count in zip(nets, "ab", (4, 5), strict=True)
+    ]
+    pixels = torch.randn(2, *size)
+    merged = hf_zipit.merge(sources, [pixels.repeat(8, 1, 1, 1)], method="permute", cut=cut, calibrate="none")
+    outputs = merged(pixels).task_outputs
+    assert [out.logits.shape for out in outputs.values()] == [(2, 4), (2, 5)]
+    if cut == "conv":
+        with torch.no_grad():
+            torch.testing.assert_close(outputs["a"].logits, nets[0](pixels), rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("name", slow_but(("Depth Anything", "smp Unet"), PAIRS))
 @pytest.mark.sample(1)
 def test_the_models_of_libraries_keep_their_own_output_and_cost(name):

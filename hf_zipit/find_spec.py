@@ -23,7 +23,7 @@ from hf_zipit.specs.spaces import Binding
 from hf_zipit.text import some
 from hf_zipit.tracing.check import fixed_share, same_grouping, tally
 from hf_zipit.tracing.cuts import chain_of, check_cuts
-from hf_zipit.tracing.parts import parts_of, without
+from hf_zipit.tracing.parts import parts_of, why_whole, without
 from hf_zipit.tracing.solve import Trace
 from hf_zipit.tracing.tracer import trace
 from hf_zipit.tracing.writer import write_spec
@@ -73,6 +73,8 @@ def trace_source(source: Source) -> str:
     text, held = traced(source)
     kind = type(source.model).__name__
     _log.warning("no spec describes this %s: its feature spaces were traced and checked (%s)", kind, held)
+    if why := why_uncut(source, text):
+        _log.warning("%s", why)
     return text
 
 
@@ -95,7 +97,22 @@ def traced(source: Source) -> tuple[str, str]:
     if binding.held:
         reasons.append(f"what a spec cannot say, or no module shows, in {some(sorted({n for n, _ in binding.held}))}")
     summary = f"{100 * fixed_share(found, binding):.1f} % of parameter indices held fixed"
-    return text, f"{summary}: {', '.join(reasons)}" if reasons else summary
+    summary += f": {', '.join(reasons)}" if reasons else ""
+    return text, summary
+
+
+def why_uncut(source: Source, text: str) -> str:
+    """Why a traced model cannot be cut, as a sentence; `""` if it can be.
+
+    Args:
+        source: The model.
+        text: The spec that its trace has found.
+    """
+    model = copy.deepcopy(source.model).float().eval()
+    if bind(specs.parse(text), model).cuts:
+        return ""
+    pixels = torch.randn(1, *source.input_size, generator=torch.Generator().manual_seed(0))
+    return f"this {type(model).__name__} cannot be cut: {why_whole(model, pixels, trace(model, pixels))}"
 
 
 def describe(model: nn.Module, pixels: Tensor, family: str, traced: Trace | None = None) -> str:

@@ -27,15 +27,18 @@ def trace(
     """Derive the spec of a model of any class from one forward pass, and check it."""
     from hf_zipit.files.place import check_place
     from hf_zipit.files.single import write_file
-    from hf_zipit.find_spec import traced
+    from hf_zipit.find_spec import traced, why_uncut
     from hf_zipit.sources.load import load_or_build
 
     if out is not None and out.exists():
         raise OptionError(f"{out} already exists: choose another file")
     if out is not None:
         check_place(out.parent)
-    text, held = traced(load_or_build(model, access))
+    source = load_or_build(model, access)
+    text, held = traced(source)
     _log.info("traced and checked: %s", held)
+    if why := why_uncut(source, text):
+        _log.warning("%s", why)
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         write_file(out, text)

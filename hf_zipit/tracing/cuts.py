@@ -1,7 +1,7 @@
 """Find the legal cuts of any model, where exactly one tensor is alive, by recording one forward pass."""
 
 import copy
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
 from hf_zipit.errors import SpecError, TraceError
-from hf_zipit.models.resume import tensor_of
+from hf_zipit.models.resume import around, tensor_of
 from hf_zipit.specs.spaces import Binding
 from hf_zipit.tracing.tracer import first_line, outputs
 
@@ -54,6 +54,7 @@ def chain_of(model: nn.Module, pixels: Tensor) -> list[str]:
     modules = dict(model.named_modules())
     steps = [c for c in flow.calls if c.plain and alive[c.start] == {c.before} and alive[c.end] == {c.after}]
     blocks = {c.path for c in steps if not isinstance(modules[c.path], nn.Sequential | nn.ModuleList)}
+    blocks -= {outer for c in steps if has_number(c.path, modules) for outer in around(c.path)}
     longest: dict[Version, list[str]] = {flow.image: []}
     for call in steps:
         parts = call.path.split(".")
@@ -64,6 +65,23 @@ def chain_of(model: nn.Module, pixels: Tensor) -> list[str]:
         if len(path) > len(longest.get(call.after, [])):
             longest[call.after] = path
     return longest.get(wanted[0], []) if len(wanted) == 1 else []
+
+
+def has_number(path: str, modules: Mapping[str, nn.Module]) -> bool:
+    """Whether a module is one of several numbered blocks, as `b1` beside `b2` of the same class.
+
+    Layers without parts, such as `conv1` and `conv2`, are no blocks.
+
+    Args:
+        path: The module.
+        modules: All modules by path.
+    """
+    outer, _, name = path.rpartition(".")
+    stem, module = name.rstrip("0123456789"), modules[path]
+    if not stem or stem == name or not module._modules:
+        return False
+    beside = modules[outer].named_children()
+    return sum(one.rstrip("0123456789") == stem and type(it) is type(module) for one, it in beside) > 1
 
 
 def _ends(model: nn.Module, pixels: Tensor) -> dict[str, Version]:

@@ -1,7 +1,7 @@
 """Divide the forward pass of any model into parts, at the modules after which exactly one tensor is alive."""
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_zipit.models.resume import around
-from hf_zipit.tracing.cuts import Call, Flow, Version, replay
+from hf_zipit.tracing.cuts import Call, Flow, Version, has_number, replay
 from hf_zipit.tracing.solve import Trace
 
 REST = "call:forward"  # the last part: the rest of the model's own forward
@@ -49,12 +49,9 @@ def parts_of(model: nn.Module, pixels: Tensor, traced: Trace, channels_last: boo
     ['patch_embed', 'blocks.0']
     """
     flow, alive, _ = replay(model, pixels)
-    counts = Counter(call.path for call in flow.calls)
     spaces = {call.path: _space_after(call.path, traced, channels_last) for call in flow.calls}
     mixed = [call.path for call in flow.calls if not call.whole]  # parts may need what they return beside the tensor
-    ends = [call for call in flow.calls if alive[call.end] == {call.after} and counts[call.path] == 1 and call.whole]
-    shown = [call for call in ends if spaces[call.path] is not None and _needed_only_inside(call, model, flow)]
-    cuts = _outermost(shown, model)
+    cuts = _outermost(_candidates(model, flow, alive, spaces)[0], model)
     if not cuts:
         return []
     bounds = [0, *(call.end for call in cuts), len(flow.ops) + 1]
@@ -66,6 +63,43 @@ def parts_of(model: nn.Module, pixels: Tensor, traced: Trace, channels_last: boo
         for call, mine in zip(cuts, owned, strict=False)
     ]
     return [*parts, Part(REST, tuple(owned[-1]), None)]
+
+
+@torch.no_grad()
+def why_whole(model: nn.Module, pixels: Tensor, traced: Trace) -> str:
+    """Why a forward pass cannot be divided; arguments and errors as for `parts_of`.
+
+    >>> why_whole(model, pixels, trace(model, pixels))  # doctest: +SKIP
+    'the module layers.0 runs several times'
+    """
+    flow, alive, _ = replay(model, pixels)
+    spaces = {
+        call.path: next((n for last in (False, True) if (n := _space_after(call.path, traced, last)) is not None), None)
+        for call in flow.calls
+    }
+    return _candidates(model, flow, alive, spaces)[1]
+
+
+def _candidates(
+    model: nn.Module, flow: Flow, alive: Sequence[set[Version]], spaces: Mapping[str, int | None]
+) -> tuple[list[Call], str]:
+    """The calls after which a part may end, and why there are no others."""
+    counts = Counter(call.path for call in flow.calls)
+    before = [call for call in flow.calls if call.end < len(flow.ops)]
+    left = [call for call in before if alive[call.end] == {call.after} and call.whole]
+    reason = "exactly one tensor is alive after no module but the last"
+    tests: dict[str, Callable[[Call], bool]] = {
+        "runs several times": lambda call: counts[call.path] == 1,
+        "puts out no feature space that could be merged": lambda call: spaces[call.path] is not None,
+        "shares weights with others": lambda call: _needed_only_inside(call, model, flow),
+    }
+    for said, passes in tests.items():
+        outer = min(left, key=lambda call: call.path.count("."), default=None)
+        reason = f"the module {outer.path} {said}" if outer else reason
+        left = [call for call in left if passes(call)]
+        if not left:
+            break
+    return left, reason
 
 
 def without(parts: Sequence[Part], name: str) -> list[Part]:
@@ -84,7 +118,9 @@ def without(parts: Sequence[Part], name: str) -> list[Part]:
 def _outermost(calls: Sequence[Call], model: nn.Module) -> list[Call]:
     """The calls of modules that are not inside a block, which holds no numbered modules; one for each tensor."""
     modules = dict(model.named_modules())
-    stacks = {path for call in calls for path in around(call.path) if _is_numbered(call.path[len(path) :])}
+    paths = {inner for call in calls for inner in [*around(call.path), call.path]}
+    numbered = {inner for inner in paths if inner.rpartition(".")[2].isdigit() or has_number(inner, modules)}
+    stacks = {path for inner in numbered for path in around(inner)}
     plain = [call.path for call in calls if not isinstance(modules[call.path], nn.Sequential | nn.ModuleList)]
     blocks = set(plain) - stacks
     found: dict[Version, Call] = {}
@@ -92,10 +128,6 @@ def _outermost(calls: Sequence[Call], model: nn.Module) -> list[Call]:
         if blocks.isdisjoint(around(call.path)):
             found.setdefault(call.after, call)
     return list(found.values())
-
-
-def _is_numbered(path: str) -> bool:
-    return any(part.isdigit() for part in path.split("."))
 
 
 def _needed_only_inside(call: Call, model: nn.Module, flow: Flow) -> bool:

@@ -16,7 +16,7 @@ from hf_zipit.specs.binding import bind
 from hf_zipit.tracing.check import difference, random_order, same_grouping, tally
 from hf_zipit.tracing.cuts import chain_of
 from hf_zipit.tracing.fold import chain_patterns, patterns
-from hf_zipit.tracing.parts import parts_of
+from hf_zipit.tracing.parts import parts_of, why_whole
 from hf_zipit.tracing.tracer import trace
 from hf_zipit.tracing.writer import write_spec
 
@@ -245,6 +245,63 @@ def test_chains_and_parts():
     parts = [part.name for part in parts_of(vit, pixels, trace(vit, pixels))]
     assert [name for name in parts if name.startswith("vit.layers")] == [f"vit.layers.{i}" for i in range(3)]
     assert chain_of(vit, pixels) == []
+
+
+class Block(nn.Module):
+    def __init__(self, units):
+        super().__init__()
+        self.conv1, self.conv2 = (nn.Conv2d(units, units, 3, padding=1) for _ in "ab")
+
+    def forward(self, x):
+        return x + self.conv2(self.conv1(x).relu())
+
+
+class Stage(nn.Module):
+    def __init__(self, units):
+        super().__init__()
+        self.b1, self.b2 = Block(units), Block(units)
+
+    def forward(self, x):
+        return self.b2(self.b1(x))
+
+
+def test_blocks_whose_names_end_in_numbers_are_steps():
+    """Layers that do are none, so that the parts of a block stay together."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), Stage(4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5))
+    pixels = torch.zeros(1, 3, 16, 16)
+    assert chain_of(model, pixels) == ["0", "1.b1", "1.b2", "2", "3", "4"]
+    assert [part.name for part in parts_of(model, pixels, trace(model, pixels))][:3] == ["0", "1.b1", "1.b2"]
+
+
+def test_why_a_model_cannot_be_cut_is_said():
+    class Twice(nn.Module):
+        def __init__(self, turns):
+            super().__init__()
+            self.body, self.fc = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(8, 4)
+            self.turns = turns
+
+        def forward(self, x):
+            y = self.body(x)
+            z = self.body(x.flip(3)) if self.turns else x.mean()
+            return self.fc((y * z).mean((2, 3)))
+
+    pixels = torch.zeros(1, 3, 16, 16)
+    for turns in (True, False):
+        model = Twice(turns)
+        found = trace(model, pixels)
+        assert parts_of(model, pixels, found) == []
+        assert why_whole(model, pixels, found) == "exactly one tensor is alive after no module but the last"
+
+    class Again(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.fc = nn.Conv2d(3, 3, 3, padding=1), nn.Linear(3, 4)
+
+        def forward(self, x):
+            return self.fc(self.body(self.body(x).relu()).mean((2, 3)))
+
+    model = Again()
+    assert why_whole(model, pixels, trace(model, pixels)) == "the module body runs several times"
 
 
 def test_patterns_match_these_modules_and_no_others():

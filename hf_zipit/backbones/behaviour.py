@@ -73,7 +73,9 @@ def _module_differences(path: str, a: nn.Module | None, b: nn.Module | None) -> 
     place = f"module {path}" if path else "model"
     if shown[0] != shown[1]:
         return [f"the {place} is {shown[0]} and {shown[1]}"]
-    settings = [{k: v for k, v in vars(m).items() if k[0] != "_" and isinstance(v, _PLAIN)} for m in (a, b) if m]
+    settings = [
+        {k: v for k, v in vars(m).items() if k[0] != "_" and isinstance(v, _PLAIN)} for m in (a, b) if m is not None
+    ]
     changed = (item for item in _unequal(*settings) if item[0] not in ("training", "num_classes", "num_labels"))
     return [f"the {place} has {key} {ours} and {theirs}" for key, ours, theirs in changed]
 

@@ -42,7 +42,8 @@ class AffineParameters:
         self.scales: dict[int, str] = {}
         for path, module in net.named_modules():
             if isinstance(module, nn.Linear | nn.Conv2d):
-                self.linear[id(module.weight)] = path
+                if (weight := module._parameters.get("weight")) is not None:  # a computed one is another at each use
+                    self.linear[id(weight)] = path
             elif isinstance(module, nn.modules.batchnorm._BatchNorm) and module.affine and module.track_running_stats:
                 self.norms[id(module.running_mean)] = path
             else:

@@ -13,6 +13,7 @@ from hf_zipit.assembly.kinds import open_parents
 from hf_zipit.costs import cost_of, count_flops
 from hf_zipit.diagnosis.diagnose import diagnose
 from hf_zipit.errors import OptionError, SourceError
+from hf_zipit.evaluation.inspection import merge_inspection
 from hf_zipit.find_spec import find_spec
 from hf_zipit.matching.methods import METHODS
 from hf_zipit.matching.permute import permute_match
@@ -338,6 +339,15 @@ def test_a_saved_merge_loads_in_a_new_process_without_hf_zipit(cut, turned, fold
     with torch.no_grad():
         expected = merged(READ_PIXELS).task_logits
     assert all(torch.equal(found[task], expected[task]) for task in expected)
+
+
+def test_evaluations_and_inspections_know_both_widths(folders, digits_data, of_digits):
+    merged = of_digits.merge(method="zip", cut="layer2", calibrate="none")
+    found = {row.model: row for row in hf_zipit.evaluate(merged, digits_data, parents=folders, num_images=40)}
+    assert found["merged"].parameters == sum(parameter.numel() for parameter in merged.parameters())
+    assert found["parent:b"].parameters > 3 * found["parent:a"].parameters
+    heads = [head["parameters"] for head in merge_inspection(merged)["heads"]]
+    assert 3 < heads[1] / heads[0] < 4.5
 
 
 def test_a_full_merge_is_an_ordinary_model_of_the_widest(of_digits):

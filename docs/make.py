@@ -1,6 +1,6 @@
 """Generate the tables of options, methods and calibrations in the documentation from the code.
 
-python docs/make.py            # writes docs/options.md, and the tables in README.md
+python docs/make.py            # writes docs/options.md and docs/json.md, and the tables in README.md
 python docs/make.py --check    # exit with 1 if one of these files is out of date
 """
 
@@ -11,6 +11,7 @@ from pathlib import Path
 
 from hf_zipit.calibration.methods import CALIBRATIONS
 from hf_zipit.calibration.presets import PAPERS, PRESETS
+from hf_zipit.commands.json_output import OUTPUTS, VERSION
 from hf_zipit.matching.methods import METHODS, Method
 from hf_zipit.recipe import Recipe
 
@@ -49,6 +50,16 @@ a recipe file. `hf-zipit recipe --schema` prints the JSON schema. This page is w
 ## Presets
 
 {presets}
+"""
+
+JSON = """# JSON output
+
+With `--json`, every command prints one JSON object. Its first key, `schema`, is `hf-zipit/KIND/VERSION`. The version is
+now {version}: until it changes, keys are only added. A key that has no value for a model or merge is `null` or missing.
+`rows[].model` stands for the key `model` of every entry of the list `rows`. Shares and accuracies are fractions, not
+percent. `hf-zipit merge --dry-run` prints a `plan`, `hf-zipit fold` a `merge`, and `hf-zipit inspect` of a merge an
+`inspect-merge`. This page is written by `make docs`.
+{kinds}
 """
 
 
@@ -105,6 +116,17 @@ def presets() -> str:
     return table(["preset", "options", "source"], rows)
 
 
+def outputs() -> str:
+    """A table of keys for every kind of JSON output."""
+    tables = [f"\n## {kind}\n\n{table(['key', 'meaning'], named(keys))}" for kind, keys in OUTPUTS.items()]
+    return "\n".join(tables)
+
+
+def named(keys: dict[str, str]) -> list[list[str]]:
+    """Rows of a table with the names as code."""
+    return [[f"`{key}`", text] for key, text in keys.items()]
+
+
 def filled(text: str, parts: dict[str, str]) -> str:
     """A text with each section between `<!-- NAME -->` and `<!-- end of NAME -->` replaced.
 
@@ -125,6 +147,7 @@ def pages() -> dict[Path, str]:
     every = [name for name in Recipe.model_fields if name not in NO_OPTION]
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     return {
+        ROOT / "docs" / "json.md": JSON.format(version=VERSION, kinds=outputs()),
         ROOT / "docs" / "options.md": PAGE.format(options=options(every), presets=presets(), **known),
         ROOT / "README.md": filled(readme, {"options": options(OFTEN), **known}),
     }

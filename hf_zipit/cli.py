@@ -15,6 +15,7 @@ from hf_zipit.commands.diagnose import diagnose
 from hf_zipit.commands.evaluate import evaluate
 from hf_zipit.commands.export import export
 from hf_zipit.commands.fold import fold
+from hf_zipit.commands.help import PlainGroup, plain_help
 from hf_zipit.commands.inspect import inspect
 from hf_zipit.commands.merge import merge
 from hf_zipit.commands.push import push
@@ -25,6 +26,7 @@ from hf_zipit.commands.terminal import (
     VERBOSE,
     end_in_order,
     message_of,
+    painted,
     quieten,
     set_verbosity,
     show_tracebacks,
@@ -49,13 +51,16 @@ COMMANDS: dict[str, Callable[..., None]] = {
 }
 
 app = typer.Typer(
+    cls=PlainGroup,
     help="Merge models trained on different tasks into one model, without training.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=True,
+    rich_markup_mode=None,
 )
 for _name, _command in COMMANDS.items():
-    app.command(_name)(takes_verbosity(_command))
+    _complete = takes_verbosity(_command)
+    app.command(_name, cls=plain_help(_complete))(_complete)
 
 
 def _version(wanted: bool) -> None:
@@ -97,5 +102,5 @@ def run() -> None:
 
         if os.environ.get("HF_DEBUG"):
             typer.echo(redact(traceback.format_exc()), err=True)
-        typer.echo(redact(f"Error: {message_of(error)}"), err=True)
+        typer.echo(f"{painted('Error', fg='red')}: {redact(message_of(error))}", err=True)
         sys.exit(2 if isinstance(error, OptionError) else 1)

@@ -55,8 +55,8 @@ class Inputs(Settings):
     )
     data: list[str] | None = Field(
         None,
-        description="Images; labels are not used. Hub id, image folder or parquet file, optionally with :split; one "
-        "for all models, or one per model.",
+        description="Images: Hub id, image folder or parquet file, optionally with :split. One for all models, or one "
+        "per model; labels are not used.",
     )
 
     @field_validator("sources", "data", "balance_data", mode="before", check_fields=False)
@@ -85,46 +85,46 @@ class Recipe(Options, Inputs):
     model_config = ConfigDict(title="hf-zipit recipe")
     base: str | PinnedSource | None = Field(
         None,
-        description="Model that the others were fine-tuned from, for methods that need it: a Hub id or folder. Its "
+        description="Model that the others were fine-tuned from. A Hub id or folder, for methods that need it; its "
         "classifier is not used. Default: the one that all model cards name.",
     )
     preset: str | None = Field(
         None,
-        description=f"The settings of a paper, for options that are not given.\n\n{presets()}",
+        description=f"The settings of a paper, for options not given.\n\n{presets()}",
         json_schema_extra=lambda schema: schema.update(enum=list(PRESETS)),
     )
     balance_data: list[str] | None = Field(
         None,
-        description="Labelled images, as for data. With balance auto, the merge that is most accurate on them is kept, "
-        "instead of the one closest to the parents.",
+        description="Labelled images that choose the balance, as for data. With balance auto, the merge that is most "
+        "accurate on them is kept, instead of the one closest to the parents.",
     )
     cut: str | None = Field(
         None,
-        description="Merge up to this step or stage, e.g. layer2; each task keeps its own layers after it. "
+        description="Last step or stage that is merged, e.g. layer2. Each task keeps its own layers after it. "
         "Default: none, which merges all layers except the classifiers.",
     )
     num_images: Count | list[Count] | Literal["all"] | None = Field(
         None,
-        description="Images per data set, spread over it at random by the seed: one number for all data sets, one per "
-        f"data set, or all. Default: {USEFUL}, or as many as there are.",
+        description="Images per data set: a number, or all. They are spread over it at random by the seed; one number "
+        f"is for all data sets, or give one for each. Default: {USEFUL}, or as many as there are.",
     )
     verdict: bool = Field(
         True,
-        description="Hold out images, and say how often the merge answers as its parents do on them, beside the best "
-        "trunk of one parent.",
+        description="Judge the merge on held-out images. It says how often the merge answers as its parents do, beside "
+        "the best trunk of one parent.",
     )
     parent_accuracy: list[Share] | None = Field(
         None,
-        description="Accuracy of each parent on its own task, 0 to 1; the verdict then states what to expect. Default: "
-        "what the parents' model cards state.",
+        description="Accuracy of each parent on its own task, 0 to 1. The verdict then states what to expect. Default: "
+        "what the model cards state.",
     )
     skip_bad_images: int = Field(
         0,
         ge=0,
-        description="Damaged or unreadable images per data set that are left out and named; more stop the merge.",
+        description="Unreadable images to leave out per data set. They are named; more of them stop the merge.",
     )
     label_column: str | None = Field(
-        None, description="Column of the labels. Default: of several, the one with the classes of the task."
+        None, description="Column of the labels. Default: the one with the classes of the task."
     )
     batch_size: int | None = Field(None, ge=1, le=10**6, description="Images per pass. Default: 32, or more if small.")
     calibrate: str = Field(
@@ -135,21 +135,17 @@ class Recipe(Options, Inputs):
     tasks: list[str] | None = Field(
         None, description="Names of the tasks, in the order of the models. Default: the models' names."
     )
-    seed: int = Field(
-        0, ge=-(2**63), le=2**64 - 1, description="Seed that selects the images, and those that a refit holds out."
-    )
-    device: str | None = Field(None, description="Device to run on, e.g. cpu or cuda:0. Default: chosen by accelerate.")
-    spec: str | None = Field(
-        None, description="Spec file of the models. Default: the shipped one for their class, or else a trace."
-    )
+    seed: int = Field(0, ge=-(2**63), le=2**64 - 1, description="Seed that selects and holds out images.")
+    device: str | None = Field(None, description="Device, e.g. cpu or cuda:0. Default: chosen by accelerate.")
+    spec: str | None = Field(None, description="Spec file of the models. Default: the shipped one, or else a trace.")
     backbone: str | None = Field(
         None,
         min_length=1,
-        description="Path of the backbone in models that have a module there, e.g. encoder. Default: the first module "
-        "that a spec describes.",
+        description="Path of the backbone, e.g. encoder. For models that have a module there. Default: the first that "
+        "a spec describes.",
     )
     cache: bool = Field(
-        True, description="Cache activation statistics on disk, for other merges of the same models on the same images."
+        True, description="Keep activation statistics on disk. Other merges of the same models and images use them."
     )
     generator: str | None = Field(None, description="Program that wrote the recipe; ignored.")
 

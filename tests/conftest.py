@@ -1,5 +1,6 @@
 """Shared fixtures. Every test runs offline and quietly; tests of the Hub use a local server."""
 
+import json
 import os
 import sys
 
@@ -20,6 +21,7 @@ import pytest
 import torch
 
 from hf_zipit import cli
+from hf_zipit.commands.json_output import undocumented
 from tests.helpers.hub import OWNER, Hub
 
 torch.set_num_threads(1)
@@ -85,6 +87,8 @@ def run(capsys, monkeypatch):
         with pytest.raises(SystemExit) as end:
             cli.run()
         printed = capsys.readouterr()
+        if "--json" in arguments and not end.value.code:
+            assert undocumented(json.loads(printed.out)) == []
         return end.value.code or 0, printed.out, printed.err
 
     return call

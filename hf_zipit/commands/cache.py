@@ -5,8 +5,9 @@ from typing import Annotated
 
 import typer
 
+from hf_zipit.commands.json_output import show_json
 from hf_zipit.commands.options import Json
-from hf_zipit.commands.terminal import show, show_json
+from hf_zipit.commands.terminal import show
 
 
 def cache(
@@ -20,13 +21,13 @@ def cache(
     folder = statistics.cache_folder()
     if clear:
         freed = statistics.clear()
-        show_json({"folder": str(folder), "freed": freed}) if as_json else show(f"{si(freed, 'B')} freed")
+        show_json("cache", {"folder": str(folder), "freed": freed}) if as_json else show(f"{si(freed, 'B')} freed")
         return
     found = statistics.entries()
     if as_json:
         keys = ("id", "models", "data", "spaces")
         entries = [{**{k: getattr(e, k) for k in keys}, "bytes": e.size, "used": e.used} for e in found]
-        show_json({"folder": str(folder), "limit": statistics.LIMIT, "entries": entries})
+        show_json("cache", {"folder": str(folder), "limit": statistics.LIMIT, "entries": entries})
         return
     lines = [
         [e.id[:8], ", ".join(e.models), ", ".join(e.data), str(e.spaces), si(e.size, "B"), _date(e.used)] for e in found

@@ -1,8 +1,9 @@
 """`hf-zipit check-spec`."""
 
 from hf_zipit.commands.hub_flags import takes_access
+from hf_zipit.commands.json_output import show_json
 from hf_zipit.commands.options import Json, Model, SpecFile
-from hf_zipit.commands.terminal import show, show_json
+from hf_zipit.commands.terminal import show
 from hf_zipit.sources.access import Access
 
 
@@ -23,7 +24,8 @@ def check_spec(model: Model, access: Access, spec: SpecFile = None, as_json: Jso
     binding = find_spec(source, spec, checked=False)
     found = review(source.model, binding, source.input_size)
     if as_json:
-        show_json({**asdict(found.report), "unseen": found.unseen, "held": found.held, "not_traced": found.not_traced})
+        more = {"unseen": found.unseen, "held": found.held, "not_traced": found.not_traced}
+        show_json("check-spec", {**asdict(found.report), **more})
         return
     report = found.report
     compared = "a trace groups the units in the same way"

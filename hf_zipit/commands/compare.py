@@ -7,9 +7,10 @@ from typing import Annotated, Any
 import typer
 
 from hf_zipit.commands.hub_flags import takes_access
+from hf_zipit.commands.json_output import show_json
 from hf_zipit.commands.options import Data, Json
 from hf_zipit.commands.recipe_flags import takes_recipe
-from hf_zipit.commands.terminal import show, show_json
+from hf_zipit.commands.terminal import show_table
 from hf_zipit.errors import OptionError, ZipItError
 from hf_zipit.sources.access import Access
 
@@ -115,9 +116,9 @@ def compare(
     if comparison.main:
         write_report(results, merger.tasks, out)
         if as_json:
-            show_json([plain(row) for row in results])
+            show_json("compare", {"rows": [plain(row) for row in results]})
         else:
-            show(comparison_table(results, merger.tasks))
+            show_table(comparison_table(results, merger.tasks))
         failed = [row for row in results if row.error]
         if len(failed) == len(wanted):
             raise ZipItError(f"none of the {len(wanted)} merges could be made; the first: {failed[0].error}")

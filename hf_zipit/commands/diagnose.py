@@ -8,9 +8,10 @@ import typer
 
 from hf_zipit.commands.compare import Models
 from hf_zipit.commands.hub_flags import takes_access
+from hf_zipit.commands.json_output import show_json
 from hf_zipit.commands.options import Data, Json
 from hf_zipit.commands.recipe_flags import takes_recipe
-from hf_zipit.commands.terminal import show, show_json
+from hf_zipit.commands.terminal import show
 from hf_zipit.errors import OptionError
 from hf_zipit.sources.access import Access
 
@@ -45,4 +46,4 @@ def diagnose(
         return
     if plot is not None:
         plot_diagnosis(found, plot)
-    show_json(found.to_dict()) if as_json else show(diagnosis_text(found))
+    show_json("diagnose", found.to_dict()) if as_json else show(diagnosis_text(found))

@@ -6,8 +6,9 @@ from typing import Annotated
 import typer
 
 from hf_zipit.commands.hub_flags import takes_access
+from hf_zipit.commands.json_output import show_json
 from hf_zipit.commands.options import BatchSize, Data, Device, Json, LabelColumn, NumImages, SkipBadImages
-from hf_zipit.commands.terminal import show, show_json
+from hf_zipit.commands.terminal import show_table
 from hf_zipit.errors import OptionError
 from hf_zipit.sources.access import Access
 
@@ -81,6 +82,6 @@ def evaluate(
     if update_card:
         add_results(model, merged.config, rows, data)
     if as_json:
-        show_json({"rows": [row.to_dict() for row in rows]})
+        show_json("eval", {"rows": [row.to_dict() for row in rows]})
     else:
-        show("\n\n".join(filter(None, (result_table(rows, merged.config.tasks), counted(rows)))))
+        show_table("\n\n".join(filter(None, (result_table(rows, merged.config.tasks), counted(rows)))))

@@ -6,8 +6,9 @@ from typing import Annotated
 import typer
 
 from hf_zipit.commands.hub_flags import takes_access
+from hf_zipit.commands.json_output import show_json
 from hf_zipit.commands.options import Json, License, Overwrite
-from hf_zipit.commands.terminal import show, show_json
+from hf_zipit.commands.terminal import show
 from hf_zipit.errors import OptionError
 from hf_zipit.sources.access import Access
 
@@ -67,4 +68,4 @@ def export(
         only = task[0] if task else None
         saving.save(merged, out, overwrite=overwrite, library=library, task=only, license=license)
         result = {"folder": str(out), "format": library, "tasks": task or merged.config.tasks}
-    show_json(result) if as_json else show(out)
+    show_json("export", result) if as_json else show(out)

@@ -18,10 +18,11 @@ _TRUST = Annotated[bool, typer.Option("--trust-remote-code", help="Run code file
 _PICKLE = Annotated[
     bool,
     typer.Option(
-        "--allow-pickle", help="Read .bin weights of models that have no others, with torch's restricted unpickler."
+        "--allow-pickle",
+        help="Read .bin weights if a model has no others. They are opened by torch's restricted unpickler.",
     ),
 ]
-PushTo = Annotated[str | None, typer.Option("--push-to", help="Upload the result to this Hub repository, user/name.")]
+PushTo = Annotated[str | None, typer.Option("--push-to", help="Hub repository for the result, user/name.")]
 Private = Annotated[
     bool | None,
     typer.Option("--private/--public", help="Visibility of a new repository. Default: the account setting."),

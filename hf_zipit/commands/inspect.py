@@ -1,8 +1,9 @@
 """`hf-zipit inspect`."""
 
 from hf_zipit.commands.hub_flags import takes_access
+from hf_zipit.commands.json_output import show_json
 from hf_zipit.commands.options import Json, Model, SpecFile
-from hf_zipit.commands.terminal import show, show_json
+from hf_zipit.commands.terminal import show
 from hf_zipit.errors import OptionError
 from hf_zipit.sources.access import Access
 
@@ -23,10 +24,10 @@ def inspect(model: Model, access: Access, spec: SpecFile = None, as_json: Json =
         if spec is not None:
             raise OptionError(f"{model} is a merge and has its own spec: leave out --spec")
         found = merge_inspection(load_merged(model, access))
-        show_json(found) if as_json else show(merge_text(found))
+        show_json("inspect-merge", found) if as_json else show(merge_text(found))
         return
     source = load_or_build(model, access)
     parents = open_parents([source], spec)
     binding = parents.binding
     cuts = parents.cut_costs()
-    show_json(inspection(binding, cuts)) if as_json else show(inspection_text(binding, cuts))
+    show_json("inspect", inspection(binding, cuts)) if as_json else show(inspection_text(binding, cuts))

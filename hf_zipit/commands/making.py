@@ -1,11 +1,13 @@
 """What the commands have in common that make a model and write it: `merge` and `fold`."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any
 
-from hf_zipit.commands.terminal import show, show_json
+from hf_zipit.commands.json_output import show_json
+from hf_zipit.commands.terminal import show, show_aside
 from hf_zipit.errors import OptionError
 from hf_zipit.recipe import SUFFIXES, Recipe, read_recipe
 from hf_zipit.sources.access import Access
@@ -18,7 +20,7 @@ class Order:
     Attributes:
         recipe: the models, images and options.
         access: what the user allows when models are read.
-        out: the folder; by default the name of the repository.
+        out: the folder; by default the name of the repository, or of the models.
         overwrite: whether to replace an earlier result in it.
         library: its format, as for `saving.save`.
         license: its license; by default that of the models.
@@ -90,7 +92,7 @@ def plan(order: Order) -> None:
     from hf_zipit.merging.dry_run import plan_merge, plan_text
 
     found = plan_merge(order.recipe, order.access, order.library, order.license)
-    show_json(found.to_dict()) if order.as_json else show(plan_text(found))
+    show_json("plan", found.to_dict()) if order.as_json else show(plan_text(found))
 
 
 def make(order: Order, say: Callable[[Made], None]) -> None:
@@ -101,13 +103,11 @@ def make(order: Order, say: Callable[[Made], None]) -> None:
         say: says what was made; not called for JSON.
 
     Raises:
-        OptionError: there is no destination, or an option is out of range.
+        OptionError: an option is out of range.
         OutputError: the model is not as good as required; nothing is written.
     """
     recipe, out, push_to = order.recipe, order.out, order.push_to
-    if out is None and push_to is None:
-        raise OptionError("the result has no destination: pass a folder with --out, or a repository with --push-to")
-    out = out or Path(str(push_to).rpartition("/")[2])
+    out = out or _default_folder(order)
     from hf_zipit.data.batches import make_accelerator
     from hf_zipit.evaluation.card_results import add_results
     from hf_zipit.merging.merge import check_recipe, merge_recipe
@@ -138,11 +138,28 @@ def make(order: Order, say: Callable[[Made], None]) -> None:
     address = None if push_to is None else hub.push(out, push_to, **order.upload)
     if order.as_json:
         record = Provenance.of(merged.config).to_dict()
-        show_json(
-            {"folder": str(out), "address": address, "tasks": merged.config.tasks, "cut": merged.config.cut, **record}
-        )
+        place = {"folder": str(out), "address": address}
+        show_json("merge", {**place, "tasks": merged.config.tasks, "cut": merged.config.cut, **record})
     else:
         show(address or out)
+
+
+def _default_folder(order: Order) -> Path:
+    """Where the result goes without `--out`: the name of the repository, or a new folder named after the models."""
+    if order.push_to is not None:
+        return Path(order.push_to.rpartition("/")[2])
+    refs = [source if isinstance(source, str) else source.ref or "" for source in order.recipe.sources]
+    models = [Path(ref.partition("@")[0]).name for ref in refs]
+    name = "-".join(["merged" if len(models) > 1 else "smaller", *filter(None, models)])
+    folder = next(folder for folder in _numbered(name) if order.overwrite or not folder.exists())
+    show_aside(f"No folder is given (--out): the result goes to {folder}\n")
+    return folder
+
+
+def _numbered(name: str) -> Iterator[Path]:
+    """`name`, `name-2`, `name-3` and so on."""
+    yield Path(name)
+    yield from (Path(f"{name}-{number}") for number in count(2))
 
 
 def _checked(order: Order, recipe: Recipe, sources: Sequence[Any]) -> tuple[Any, Sequence[Any]]:

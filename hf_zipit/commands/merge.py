@@ -8,7 +8,7 @@ from hf_zipit.commands.hub_flags import CreatePr, Message, Private, PushTo, Revi
 from hf_zipit.commands.making import Made, Order, make, plan, recipe_of
 from hf_zipit.commands.options import DryRun, EvalData, Format, Json, License, Out, Overwrite, Require
 from hf_zipit.commands.recipe_flags import takes_recipe
-from hf_zipit.commands.terminal import show_aside
+from hf_zipit.commands.terminal import painted, show_aside
 from hf_zipit.sources.access import Access
 
 
@@ -55,4 +55,6 @@ def say_made(made: Made) -> None:
         chosen = f"method {about.recipe['method']}, calibrate {about.recipe['calibrate']}"
         show_aside("\n".join([f"Chosen: {chosen}", *(f"- {reason}" for reason in about.choice["reasons"])]) + "\n")
     if about.verdict is not None:
-        show_aside(verdict_text(about.verdict) + "\n")
+        color = {True: "green", False: "yellow"}.get(about.verdict["worth_it"])
+        table, *sentences = verdict_text(about.verdict).split("\n\n")
+        show_aside("\n\n".join([table, *(painted(sentence, fg=color) for sentence in sentences)]) + "\n")

@@ -6,8 +6,9 @@ from typing import Annotated
 import typer
 
 from hf_zipit.commands.hub_flags import CreatePr, Message, Private, Revision, takes_access
+from hf_zipit.commands.json_output import show_json
 from hf_zipit.commands.options import Json
-from hf_zipit.commands.terminal import show, show_json
+from hf_zipit.commands.terminal import show
 
 
 @takes_access
@@ -25,6 +26,6 @@ def push(
 
     address = run(folder, repo, private=private, revision=revision, create_pr=create_pr, commit_message=message)
     if as_json:
-        show_json({"folder": str(folder), "repository": repo, "address": address})
+        show_json("push", {"folder": str(folder), "repository": repo, "address": address})
     else:
         show(address)

@@ -1,12 +1,14 @@
 """`hf-zipit recipe`."""
 
+import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from hf_zipit.commands.json_output import show_json
 from hf_zipit.commands.options import Json
-from hf_zipit.commands.terminal import show, show_json
+from hf_zipit.commands.terminal import show
 from hf_zipit.errors import OptionError
 from hf_zipit.recipe import Recipe, read_recipe
 
@@ -22,10 +24,10 @@ def recipe(
     if schema == (file is not None):
         raise OptionError("give either a recipe file or --schema")
     if file is None:
-        show_json(Recipe.model_json_schema())
+        show(json.dumps(Recipe.model_json_schema(), indent=2))
         return
     values = read_recipe(file).model_dump(mode="json")
     if as_json:
-        show_json(values)
+        show_json("recipe", {"recipe": values})
     else:
         show(yaml.safe_dump(values, sort_keys=False, allow_unicode=True).rstrip())

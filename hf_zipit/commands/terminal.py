@@ -1,7 +1,6 @@
 """Terminal output of all commands: results on stdout, everything else on stderr, no messages of other libraries."""
 
 import inspect
-import json
 import logging
 import os
 import signal
@@ -12,10 +11,16 @@ from typing import Annotated, Any
 
 import typer
 
+from hf_zipit.commands.help import HELP_ALL
 from hf_zipit.errors import ZipItError
 from hf_zipit.text import first_line
 
 LONGEST = 2000  # characters of an error message, which may quote what a user or a library wrote
+
+
+def painted(text: str, **style: Any) -> str:
+    """A text with the colors of `typer.style`, which are left out unless it is printed on a terminal."""
+    return text if os.environ.get("NO_COLOR") else typer.style(text, **style)
 
 
 def show(text: Any) -> None:
@@ -23,15 +28,16 @@ def show(text: Any) -> None:
     typer.echo(text)
 
 
+def show_table(text: str) -> None:
+    """Print a result that begins with the header of a table."""
+    header, line_break, rest = text.partition("\n")
+    typer.echo(painted(header, bold=True) + line_break + rest)
+
+
 def show_aside(text: str) -> None:
     """Print what a user should read beside the result; hidden by `-q`."""
     if logging.getLogger("hf_zipit").isEnabledFor(logging.WARNING):
         typer.echo(text, err=True)
-
-
-def show_json(value: Any) -> None:
-    """Print a result as JSON."""
-    typer.echo(json.dumps(value, indent=2))
 
 
 class _OnStderr(logging.Handler):
@@ -41,7 +47,8 @@ class _OnStderr(logging.Handler):
         from hf_zipit.sources.faults import redact
 
         message = " ".join(record.getMessage().splitlines())  # names of classes and files may hold line breaks
-        typer.echo(redact(f"{record.levelname.capitalize()}: {message}"), err=True)
+        color = "yellow" if record.levelno >= logging.WARNING else None
+        typer.echo(f"{painted(record.levelname.capitalize(), fg=color)}: {redact(message)}", err=True)
 
 
 VERBOSE = Annotated[
@@ -52,15 +59,16 @@ DEBUG = Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.
 
 
 def takes_verbosity(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command `-v`, `-q` and `--debug`, which are also accepted before the command's name."""
+    """Give a command `--help-all`, and `-v`, `-q` and `--debug`, which are also accepted before the command's name."""
     signature = inspect.signature(command)
     extra = [
         inspect.Parameter("verbose", inspect.Parameter.KEYWORD_ONLY, default=0, annotation=VERBOSE),
         inspect.Parameter("quiet", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=QUIET),
         inspect.Parameter("debug", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=DEBUG),
+        inspect.Parameter("help_all", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=HELP_ALL),
     ]
 
-    def run(verbose: int, quiet: bool, debug: bool, **values: Any) -> None:
+    def run(verbose: int, quiet: bool, debug: bool, help_all: bool, **values: Any) -> None:
         if verbose or quiet:
             set_verbosity(-1 if quiet else verbose)
         show_tracebacks(debug)

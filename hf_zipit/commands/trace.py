@@ -7,8 +7,9 @@ from typing import Annotated
 import typer
 
 from hf_zipit.commands.hub_flags import takes_access
+from hf_zipit.commands.json_output import show_json
 from hf_zipit.commands.options import Json, Model
-from hf_zipit.commands.terminal import show, show_json
+from hf_zipit.commands.terminal import show
 from hf_zipit.errors import OptionError
 from hf_zipit.sources.access import Access
 
@@ -43,6 +44,6 @@ def trace(
         out.parent.mkdir(parents=True, exist_ok=True)
         write_file(out, text)
     if as_json:
-        show_json({"file": None if out is None else str(out), "spec": text, "held": held})
+        show_json("trace", {"file": None if out is None else str(out), "spec": text, "held": held})
     else:
         show(out or text.rstrip("\n"))

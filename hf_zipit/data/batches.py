@@ -178,4 +178,5 @@ class Passes:
         """One pass in batches of these sizes."""
         if not self.images:
             raise OptionError(NO_DATA)
-        return progress(batches(self.images, sizes, self.accelerator), label, self.accelerator)
+        read = batches(self.images, sizes, self.accelerator)
+        return progress(read, label, self.accelerator, images=max(sizes, default=0))

@@ -133,7 +133,8 @@ class Classification:
         found: list[Outputs] = [[] for _ in models]
         for part in self.images:
             pieces: list[list[dict[str, Tensor]]] = [[] for _ in models]
-            for pixels in progress(DataLoader(part, batch_size=self.batch_size), f"Evaluating on {part.name}"):
+            loader = DataLoader(part, batch_size=self.batch_size)
+            for pixels in progress(loader, f"Evaluating on {part.name}", images=self.batch_size):
                 pixels = pixels.to(self.device, memory_format=torch.channels_last)
                 for (model, task), piece in zip(copies, pieces, strict=True):
                     answer = model(pixels.to(next(model.parameters()).dtype))

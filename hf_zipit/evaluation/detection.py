@@ -83,7 +83,8 @@ def box_scores(
     """
     found = []
     like = next(model.parameters())
-    for index in progress(range(len(targets.data)), f"Evaluating {targets.task if of_merge else 'a parent'}"):
+    label = f"Evaluating {targets.task if of_merge else 'a parent'}"
+    for index in progress(range(len(targets.data)), label, images=1):
         image = targets.data.image(index)
         inputs = targets.processor(images=[image], return_tensors="pt")
         pixels = inputs["pixel_values"].to(device, like.dtype)

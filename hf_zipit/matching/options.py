@@ -25,34 +25,36 @@ class Options(Settings):
         0.1,
         ge=0,
         le=1,
-        description="Factor on the similarity of a merged unit each time it grows to as many units as there are "
-        "models, or more, 0 to 1; small values favor merges of few units (zip, *-zip).",
+        description="Factor against large merges, 0 to 1 (zip, *-zip). The similarity of a merged unit is multiplied "
+        "by it each time it grows to as many units as there are models, or more; small values favor small merges.",
     )
     beta: float = Field(
         0.8,
         ge=0,
         le=1,
-        description="Largest share of merges that may join units of the same model, 0 to 1 (zip, *-zip).",
+        description="Largest share of merges within one model, 0 to 1 (zip, *-zip).",
     )
-    compat: bool = Field(
-        False, description="Reproduce the authors' code exactly, even where it departs from their paper."
-    )
+    compat: bool = Field(False, description="Reproduce the authors' code, even where it departs from their paper.")
     balance: float | Literal["auto"] = Field(
         0.5,
-        description="Weight of the similarity of weights relative to that of activations, 0 to 1 (mudsc-*). With auto, "
-        "0.1 to 0.9 are tried, and the merge whose outputs are closest to the parents' is kept.",
+        description="Share of weights in the similarity, 0 to 1, or auto (mudsc-*). The rest is for activations. With "
+        "auto, 0.1 to 0.9 are tried, and the merge whose outputs are closest to the parents' is kept.",
     )
     sweeps: int = Field(
         100,
         ge=1,
         le=10**6,
-        description="Largest number of sweeps over all feature spaces, for methods that compare weights.",
+        description="Largest number of sweeps over all spaces. For methods that compare weights.",
     )
     width: float = Field(
         1.0,
         gt=0,
+<<<<<<< HEAD
         description="Merged units per unit of one model, or of the widest, in every feature space whose width can "
         "change.",
+=======
+        description="Merged units per unit of one model. This is for every feature space whose width can change.",
+>>>>>>> 742c866 (Help in groups with examples, visible progress, a versioned JSON schema, and a folder of its own for each merge)
     )
     heads: Literal["auto", "all", "all-full", "all-random", "pair"] = Field(
         "auto",
@@ -63,18 +65,16 @@ class Options(Settings):
     )
     scale: float | Literal["auto"] = Field(
         "auto",
-        description="Factor on the merged difference to the base, for methods that need one. With auto, the one whose "
+        description="Factor on the merged difference to the base. For methods that need one. With auto, the one whose "
         "merge answers most like the parents on held-out images; without images, 1 over the number of models for "
         "task-arithmetic and dare, and else 1.",
     )
-    density: float = Field(
-        0.2, gt=0, le=1, description="Share of the entries of each difference that is kept (ties, dare)."
-    )
+    density: float = Field(0.2, gt=0, le=1, description="Share of each difference that is kept (ties, dare).")
     flops_budget: float | None = Field(
         None,
         gt=0,
-        description="Upper limit on FLOPs for all tasks, as a multiple of one parent's forward pass; chooses cut and "
-        "widths. 1 is enough for a full merge with all its classifiers.",
+        description="Upper limit on FLOPs, relative to one parent. It counts all tasks, and chooses cut and widths; 1 "
+        "is enough for a full merge with all its classifiers.",
     )
 
     @field_validator("method")

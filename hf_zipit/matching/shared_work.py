@@ -50,7 +50,7 @@ def work_on_all(
     else:
         with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(threads // workers,)) as pool:
             try:
-                found = list(progress(pool.map(outcome, mine), label, accelerator))
+                found = list(progress(pool.map(outcome, mine), label, accelerator, total=len(mine)))
             except BaseException:  # an interrupt: what has not begun never does
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise

@@ -121,10 +121,17 @@ def write_checkpoint(model: Any, folder: Path, labels: Mapping[int, str], proces
 
 
 def hide_progress_bars() -> None:
-    """Hide the bars for loading and writing weights, which takes seconds. This loads transformers."""
+    """Hide the bars for loading and writing weights, which takes seconds. This loads transformers.
+
+    Bars of downloads and of merges stay: transformers hides those of the Hub's client as well, whose class they have.
+    """
+    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, enable_progress_bars
     from transformers.utils import logging
 
+    hidden = are_progress_bars_disabled()
     logging.disable_progress_bar()
+    if not hidden:
+        enable_progress_bars()
 
 
 def _check_config(config: Mapping[str, Any], folder: Path) -> None:

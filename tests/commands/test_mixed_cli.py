@@ -169,7 +169,7 @@ def test_merges_of_several_kinds_are_compared(run, place, models, merged):
     wanted = ["--methods", "zip,average", "--cuts", "layer1,layer2", "--calibrate", "none", "--widths", "1,1.5"]
     code, printed, error = run("compare", *models, *data, *wanted, "-o", place / "report", "--json")
     assert code == 0, error
-    rows = json.loads(printed)
+    rows = json.loads(printed)["rows"]
     assert [row["method"] for row in rows] == [
         *["zip"] * 4,
         *["average"] * 2,
@@ -185,7 +185,7 @@ def test_merges_of_several_kinds_are_compared(run, place, models, merged):
     targets = ["--eval-data", place / "labelled", "--eval-data", place / "masked"]
     code, printed, error = run("compare", *models, *data, *wanted, *targets, "-o", place / "scored", "--json")
     assert code == 0, error
-    scored = json.loads(printed)
+    scored = json.loads(printed)["rows"]
     assert set(scored[0]["scores"]["masks"]) == {"mIoU", "pixel accuracy", "weighted error rate"}
     first, masks = scored[0], next(row for row in scored if row["method"] == "parent:masks")
     relative = [first["tasks"][task] / scored[-1]["tasks"][task] for task in ("classes", "masks")]
@@ -203,14 +203,14 @@ def test_merges_of_several_kinds_are_compared(run, place, models, merged):
     more = [*wanted[:-4], "--calibrate", "none", "--methods", "zip,permute"]  # resumed: one method is new
     code, again, _ = run("compare", *models, *data, *more, *targets, "-o", place / "scored", "--json")
     assert code == 0
-    rows = json.loads(again)
+    rows = json.loads(again)["rows"]
     assert rows[0]["average"] == scored[0]["average"]
     assert rows[0]["seconds"] == scored[0]["seconds"]
     assert rows[2]["average"] > 0
     swapped = ["--eval-data", place / "labelled", "--eval-data", f"{place / 'masked'}:train"]
     code, other, _ = run("compare", *models, *data, *more, *swapped, "-o", place / "scored", "--json")
     assert code == 0
-    assert json.loads(other)[0]["seconds"] != scored[0]["seconds"]  # other targets: nothing is taken from before
+    assert json.loads(other)["rows"][0]["seconds"] != scored[0]["seconds"]  # other targets: nothing is taken from before
     assert "relative" in printed.splitlines()[0].split()
     assert (place / "scored" / "results.png").stat().st_size > 10000
 

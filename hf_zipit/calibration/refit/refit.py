@@ -17,6 +17,7 @@ from hf_zipit.calibration.refit.replay import Replay, Track, stage_sizes
 from hf_zipit.calibration.refit.targets import identity, trunk_target
 from hf_zipit.calibration.refit.tracks import merged_tracks, network_of, parent_tracks
 from hf_zipit.data.batches import Passes
+from hf_zipit.progress import progress
 from hf_zipit.running import working_copy
 from hf_zipit.sources.source import Branch
 
@@ -128,7 +129,8 @@ class _Sweep:
         sizes = {layer: result.nbytes for layer, result in results.items()}
         positions = {layer: int(result.shape[1]) for layer, result in results.items()}
         lessons = Lessons(teachers, groups, aims, sizes, pupil.share)
-        for group in groups:
+        what = f"head {network}" if network else "the trunk"
+        for group in progress(groups, f"Refitting {what}", pupil.passes.accelerator):
             fit_layers(pupil, lessons, self.draw, group, positions, self.read[network], task)
 
 

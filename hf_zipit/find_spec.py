@@ -72,7 +72,11 @@ def trace_source(source: Source) -> str:
     """
     text, held = traced(source)
     kind = type(source.model).__name__
-    _log.warning("no spec describes this %s: its feature spaces were traced and checked (%s)", kind, held)
+    _log.warning(
+        "no spec describes this %s: its feature spaces were traced and checked (%s); keep the result with "
+        "`hf-zipit trace MODEL -o FILE`, and give it with --spec",
+        *(kind, held),
+    )
     if why := why_uncut(source, text):
         _log.warning("%s", why)
     return text

@@ -26,7 +26,11 @@ def in_one_dtype(sources: Sequence[Source]) -> list[Source]:
         return list(sources)
     one = functools.reduce(torch.promote_types, every)
     names = ", ".join(f"{s.name} in {'/'.join(sorted(map(_name, own)))}" for s, own in zip(sources, found, strict=True))
-    _log.warning("the weights have several types (%s): they are merged in %s", names, _name(one))
+    _log.warning(
+        "the weights have several types (%s): they are merged in %s; save all models in one type to avoid it",
+        names,
+        _name(one),
+    )
     return [source if own == {one} else _cast(source, one) for source, own in zip(sources, found, strict=True)]
 
 

@@ -203,7 +203,8 @@ def _check_preprocessing(sources: Sequence[Source]) -> None:
             )
         if None not in (sources[0].transform, other.transform) and not same_pixels(sources[0], other):
             _log.warning(
-                "%s and %s resize or cut images differently; the merge reads them all as %s does",
+                "%s and %s resize or cut images differently; the merge reads them all as %s does (the model named "
+                "first decides)",
                 *(sources[0].name, other.name, next(s.name for s in sources if s.transform)),
             )
 

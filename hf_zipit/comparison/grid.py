@@ -62,7 +62,9 @@ class Grid:
         bases = [self._base(merger.recipe, name) for name in chosen]
         fixed = [name for name in chosen if method_of(name).fixed and (self.flops_budgets or set(self.widths) - {1})]
         if fixed:
-            _log.warning("methods without a similarity run at width 1 only, without budgets: %s", ", ".join(fixed))
+            _log.warning(
+                "without a similarity, these --methods run at width 1 only, without budgets: %s", ", ".join(fixed)
+            )
         return [
             sized.changed(calibrate=name)
             for base in bases

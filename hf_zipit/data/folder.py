@@ -89,7 +89,10 @@ def load_folder(path: Path) -> Any:
     if not files.tables:
         return _images(files)
     if files.images:
-        _log.warning("%s: %d image files beside the parquet files are left out", path, len(files.images))
+        _log.warning(
+            "%s: %d image files beside the parquet files are left out: move them to a folder of their own to read them",
+            *(path, len(files.images)),
+        )
     if _declares_splits(path):
         stamp = _stamp(path / file for file in (*files.tables, Path("README.md")))
         cache = Path(datasets.config.HF_DATASETS_CACHE, "hf_zipit", stamp)  # a name would choose one of its configs

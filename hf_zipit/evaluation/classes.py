@@ -57,7 +57,8 @@ def find_target(
     problem = str(head.get("problem", "single-label"))
     if column.several and problem == "single-label":
         _log.warning(
-            "%s: the images have several labels in '%s': task '%s' is measured as multi-label",
+            "%s: the images have several labels in '%s': task '%s' is measured as multi-label (another column: "
+            "--label-column)",
             *(images.name, column.column, head["task"]),
         )
         problem = "multi-label"

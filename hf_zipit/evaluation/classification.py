@@ -186,7 +186,8 @@ class Classification:
             counted = {i for target in self.targets if target.part == number for i in target.index.tolist()}
             if len(counted) < len(part):
                 _log.warning(
-                    "%s: %d of %d images are counted; the others have no label, or one of no task",
+                    "%s: %d of %d images are counted; the others have no label, or one of no task (another column: "
+                    "--label-column)",
                     *(part.name, len(counted), len(part)),
                 )
 
@@ -204,7 +205,10 @@ def _check_ids(class_ids: Sequence[Sequence[int]], heads: Sequence[Mapping[str, 
         if len(ids) > classes or len(set(ids)) < len(ids):
             raise OptionError(f"class ids {list(ids)} of task '{head['task']}': give {classes} different ids")
         if len(ids) < classes:
-            _log.warning("task '%s': the last %d of its classes have no id", head["task"], classes - len(ids))
+            _log.warning(
+                "task '%s': the last %d of its classes have no id; give each one in %s.ids of --class-embeddings",
+                *(head["task"], classes - len(ids), head["task"]),
+            )
 
 
 def _check_finite(outputs: Mapping[str, Tensor], data: str) -> None:

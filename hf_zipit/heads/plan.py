@@ -45,7 +45,7 @@ def with_heads(
     found = able(model, plan, layers, size, models, units) if wanted != FULL else []
     if not found:
         raise OptionError(f"heads is '{options.heads}': {_reason(layers)}; use heads pair")
-    _log.warning("heads keep all of their units, because these models allow no fewer; this costs more")
+    _log.warning("heads keep all of their units, because these models allow no fewer; --heads pair costs less")
     return _planned(plan, found, model, models, units)
 
 

@@ -49,12 +49,8 @@ class Options(Settings):
     width: float = Field(
         1.0,
         gt=0,
-<<<<<<< HEAD
-        description="Merged units per unit of one model, or of the widest, in every feature space whose width can "
-        "change.",
-=======
-        description="Merged units per unit of one model. This is for every feature space whose width can change.",
->>>>>>> 742c866 (Help in groups with examples, visible progress, a versioned JSON schema, and a folder of its own for each merge)
+        description="Merged units per unit of one model, or of the widest. This is for every feature space whose width "
+        "can change.",
     )
     heads: Literal["auto", "all", "all-full", "all-random", "pair"] = Field(
         "auto",

@@ -150,14 +150,16 @@ def _warn_of_doubts(base: Source, dtype: torch.dtype, deltas: Sequence[State]) -
     """Warn of a base that is far from all models, or less precise than they are."""
     kind = next(base.model.parameters()).dtype
     if kind.itemsize < dtype.itemsize:
-        _log.warning("the base %s is rounded to %s, and so are the differences to it", base.name, kind)
+        _log.warning(
+            "the base %s is rounded to %s, and so are the differences to it; give it (--base) in a finer type",
+            *(base.name, kind),
+        )
     far = min(_length(delta) for delta in deltas)
     apart = max(_length({name: one[name] - two[name] for name in one}) for one, two in combinations(deltas, 2))
     if apart and far > DOUBTFUL * apart:
         _log.warning(
-            "%s may not be the base: every model differs from it at least %.1f times as much as from the others",
-            base.name,
-            far / apart,
+            "%s may not be the base (--base): every model differs from it at least %.1f times as much as from others",
+            *(base.name, far / apart),
         )
 
 

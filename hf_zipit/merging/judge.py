@@ -103,7 +103,7 @@ def _of_outputs(
     owners = [k for k, whole in enumerate(wholes) for _ in whole.tasks]
     found = {name: distance(model, wholes, merger.held_out) for name, model in models.items()}
     if recipe.parent_accuracy is not None:
-        _log.warning("parent_accuracy is not used: not every task predicts one class of several")
+        _log.warning("parent_accuracy is not used, as not every task predicts one class of several: leave it out")
     dense = ("image-classification", "image-segmentation")
     classes = [source.kind in dense and source.problem != "regression" for source in alone]
 

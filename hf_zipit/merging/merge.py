@@ -136,9 +136,9 @@ def _run(
 ) -> Merged:
     """Merge opened models."""
     for name in recipe.ignored:
-        _log.warning("%s is %s, which %s does not use", name, getattr(recipe, name), recipe.method)
+        _log.warning("%s is %s, which %s does not use: leave it out", name, getattr(recipe, name), recipe.method)
     if (base or recipe.base) and not recipe.how.based and recipe.method != AUTO:
-        _log.warning("base is not used: %s adds no differences to it", recipe.method)
+        _log.warning("base is not used, as %s adds no differences to it: leave it out", recipe.method)
     chosen = recipe.changed(sources=[], data=None)
     images = data if recipe.reads_images else None
     merger = Merger(sources, images, chosen, base=base, token=access.token, access=access)
@@ -154,7 +154,10 @@ def _run(
         for sentence in verdict.advice if main else ():
             _log.warning("%s", sentence)
     elif recipe.verdict and merger.passes.images and main:
-        _log.warning("there is no verdict: it takes %d images of each data set or more", FEWEST)
+        _log.warning(
+            "there is no verdict: it takes %d images of each data set or more (--num-images; --no-verdict is silent)",
+            FEWEST,
+        )
     return merged
 
 

@@ -71,7 +71,10 @@ def read_adapter(folder: Path, name: str, origin: dict[str, Any], access: Access
         raise SourceError(f"neither {folder} nor {base} has a preprocessor_config.json: save the image processor there")
     origin = {**origin, "sha256": file_digest([folder / ADAPTER_WEIGHTS, *files])}
     if str(model.config.id2label.get(0)) == "LABEL_0":
-        _log.warning("%s does not name its classes; they are called LABEL_0, LABEL_1, ...", name)
+        _log.warning(
+            "%s does not name its classes; they are called LABEL_0, LABEL_1, ... (id2label in config.json names them)",
+            name,
+        )
     return replace(from_transformers.as_source(model, name, processor, origin), folder=folder)
 
 

@@ -70,7 +70,10 @@ def load_or_build(model: str, access: Access = NOTHING) -> Source:
     source = load_source(model, access=access) if Path(model).exists() or "/" in model else untrained(model)
     if "input_size" in source.preprocessing:
         return source
-    _log.warning("%s does not state its input size; 224 x 224 pixels are assumed", source.name)
+    _log.warning(
+        "%s does not state its input size; 224 x 224 pixels are assumed: input_size in its config.json decides",
+        source.name,
+    )
     return replace(source, preprocessing={**source.preprocessing, "input_size": (3, 224, 224)})
 
 

@@ -167,7 +167,10 @@ class StatisticsCache:
             self._keep(self.folder / ABOUT, json.dumps(self.about))
             _shrink(keep=self.folder)
         except (OSError, SafetensorError) as error:
-            _log.warning("statistics are not kept in %s: %s", self.folder.parent, error)
+            _log.warning(
+                "statistics are not kept in %s: %s; name another folder in HF_ZIPIT_CACHE, or use --no-cache",
+                *(self.folder.parent, error),
+            )
 
     def _keep(self, file: Path, content: str | bytes) -> None:
         """Write a file of the entry, whose folder another process may have removed in the meantime."""

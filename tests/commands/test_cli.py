@@ -120,7 +120,7 @@ def test_options_that_do_nothing_are_named(run, digits, tmp_path):
     options = ["--method", "average", "--calibrate", "none", "--alpha", 0.5]
     code, _, err = run("merge", *digits, *options, "-o", tmp_path / "out")
     assert code == 0
-    assert err.strip() == "Warning: alpha is 0.5, which average does not use"
+    assert err.strip() == "Warning: alpha is 0.5, which average does not use: leave it out"
 
 
 def test_recipes_are_checked_and_shown(run, tmp_path):
@@ -274,12 +274,7 @@ EXITS = [
     (["fold", "A", "--width", "0.5", "--method", "zip", "-o", "OUT"], 2, "no data: this needs images"),
     (["fold", "A", "--width", "0.5", "--format", "transformers", "-o", "OUT"], 2, "these are models of timm"),
     (["fold", "A", "--flops-budget", "0.5", "--data", "D", "--format", "timm", "-o", "OUT"], 2, "--flops-budget"),
-<<<<<<< HEAD
     (["merge", "A", "B", "--method", "zip", "-o", "OUT"], 2, "no data: this needs images"),
-    (["merge", "A", "B", "--data", "D"], 2, "with --out, or a repository with --push-to"),
-=======
-    (["merge", "A", "B", "--method", "zip", "-o", "OUT"], 2, "no data: merging needs images"),
->>>>>>> 742c866 (Help in groups with examples, visible progress, a versioned JSON schema, and a folder of its own for each merge)
     (["merge", "GONE.yml", "-o", "OUT"], 2, "cannot read the recipe"),
     (["merge"], 2, "Missing argument"),
     (["eval", "A", "--data", "D"], 1, "is not a merged model"),

@@ -210,7 +210,9 @@ def test_merges_of_several_kinds_are_compared(run, place, models, merged):
     swapped = ["--eval-data", place / "labelled", "--eval-data", f"{place / 'masked'}:train"]
     code, other, _ = run("compare", *models, *data, *more, *swapped, "-o", place / "scored", "--json")
     assert code == 0
-    assert json.loads(other)["rows"][0]["seconds"] != scored[0]["seconds"]  # other targets: nothing is taken from before
+    assert (
+        json.loads(other)["rows"][0]["seconds"] != scored[0]["seconds"]
+    )  # other targets: nothing is taken from before
     assert "relative" in printed.splitlines()[0].split()
     assert (place / "scored" / "results.png").stat().st_size > 10000
 

@@ -47,7 +47,10 @@ def refit_joint(merge: MergeState) -> None:
         _log.log(level, "refit-joint only fits the heads to parents with batch norms renewed on all images: %s", reason)
         refit(merge, trunk=False, extra_teachers=teachers)
     else:
-        _log.warning("refit-joint is the same as refit here: %s, and the models have no batch norms to renew", reason)
+        _log.warning(
+            "refit-joint is the same as --calibrate refit here: %s, and the models have no batch norms to renew",
+            reason,
+        )
 
 
 @torch.no_grad()

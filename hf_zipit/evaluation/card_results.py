@@ -10,7 +10,7 @@ from hf_zipit.evaluation.report import plot
 from hf_zipit.evaluation.results import Result
 from hf_zipit.files.single import write_file
 from hf_zipit.models.configuration_zipit import ZipItConfig
-from hf_zipit.saving.card import with_results
+from hf_zipit.saving.card_results import with_results
 from hf_zipit.saving.provenance import Provenance
 
 _log = logging.getLogger("hf_zipit")

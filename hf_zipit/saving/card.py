@@ -1,23 +1,23 @@
 """The model card of a merged repository: Hub metadata, parents, results, usage, recipe and limits."""
 
 import json
+import re
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import ModelCardData
 
 from hf_zipit.models.configuration_zipit import ZipItConfig
+from hf_zipit.saving.card_results import BEGIN, CLASSIFICATION, END, cell, results_text, verdict_text
 from hf_zipit.saving.card_texts import FOLDED, MERGED, PIPELINES, SECTIONS, SEVERAL, TIMM, TRANSFORMERS, ZIPIT
+from hf_zipit.saving.picture import PICTURE
 from hf_zipit.saving.provenance import Provenance
 from hf_zipit.sources.processors import channels_of
 from hf_zipit.sources.source import MODES
-from hf_zipit.text import si
 
-Results = Mapping[str, Any]  # {"data": [name, ...], "rows": [row as in `evaluate`, ...], "plot": file name or None}
-BEGIN, END = "<!-- hf-zipit: results -->", "<!-- hf-zipit: end of results -->"
-CLASSIFICATION = "image-classification"
+NAMED = 4  # from so many tasks on, the title counts them
 
 
 def card(
@@ -59,8 +59,10 @@ def card(
         title=_title(config, about, task),
         what=FOLDED if len(about.sources) == 1 else f"{MERGED}\n{_shared_layers(config, several)}",
         parents="\n".join(rows),
+        picture=f"![What the tasks share, and what each has of its own]({PICTURE})" if library == "zipit" else "",
+        verdict=verdict_text(about.verdict),
         begin=BEGIN,
-        results=_results_text(None, config.tasks, several),
+        results=results_text(None, config.tasks, several),
         end=END,
         use=use.format(
             name=name,
@@ -75,6 +77,7 @@ def card(
         limits="\n".join(limits),
     )
     data = _metadata(config, library, license or {})
+    text = re.sub(r"\n{3,}", "\n\n", text)  # where a part is empty
     return f"---\n{data.to_yaml()}\n---\n{text}"
 
 
@@ -82,12 +85,11 @@ def _title(config: ZipItConfig, about: Provenance, task: str | None) -> str:
     """The title of the card."""
     if len(about.sources) == 1:
         return f"A smaller {', '.join(map(cell, config.tasks))}"
-    return f"{cell(task)}, one task of a merged model" if task else f"One model for {len(config.tasks)} tasks"
-
-
-def cell(text: str) -> str:
-    """A name as Markdown shows it in a table or heading: bars would divide cells, and comments would hide text."""
-    return " ".join(text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").split())
+    if task:
+        return f"{cell(task)}, one task of a merged model"
+    *others, last = map(cell, config.tasks)
+    named = f"{', '.join(others)} and {last}"
+    return f"One model for {named if len(others) < NAMED else f'{len(config.tasks)} tasks'}"
 
 
 def _channels(config: ZipItConfig) -> int:
@@ -113,17 +115,6 @@ def _output(head: Mapping[str, Any]) -> str:
     return f"{len(head['id2label'])} classes" if kind == CLASSIFICATION else kind
 
 
-def with_results(card: str, config: ZipItConfig, results: Results) -> str:
-    """A card with the results of an evaluation in place of any earlier ones; everything else is kept."""
-    known = ModelCard(card, ignore_metadata_errors=True)
-    for key, value in _evaluation_metadata(config, results).items():
-        known.data[key] = value
-    before, found, rest = known.text.partition(BEGIN)
-    after = rest.partition(END)[2] if found else ""
-    text = f"{before.strip()}\n\n{BEGIN}\n{_results_text(results, config.tasks)}\n{END}{after}"
-    return f"---\n{known.data.to_yaml()}\n---\n\n{text}"
-
-
 def _metadata(config: ZipItConfig, library: str, license: Mapping[str, str]) -> ModelCardData:
     """The card's metadata; only parents on the Hub are base models."""
     sources = Provenance.of(config).sources
@@ -142,81 +133,6 @@ def _metadata(config: ZipItConfig, library: str, license: Mapping[str, str]) -> 
     return ModelCardData(**values)
 
 
-def _evaluation_metadata(config: ZipItConfig, results: Results) -> dict[str, Any]:
-    """The metadata of an evaluation: the accuracy of each task, and the joint accuracy."""
-    merged = next(row for row in results["rows"] if row["model"] == "merged")
-    names = list(results["data"])
-    each = names if len(names) == len(config.tasks) else names * len(config.tasks)
-    found = []
-    for task, name in zip(config.tasks, each, strict=False):
-        scores = merged.get("scores", {}).get(task) or {"accuracy": merged["tasks"][task]}
-        within = ", among its own classes" if "scores" not in merged else ""
-        found += [(name, metric, f"{metric} on {task}{within}", value) for metric, value in scores.items()]
-    if merged.get("joint") is not None:
-        joint = "joint accuracy, among the classes of all tasks"
-        found.append((" and ".join(names), "accuracy", joint, merged["joint"]))
-    entries = [
-        EvalResult(
-            task_type=CLASSIFICATION,
-            dataset_type=name,
-            dataset_name=name,
-            metric_type=kind,
-            metric_name=metric,
-            metric_value=round(value, 4),
-        )
-        for name, kind, metric, value in found
-    ]
-    metrics = list(dict.fromkeys(kind for _, kind, _, _ in found))
-    return {"model_name": f"{' + '.join(config.tasks)}, merged", "eval_results": entries, "metrics": metrics}
-
-
-def _results_text(results: Results | None, tasks: Sequence[str], several: bool = False) -> str:
-    """The results as a Markdown section, or how to get them."""
-    if not results and several:
-        return "Not evaluated yet. `hf-zipit eval FOLDER --data DATA` reports each task's own metric."
-    if not results:
-        return "Not evaluated yet. `hf-zipit eval FOLDER --data DATA --update-card` adds the results here."
-    lines = ["## Results", "", _measured(results, tasks), ""]
-    if any(row.get("scores") for row in results["rows"]):
-        return "\n".join([*lines, *_metric_lines(results, tasks)])
-    lines.append(f"| | {' | '.join(map(cell, tasks))} | average | joint | FLOPs | parameters |")
-    lines.append("|---" * (len(tasks) + 5) + "|")
-    for row in results["rows"]:
-        accuracies = [f"{100 * row['tasks'][task]:.1f}" if task in row["tasks"] else "-" for task in tasks]
-        accuracies += [f"{100 * row[key]:.1f}" if row.get(key) is not None else "-" for key in ("average", "joint")]
-        cost = [si(row["flops"]), si(row["parameters"])]
-        lines.append(f"| {' | '.join([cell(row['model']), *accuracies, *cost])} |")
-    lines += [
-        "",
-        "The accuracy of a task is among its own classes. `joint` is among the classes of all tasks: softmax per task,",
-        "then argmax over all. FLOPs are for one image.",
-    ]
-    if results.get("plot"):
-        lines += ["", f"![Accuracy against cost]({results['plot']})"]
-    return "\n".join(lines)
-
-
-def _measured(results: Results, tasks: Sequence[str]) -> str:
-    """What was measured, on which data, and over how many images."""
-    merged = next(row for row in results["rows"] if row["model"] == "merged")
-    counts = ", ".join(f"{cell(task)} {merged['images'][task]}" for task in tasks if task in merged.get("images", {}))
-    what = "Scores" if merged.get("scores") else "Accuracy in percent"
-    return f"{what} on {', '.join(results['data'])}" + (f"; images: {counts}." if counts else ".")
-
-
-def _metric_lines(results: Results, tasks: Sequence[str]) -> list[str]:
-    """A table of each task's own metrics."""
-    merged = next(row for row in results["rows"] if row["model"] == "merged")
-    names = [(task, metric) for task in tasks for metric in merged["scores"].get(task, {})]
-    lines = [f"| | {' | '.join(f'{cell(task)}: {metric}' for task, metric in names)} | FLOPs | parameters |"]
-    lines.append("|---" * (len(names) + 3) + "|")
-    for row in results["rows"]:
-        values = [row["scores"].get(task, {}).get(metric) for task, metric in names]
-        shown = ["-" if value is None else f"{value:.4f}" for value in values]
-        lines.append(f"| {' | '.join([cell(row['model']), *shown, si(row['flops']), si(row['parameters'])])} |")
-    return lines
-
-
 def _how(about: Provenance) -> dict[str, Any]:
     """Method, images and software of the merge, as far as they are recorded."""
     images = ", ".join(f"{part['num_images']} of {part['name']}" for part in about.data)
@@ -228,24 +144,11 @@ def _how(about: Provenance) -> dict[str, Any]:
         "fine-tuned from": None if base is None else base.get("id") or base.get("folder") or "a model in memory",
         "attention heads": about.kept_heads and f"those of all parents: {about.kept_heads}",
         "unlabelled images": images or "none",
-        "agreement with the parents on held-out images, without labels": about.verdict and _agreements(about.verdict),
         "as wide as before": about.kept
         and "; ".join(f"{reason} (feature spaces: {len(names)})" for reason, names in about.kept.items()),
         "software": about.generator,
     }
     return {key: value for key, value in how.items() if value is not None}
-
-
-def _agreements(verdict: Mapping[str, Any]) -> str:
-    """How often each task answers as its parent, beside one parent's trunk."""
-    shown = [
-        f"{task} {100 * one['agreement']:.1f} %"
-        + ("" if one["control"] is None else f" ({100 * one['control']:.1f} %)")
-        for task, one in verdict["tasks"].items()
-        if one["agreement"] is not None
-    ]
-    brackets = "" if verdict["control"] is None else f" (in brackets: the trunk of {verdict['control']} alone)"
-    return f"{', '.join(shown) or 'unknown'}{brackets}"
 
 
 def _limits(about: Provenance, several: bool, library: str, tasks: int) -> list[str]:

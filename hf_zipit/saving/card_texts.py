@@ -12,9 +12,13 @@ SECTIONS = """
 
 {what}
 
+{picture}
+
 | task | output | parent |
 |---|---|---|
 {parents}
+
+{verdict}
 
 {begin}
 {results}

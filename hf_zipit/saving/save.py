@@ -13,6 +13,7 @@ from hf_zipit.models.pretrained_zipit import ZipItPreTrainedModel
 from hf_zipit.recipe import PinnedSource, read_recipe
 from hf_zipit.saving.license import common_license
 from hf_zipit.saving.load import check_merged
+from hf_zipit.saving.picture import PICTURE, draw_structure
 from hf_zipit.saving.plain import check_format, write_plain
 from hf_zipit.saving.provenance import Provenance
 from hf_zipit.saving.sidecars import RECIPE, SPEC, sidecar_files
@@ -151,6 +152,7 @@ def save(
             if locations is not None or license is not None or not (partial / name).exists():
                 (partial / name).write_text(text, encoding="utf-8")
         if library == "zipit":
+            draw_structure(model, partial / PICTURE)
             check_written(model, partial)
         check_output(folder, overwrite)  # another process may have written it in the meantime
     return folder

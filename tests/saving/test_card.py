@@ -6,14 +6,17 @@ import shutil
 import pytest
 import yaml
 from huggingface_hub import ModelCard
+from huggingface_hub.repocard_data import model_index_to_eval_results
 from PIL import Image
 
 import hf_zipit
 from hf_zipit.errors import SourceError
 from hf_zipit.models.configuration_zipit import ZipItConfig
 from hf_zipit.saving import save as saving
-from hf_zipit.saving.card import BEGIN, card, with_results
+from hf_zipit.saving.card import card
+from hf_zipit.saving.card_results import BEGIN, verdict_text, with_results
 from hf_zipit.saving.license import common_license, license_of
+from hf_zipit.saving.provenance import Provenance
 from hf_zipit.saving.sidecars import sidecar_files
 
 ROW = {
@@ -64,6 +67,7 @@ def test_results_go_into_table_and_model_index_and_the_rest_is_kept():
     first = card(config({}, {}), "user/merged") + "\nMy own words.\n"
     again = with_results(with_results(first, config({}, {}), RESULTS), config({}, {}), RESULTS)
     read = ModelCard(again)
+    assert model_index_to_eval_results(read.data.to_dict()["model-index"])[0] == read.data.model_name
     found = {r.metric_name: (r.dataset_type, r.metric_value) for r in read.data.eval_results}
     assert found == {
         "accuracy on a, among its own classes": ("user/x", 0.5),
@@ -106,6 +110,43 @@ def test_the_card_of_a_real_merge(home):
     assert f"{command}; replace {local}, which are not on the Hub, with your own paths:" in text
     assert "../" not in text
     assert str(home) not in text
+
+
+def test_a_card_shows_what_is_shared_and_how_good_it_is_beside_the_control(digits, digits_data, tmp_path):
+    merged = hf_zipit.merge(digits, digits_data, num_images=200, cut="layer2", calibrate="none")
+    text = (saving.save(merged, tmp_path / "merged") / "README.md").read_text()
+    assert "# One model for digits-0-4 and digits-5-9\n" in text
+    assert "](structure.png)" in text
+    with Image.open(tmp_path / "merged" / "structure.png") as picture:
+        assert picture.format == "PNG"
+        colors = {color for _, color in picture.convert("RGB").getcolors(10**6)}
+    assert {(191, 219, 254), (254, 215, 170), (255, 255, 255)} <= colors  # shared, own, background
+    verdict = Provenance.of(merged.config).verdict
+    row = next(line for line in text.splitlines() if re.match(r"\| digits-0-4 \| \d+ \|", line))
+    mine = verdict["tasks"]["digits-0-4"]
+    shares = [f"{100 * mine[key]:.1f}" for key in ("agreement", "control", "chance")]
+    assert row == f"| digits-0-4 | {mine['images']} | {' | '.join(shares)} |"
+    assert f"control: trunk of {verdict['control']} alone" in text
+    assert all(f"- {sentence}" in text for sentence in verdict["advice"])
+    assert "\n\n\n" not in text
+
+
+def test_a_verdict_is_empty_without_held_out_images_and_needs_no_control():
+    one = {"images": 100, "agreement": 0.9, "control": None, "chance": 0.5, "kept": 0.95, "expected": None}
+    verdict = {"tasks": {"a": one}, "control": None, "control_kept": None, "kept": 0.95, "advice": ["give more"]}
+    text = verdict_text(verdict)
+    assert "keep 95.0 % of the accuracy of its parent." in text
+    assert "| a | 100 | 90.0 | 50.0 |" in text
+    assert "ontrol" not in text
+    assert text.endswith("\n- give more")
+    assert verdict_text(None) == ""
+
+
+@pytest.mark.parametrize(("tasks", "title"), [("ab", "a and b"), ("abcd", "a, b, c and d"), ("abcde", "5 tasks")])
+def test_the_title_names_a_few_tasks(tasks, title):
+    made = config({}, {})
+    made.heads = [{"task": name, "id2label": {0: name}, "source": 0} for name in tasks]
+    assert f"\n# One model for {title}\n" in card(made)
 
 
 def test_its_snippets_run(home, monkeypatch):

@@ -5,7 +5,8 @@
 
 Prints a table for each pair of models with random weights and images, one line per merge:
 
-- `s`: median seconds of the merge over the rounds. Forward passes and merges take turns.
+- `s`: median seconds of the merge over the rounds. Forward passes and merges take turns. With one thread on the CPU
+  these are CPU seconds, which other work on the machine changes less.
 - `over both parents`: the same as a multiple of a forward pass of both parents over these images, in the faster of the
   two memory layouts.
 - `over what it needs`: as a multiple of 1.5 times that pass: both parents, and then the merge for its norms.
@@ -46,16 +47,16 @@ STAGES["calibrate"] = (merging.Merger, "_calibrate")
 
 
 @contextlib.contextmanager
-def timed_stages() -> Iterator[dict[str, float]]:
-    """Seconds of every stage of the merges inside the context."""
+def timed_stages(now: Callable[[], float] = time.perf_counter) -> Iterator[dict[str, float]]:
+    """Seconds by this clock of every stage of the merges inside the context."""
     seconds = dict.fromkeys(STAGES, 0.0)
     plain = {name: getattr(*place) for name, place in STAGES.items()}
 
     def timed(name: str) -> Callable[..., object]:
         def run(*arguments: object, **options: object) -> object:
-            start = time.perf_counter()
+            start = now()
             found = plain[name](*arguments, **options)
-            seconds[name] += time.perf_counter() - start
+            seconds[name] += now() - start
             return found
 
         return run
@@ -79,6 +80,8 @@ class Pair:
         self.batches = list(torch.randn(images, *size).split(batch_size))
         self.batch_size = batch_size
         self.device = torch.device(device)
+        alone = device == "cpu" and torch.get_num_threads() == 1
+        self.now = time.process_time if alone else time.perf_counter
 
     def forward(self) -> float:
         """Seconds of a pass of both parents, in the faster memory layout."""
@@ -87,29 +90,29 @@ class Pair:
     @torch.inference_mode()
     def _forward(self, layout: torch.memory_format) -> float:
         nets = [copy.deepcopy(model).to(self.device).to(memory_format=layout) for model in self.models]
-        start = time.perf_counter()
+        start = self.now()
         for pixels in self.batches:
             pixels = pixels.to(self.device).contiguous(memory_format=layout)
             for net in nets:
                 net(pixels)
         self._wait()
-        return time.perf_counter() - start
+        return self.now() - start
 
     def merge(self, method: str, calibrate: str) -> float:
         """Seconds of a merge."""
-        start = time.perf_counter()
+        start = self.now()
         self.merger().merge(method=method, calibrate=calibrate)
         self._wait()
-        return time.perf_counter() - start
+        return self.now() - start
 
     def again(self) -> float:
         """Seconds of a merge by permute, without calibration, once the statistics are known."""
         merger = self.merger()
         merger.merge(method="zip", calibrate="none")
-        start = time.perf_counter()
+        start = self.now()
         merger.merge(method="permute", calibrate="none")
         self._wait()
-        return time.perf_counter() - start
+        return self.now() - start
 
     def merger(self) -> Merger:
         """Opens the models for merges without a verdict or a cache."""
@@ -140,7 +143,7 @@ def measure(architecture: str, options: argparse.Namespace) -> None:
     for name, chosen in MERGES.items():
         seconds = []
         rounds = options.rounds if "refit" not in name else 1
-        with timed_stages() as stages:
+        with timed_stages(pair.now) as stages:
             for _ in range(rounds):
                 seconds.append(pair.merge(*chosen))
                 forwards.append(pair.forward())

@@ -112,6 +112,23 @@ def plot(results: Mapping[str, Sequence[Result]], spaces: Sequence[Mapping[str, 
     return Path(path)
 
 
+def plot_composition(spaces: Sequence[Mapping[str, Any]], path: str | Path) -> Path:
+    """Plot which units of a merge are shared by the tasks, merged within one model, or unmerged.
+
+    Args:
+        spaces: Composition of the spaces of the merge, as in `config.zipit["spaces"]`.
+        path: The PNG file to write.
+
+    Raises:
+        OptionError: matplotlib is not installed.
+    """
+    height = 0.6 + 0.28 * len(spaces)
+    figure = blank_figure(8, height + 1.2)
+    _composition(figure.subplots(), spaces, below=0.47 / height)
+    figure.savefig(path, dpi=150)
+    return Path(path)
+
+
 def blank_figure(width: float, height: float) -> Any:
     """An empty matplotlib figure of a size in inches.
 
@@ -157,7 +174,8 @@ def _accuracy(axes: Any, results: Mapping[str, Sequence[Result]]) -> None:
     axes.legend(fontsize=8, loc="best")
 
 
-def _composition(axes: Any, spaces: Sequence[Mapping[str, Any]]) -> None:
+def _composition(axes: Any, spaces: Sequence[Mapping[str, Any]], below: float = 0.12) -> None:
+    """Draw the composition of spaces, with a legend below the axes by a share of their height."""
     names = [space["name"] for space in spaces]
     left = [0.0] * len(names)
     kinds = {"shared": "shared by the tasks", "within": "merged within one model", "alone": "unmerged"}
@@ -168,4 +186,4 @@ def _composition(axes: Any, spaces: Sequence[Mapping[str, Any]]) -> None:
     axes.invert_yaxis()
     axes.set(xlabel="merged units, %", xlim=(0, 100), title="Composition of the merged units")
     axes.tick_params(axis="y", labelsize=8)
-    axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=3, frameon=False)
+    axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -below), ncols=3, frameon=False)

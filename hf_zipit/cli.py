@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from hf_zipit.app.command import app as browser_app
 from hf_zipit.commands.cache import cache
 from hf_zipit.commands.check_spec import check_spec
 from hf_zipit.commands.compare import compare
@@ -48,6 +49,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "compare": compare,
     "diagnose": diagnose,
     "cache": cache,
+    "app": browser_app,
 }
 
 app = typer.Typer(

@@ -13,6 +13,7 @@ ROOMS = [  # from the top down; a room is a folder, or a module beside the folde
     *(
         "__main__",
         "cli",
+        "app",
         "commands",
         "comparison",
         "diagnosis",
@@ -33,6 +34,7 @@ LIBRARIES = {
     "peft": {"sources"},
     "segmentation_models_pytorch": {"sources", "models"},
     "datasets": {"data"},
+    "gradio": {"app.page", "app.panels", "app.space"},
     **{name: {"saving.onnx_file"} for name in ("onnx", "onnxscript", "onnxruntime")},  # one file alone
 }
 NO_LEAVES = {"models.__init__", "models.auto"}
@@ -141,7 +143,7 @@ def test_no_family_is_named_outside_specs_and_sources():
 
 
 def test_importing_the_package_and_the_command_line_loads_no_library():
-    heavy = ("torch", "timm", "transformers", "datasets")
+    heavy = ("torch", "timm", "transformers", "datasets", "gradio")
     code = f"import hf_zipit.cli, sys; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -23,5 +23,6 @@ def test_the_wheel_ships_the_specs_and_its_types(tmp_path):
     )
     assert str(site) in done.stdout, done.stderr
     assert (site / "hf_zipit" / "py.typed").exists()
+    assert (site / "hf_zipit" / "app" / "style.css").exists()
     for spec in (ROOT / "model_specs").glob("*.yaml"):
         assert spec.name in done.stdout

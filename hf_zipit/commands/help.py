@@ -15,7 +15,7 @@ from typer.core import TyperCommand, TyperGroup
 from typer.models import ArgumentInfo
 
 COMMANDS: dict[str, tuple[str, ...]] = {
-    "Make a model": ("merge", "fold"),
+    "Make a model": ("merge", "fold", "app"),
     "Look before and after": ("diagnose", "compare", "eval", "inspect"),
     "Share and serve": ("push", "export"),
     "Recipes, specs and stored statistics": ("recipe", "trace", "check-spec", "cache"),
@@ -23,7 +23,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
 GROUPS: dict[str, tuple[str, ...]] = {
     "Models and data": (
         *("data", "eval_data", "num_images", "eval_images", "label_column", "skip_bad_images"),
-        *("parent", "base", "tasks", "task", "spec", "backbone"),
+        *("parent", "base", "tasks", "task", "spec", "backbone", "folder", "allow"),
     ),
     "What to merge": (
         *("method", "methods", "preset", "cut", "cuts", "width", "widths", "flops_budget", "flops_budgets", "heads"),
@@ -38,7 +38,10 @@ GROUPS: dict[str, tuple[str, ...]] = {
         *("push_to", "private", "revision", "create_pr", "message"),
         *("token", "trust_remote_code", "allow_pickle"),
     ),
-    "Run": ("device", "batch_size", "seed", "cache", "verbose", "quiet", "debug", "help_all", "help"),
+    "Run": (
+        *("device", "batch_size", "seed", "cache", "host", "port", "open_browser"),
+        *("verbose", "quiet", "debug", "help_all", "help"),
+    ),
 }
 EXAMPLES: dict[str, tuple[str, str]] = {
     "merge": (
@@ -68,6 +71,7 @@ EXAMPLES: dict[str, tuple[str, str]] = {
         "diagnose user/pets user/birds --data images --plot diagnosis.png",
     ),
     "cache": ("cache", "cache --clear"),
+    "app": ("app --open", "app --folder models --allow images --port 8000"),
 }
 KINDS = {int: " N", float: " X", Path: " PATH", bool: ""}  # what stands for a value of this type; for others TEXT
 WIDEST = 100  # columns
@@ -165,16 +169,16 @@ def parameters_of(command: Callable[..., None]) -> Mapping[str, _Parameter]:
     found = {}
     for name, parameter in inspect.signature(command, eval_str=True).parameters.items():
         kind, info = typing.get_args(parameter.annotation)[:2]
-        repeated = typing.get_origin(kind) is list or any(
-            typing.get_origin(one) is list for one in typing.get_args(kind)
-        )
+        kinds = [kind, *typing.get_args(kind)]  # of a union
+        repeated = any(typing.get_origin(one) is list for one in kinds)
+        kinds += [inner for one in kinds for inner in typing.get_args(one)]  # of a list
         if isinstance(info, ArgumentInfo):
             head = f"{name.upper()}{'...' if repeated else ''}"
             head = head if parameter.default is inspect.Parameter.empty else f"[{head}]"
         else:
             given = [one for one in (info.default, *(info.param_decls or ())) if isinstance(one, str)]
             names = sorted(given or [f"--{name.replace('_', '-')}"], key=len)
-            plain = [one for one in (kind, *typing.get_args(kind)) if one in KINDS]
+            plain = [one for one in kinds if one in KINDS]
             value = KINDS[plain[0]] if plain else " TEXT"
             value = f"{value}..." if repeated else "" if info.count else value
             head = ", ".join(names).replace("/", " / ") + value

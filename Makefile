@@ -2,7 +2,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: demo test test-all check docs format clean
+.PHONY: demo test test-all check docs site format clean
 
 demo: $(BIN)/.installed
 	$(BIN)/python examples/digits_demo.py
@@ -22,6 +22,9 @@ check: $(BIN)/.installed
 docs: $(BIN)/.installed
 	$(BIN)/python docs/make.py
 
+site: docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
+
 format: $(BIN)/.installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -34,4 +37,4 @@ $(BIN)/.installed: pyproject.toml
 	touch $@
 
 clean:
-	rm -rf .venv demo_output dist .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv demo_output dist site .mypy_cache .ruff_cache .pytest_cache

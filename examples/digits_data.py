@@ -1,5 +1,9 @@
-"""scikit-learn's handwritten digits (1797 images of 8 x 8 pixels) as images and as parquet files."""
+"""scikit-learn's handwritten digits (1797 images of 8 x 8 pixels) as images and as parquet files.
 
+python examples/digits_data.py FOLDER    # writes train.parquet and test.parquet
+"""
+
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -28,3 +32,7 @@ def write_parquet(folder: Path) -> Path:
         rows = {"image": list(images), "label": list(labels)}
         datasets.Dataset.from_dict(rows, features=features).to_parquet(str(folder / f"{split}.parquet"))
     return folder
+
+
+if __name__ == "__main__":
+    write_parquet(Path(sys.argv[1]))

@@ -1,0 +1,137 @@
+"""What mkdocs needs beyond the pages of this folder: pages from outside it and from the code, and the links to them.
+
+A page keeps the links that are right in the repository, such as `../benchmarks/README.md`. They are rewritten when the
+site is built: to the page of that file or, if it has none, to the file in the repository.
+"""
+
+import json
+import posixpath
+import re
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import typer.main
+from make import summary, table
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.exceptions import PluginError
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+
+from hf_zipit.cli import app
+from hf_zipit.recipe import Recipe
+
+ROOT = Path(__file__).parents[1]
+OUTSIDE = (  # files of the repository that are part of the site, at the same path
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "benchmarks/README.md",
+    "benchmarks/real_pair.png",
+    "benchmarks/traced_models.md",
+    "model_specs/README.md",
+)
+LINK = re.compile(r"(?<=\]\()([^)\s:#]+)(#[^)\s]*)?(?=\))")  # the target of a relative link
+CODE = re.compile(r"^```.*?^```$|`[^`\n]+`", re.MULTILINE | re.DOTALL)
+RECIPES = """# Recipes
+
+A recipe is a YAML file with everything that determines a merge. `hf-zipit merge recipe.yml -o OUT` and
+`hf_zipit.merge_recipe` read it; every saved merge holds its own, `zipit_config.yml`. The keys are the
+[options](../options.md) and those below; unknown keys are errors. `hf-zipit recipe FILE` checks a recipe and shows it
+in full.
+
+{keys}
+
+## JSON schema
+
+Printed by `hf-zipit recipe --schema`, for editors.
+
+```json
+{schema}
+```
+"""
+
+
+def commands() -> str:
+    """Every command with its arguments and flags, from the command line itself."""
+    parts = ["# Commands", "`hf-zipit COMMAND --help` prints the same in a terminal, with the choices of each option."]
+    for name, command in typer.main.get_command(app).commands.items():  # type: ignore[attr-defined]
+        parts += [f"## `hf-zipit {name}`", escaped(command.help), table(["", "meaning"], map(flag, command.params))]
+    return "\n\n".join(parts) + "\n"
+
+
+def flag(parameter: Any) -> tuple[str, str]:
+    """The row of a flag or an argument."""
+    if parameter.param_type_name == "argument":
+        names = [parameter.name.upper()]
+    else:
+        names = [*parameter.opts, *parameter.secondary_opts]
+    meaning = escaped(summary(parameter.help or ""))
+    return ", ".join(f"`{name}`" for name in names), f"{meaning} *Required.*" if parameter.required else meaning
+
+
+def escaped(text: str) -> str:
+    """Plain text as Markdown."""
+    return re.sub(r"([*_<\[])", r"\\\1", text)
+
+
+def recipes() -> str:
+    """The keys of a recipe that are no options of a merge, and the JSON schema."""
+    fields = {name: Recipe.model_fields[name] for name in ("sources", "generator")}
+    keys = table(
+        ["key", "meaning"], [[f"`{name}`", summary(field.description or "")] for name, field in fields.items()]
+    )
+    return RECIPES.format(keys=keys, schema=json.dumps(Recipe.model_json_schema(), indent=2))
+
+
+def section(title: str, heading: str) -> str:
+    """A page with one section of the README.
+
+    Raises:
+        PluginError: there is no such section.
+    """
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    found = re.search(rf"^## {heading}\n(.*?)(?=^## |\Z)", readme, re.MULTILINE | re.DOTALL)
+    if found is None:
+        raise PluginError(f"README.md has no section '{heading}'")
+    return f"# {title}\n{found[1]}"
+
+
+SECTIONS = {"models/families.md": ("Families", "Which models"), "results/real_pair.md": ("A real pair", "A real pair")}
+MADE: dict[str, tuple[str, Callable[[], str]]] = {  # page -> the file that its links are relative to, its text
+    "reference/commands.md": ("docs/reference/commands.md", commands),
+    "reference/recipes.md": ("docs/reference/recipes.md", recipes),
+    **{path: ("README.md", partial(section, *about)) for path, about in SECTIONS.items()},
+}
+ANCHORS = {f"#{heading.lower().replace(' ', '-')}": path for path, (_, heading) in SECTIONS.items()}
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the pages from outside this folder, and those from the code."""
+    for path in OUTSIDE:
+        files.append(File.generated(config, path, abs_src_path=str(ROOT / path)))
+    for path, (_, text) in MADE.items():
+        files.append(File.generated(config, path, content=text()))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Rewrite the links of a page, but not in code."""
+    uri = page.file.src_uri
+    here = posixpath.dirname(MADE[uri][0] if uri in MADE else uri if uri in OUTSIDE else f"docs/{uri}")
+
+    def target(found: re.Match[str]) -> str:
+        path, anchor = posixpath.normpath(posixpath.join(here, found[1])), found[2] or ""
+        if path == "README.md" and anchor in ANCHORS:
+            path, anchor = f"docs/{ANCHORS[anchor]}", ""
+        inside = path.removeprefix("docs/")
+        if files.get_file_from_path(inside) and (inside != path or inside in OUTSIDE):
+            return posixpath.relpath(inside, posixpath.dirname(uri) or ".") + anchor
+        return (f"{config.repo_url}/blob/main/{path}" if (ROOT / path).exists() else found[1]) + anchor
+
+    kept = [found.span() for found in CODE.finditer(markdown)]
+    parts, end = [], 0
+    for start, stop in kept:
+        parts += [LINK.sub(target, markdown[end:start]), markdown[start:stop]]
+        end = stop
+    return "".join([*parts, LINK.sub(target, markdown[end:])])

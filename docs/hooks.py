@@ -8,11 +8,11 @@ import json
 import posixpath
 import re
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import typer.main
+from latex2mathml.converter import convert
 from make import summary, table
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.exceptions import PluginError
@@ -33,6 +33,7 @@ OUTSIDE = (  # files of the repository that are part of the site, at the same pa
 )
 LINK = re.compile(r"(?<=\]\()([^)\s:#]+)(#[^)\s]*)?(?=\))")  # the target of a relative link
 CODE = re.compile(r"^```.*?^```$|`[^`\n]+`", re.MULTILINE | re.DOTALL)
+MATH = re.compile(r"^```math\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 RECIPES = """# Recipes
 
 A recipe is a YAML file with everything that determines a merge. `hf-zipit merge recipe.yml -o OUT` and
@@ -84,54 +85,40 @@ def recipes() -> str:
     return RECIPES.format(keys=keys, schema=json.dumps(Recipe.model_json_schema(), indent=2))
 
 
-def section(title: str, heading: str) -> str:
-    """A page with one section of the README.
-
-    Raises:
-        PluginError: there is no such section.
-    """
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    found = re.search(rf"^## {heading}\n(.*?)(?=^## |\Z)", readme, re.MULTILINE | re.DOTALL)
-    if found is None:
-        raise PluginError(f"README.md has no section '{heading}'")
-    return f"# {title}\n{found[1]}"
-
-
-SECTIONS = {"models/families.md": ("Families", "Which models"), "results/real_pair.md": ("A real pair", "A real pair")}
-MADE: dict[str, tuple[str, Callable[[], str]]] = {  # page -> the file that its links are relative to, its text
-    "reference/commands.md": ("docs/reference/commands.md", commands),
-    "reference/recipes.md": ("docs/reference/recipes.md", recipes),
-    **{path: ("README.md", partial(section, *about)) for path, about in SECTIONS.items()},
-}
-ANCHORS = {f"#{heading.lower().replace(' ', '-')}": path for path, (_, heading) in SECTIONS.items()}
+MADE: dict[str, Callable[[], str]] = {"reference/commands.md": commands, "reference/recipes.md": recipes}
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the pages from outside this folder, and those from the code."""
     for path in OUTSIDE:
         files.append(File.generated(config, path, abs_src_path=str(ROOT / path)))
-    for path, (_, text) in MADE.items():
+    for path, text in MADE.items():
         files.append(File.generated(config, path, content=text()))
     return files
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Rewrite the links of a page, but not in code."""
+    """Rewrite the links of a page, but not in code, and write its equations as MathML, which needs no script."""
     uri = page.file.src_uri
-    here = posixpath.dirname(MADE[uri][0] if uri in MADE else uri if uri in OUTSIDE else f"docs/{uri}")
+    here = posixpath.dirname(uri if uri in OUTSIDE else f"docs/{uri}")
 
     def target(found: re.Match[str]) -> str:
         path, anchor = posixpath.normpath(posixpath.join(here, found[1])), found[2] or ""
-        if path == "README.md" and anchor in ANCHORS:
-            path, anchor = f"docs/{ANCHORS[anchor]}", ""
         inside = path.removeprefix("docs/")
         if files.get_file_from_path(inside) and (inside != path or inside in OUTSIDE):
             return posixpath.relpath(inside, posixpath.dirname(uri) or ".") + anchor
-        return (f"{config.repo_url}/blob/main/{path}" if (ROOT / path).exists() else found[1]) + anchor
+        if not (ROOT / path).exists():
+            raise PluginError(f"page '{page.title}' links to {found[1]}, but there is no {path}")
+        return f"{config.repo_url}/blob/main/{path}{anchor}"
 
     kept = [found.span() for found in CODE.finditer(markdown)]
     parts, end = [], 0
     for start, stop in kept:
         parts += [LINK.sub(target, markdown[end:start]), markdown[start:stop]]
         end = stop
-    return "".join([*parts, LINK.sub(target, markdown[end:])])
+    return MATH.sub(equation, "".join([*parts, LINK.sub(target, markdown[end:])]))
+
+
+def equation(found: re.Match[str]) -> str:
+    """A block of LaTeX as MathML, which scrolls where it is too wide."""
+    return f'<div style="overflow-x: auto">{convert(found[1].strip(), display="block")}</div>\n'

@@ -1,6 +1,6 @@
-"""Generate the tables of options, methods and calibrations in the documentation from the code.
+"""Generate from the code what the documentation says about options, methods, calibrations and families; and pictures.
 
-python docs/make.py            # writes docs/options.md and docs/json.md, and the tables in README.md
+python docs/make.py            # writes docs/options.md, docs/json.md, docs/pictures/, and tables in docs/models/families.md
 python docs/make.py --check    # exit with 1 if one of these files is out of date
 """
 
@@ -9,28 +9,17 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from pictures import PICTURES
+
 from hf_zipit.calibration.methods import CALIBRATIONS
 from hf_zipit.calibration.presets import PAPERS, PRESETS
 from hf_zipit.commands.json_output import OUTPUTS, VERSION
 from hf_zipit.matching.methods import METHODS, Method
 from hf_zipit.recipe import Recipe
+from hf_zipit.specs.parser import read
 
 ROOT = Path(__file__).parents[1]
-OFTEN = (
-    "method",
-    "preset",
-    "cut",
-    "calibrate",
-    "num_images",
-    "base",
-    "scale",
-    "heads",
-    "width",
-    "flops_budget",
-    "alpha",
-    "beta",
-    "compat",
-)
+DOCS = ROOT / "docs"
 NO_OPTION = ("sources", "generator")
 PAGE = """# Options
 
@@ -42,6 +31,16 @@ a recipe file. `hf-zipit recipe --schema` prints the JSON schema. This page is w
 ## Methods
 
 {methods}
+
+`auto` takes `select` with a refit. For models of one base it makes `average` too (with `--base`, `tsv`), and keeps the
+merge that is nearer to them: [what is chosen](automatic.md). `select` is meant for `--calibrate refit`. `optimal` takes
+up to 512 units per model and needs `pip install 'hf-zipit[optimal]'`. Controls are not methods: with a refit they show
+what the trunk of one parent, or a random match, already gives.
+
+Weights are compared in terms of the merged units of neighbouring layers, so spaces are matched in turn until no match
+changes, at most `--sweeps` times. `--balance auto` tries 0.1 to 0.9 and takes the merge whose outputs are closest to
+its parents' on the images, without labels; with `--balance-data`, the most accurate on labelled images. With `-v`,
+`zip` prints an upper bound on how far the matching of each space is from the optimum.
 
 ## Calibrations
 
@@ -127,29 +126,44 @@ def named(keys: dict[str, str]) -> list[list[str]]:
     return [[f"`{key}`", text] for key, text in keys.items()]
 
 
-def filled(text: str, parts: dict[str, str]) -> str:
-    """A text with each section between `<!-- NAME -->` and `<!-- end of NAME -->` replaced.
+def families(library: str) -> str:
+    """A table of the families of a library: what a spec file says of itself, its checks, and its steps."""
+    rows = []
+    for path in sorted((ROOT / "model_specs").glob(f"{library}_*.yaml")):
+        spec = read(path)
+        about = re.match(r"family: \S+\s+# (.*)", spec.text)
+        link = f"[`{path.stem}`](../../model_specs/{path.name})"
+        checked = ", ".join(f"{name.removeprefix('transformers.')} ({spaces})" for name, spaces in spec.check.items())
+        steps = [step.name for either in spec.chain for step in either if ":" not in step.name]
+        rows.append([link, about[1] if about else "", checked, ", ".join(f"`{step}`" for step in steps)])
+    return table(["file", "models", "checked with (feature spaces)", "steps"], rows)
+
+
+def filled(path: Path, parts: dict[str, str]) -> str:
+    """The text of a file with each section between `<!-- NAME -->` and `<!-- end of NAME -->` replaced.
 
     Raises:
         ValueError: a section is missing, or occurs more than once.
     """
+    text = path.read_text(encoding="utf-8")
     for name, part in parts.items():
         marked = re.compile(rf"(<!-- {name} -->\n).*?(\n<!-- end of {name} -->)", re.DOTALL)
         text, count = marked.subn(lambda found, part=part: f"{found[1]}\n{part}\n{found[2]}", text)
         if count != 1:
-            raise ValueError(f"README.md has {count} sections marked '{name}'; exactly one is needed")
+            raise ValueError(f"{path.name} has {count} sections marked '{name}'; exactly one is needed")
     return text
 
 
 def pages() -> dict[Path, str]:
     """The generated files and their contents."""
-    known = {"methods": methods(), "calibrations": calibrations()}
     every = [name for name in Recipe.model_fields if name not in NO_OPTION]
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    known = {"options": options(every), "methods": methods(), "calibrations": calibrations(), "presets": presets()}
+    models = DOCS / "models" / "families.md"
     return {
-        ROOT / "docs" / "json.md": JSON.format(version=VERSION, kinds=outputs()),
-        ROOT / "docs" / "options.md": PAGE.format(options=options(every), presets=presets(), **known),
-        ROOT / "README.md": filled(readme, {"options": options(OFTEN), **known}),
+        DOCS / "json.md": JSON.format(version=VERSION, kinds=outputs()),
+        DOCS / "options.md": PAGE.format(**known),
+        models: filled(models, {"timm": families("timm"), "transformers": families("hf")}),
+        **{DOCS / "pictures" / f"{name}.svg": draw().svg() for name, draw in PICTURES.items()},
     }
 
 

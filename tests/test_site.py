@@ -2,16 +2,19 @@
 
 import ast
 import html
+import importlib
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import pytest
 import timm
 import typer.main
+from mkdocs.exceptions import PluginError
 from safetensors.torch import load_file, save_file
 from timm.models import save_for_hf
 
@@ -51,6 +54,33 @@ def test_every_public_name_and_command_has_an_entry(site):
     assert "doctest" not in text_of(site / "reference" / "api" / "index.html")
     commands = text_of(site / "reference" / "commands" / "index.html")
     assert [name for name in COMMANDS if f"hf-zipit {name}" not in commands] == []
+
+
+def test_the_parts_are_those_that_readers_look_for():
+    nav = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").partition("\nnav:\n")[2]
+    parts = re.findall(r"^- ([\w ]+):", nav, re.MULTILINE)
+    assert parts == ["Start", "Guides", "How it works", "Reference", "Models", "Results", "Questions"]
+
+
+def test_a_link_to_a_file_that_is_not_there_is_an_error(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    hooks = importlib.import_module("hooks")
+    page = SimpleNamespace(title="A page", file=SimpleNamespace(src_uri="guides/a.md"))
+    config = SimpleNamespace(repo_url="https://host/repo")
+    files = SimpleNamespace(get_file_from_path=lambda path: path in ("data.md", "benchmarks/README.md"))
+    text = "[a](../data.md#labels) [b](../../benchmarks/README.md) [c](../../examples/cifar.py) `[d](e)`"
+    expected = "[a](../data.md#labels) [b](../benchmarks/README.md) [c](https://host/repo/blob/main/examples/cifar.py)"
+    assert hooks.on_page_markdown(text, page, config, files) == f"{expected} `[d](e)`"
+    with pytest.raises(PluginError, match=r"there is no examples/cifra\.py"):
+        hooks.on_page_markdown("[c](../../examples/cifra.py)", page, config, files)
+
+
+def test_equations_are_written_as_mathml_and_pictures_are_there(site):
+    for name in ("spaces", "zip", "select", "refit", "joint"):
+        page = (site / "how" / name / "index.html").read_text(encoding="utf-8")
+        assert "<math " in page, name
+        assert f"pictures/{name}.svg" in page
+        assert (site / "pictures" / f"{name}.svg").read_text(encoding="utf-8").startswith("<svg ")
 
 
 def test_pages_from_outside_the_folder_are_part_of_it(site):

@@ -433,20 +433,20 @@ def parameters(command):
     return typer.main.get_command(cli.app).commands[command].params
 
 
-def test_help_and_readme_name_every_method_and_calibration(run, monkeypatch):
+def test_help_and_documentation_name_every_method_and_calibration(run, monkeypatch):
     from hf_zipit.calibration.methods import CALIBRATIONS
     from hf_zipit.matching.methods import METHODS
 
     monkeypatch.setenv("COLUMNS", "250")
     shown = run("merge", "--help-all")[1]
-    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[2] / "docs" / "options.md").read_text(encoding="utf-8")
     for key, registry in (("method", METHODS), ("calibrate", CALIBRATIONS)):
         (text,) = [parameter.help for parameter in parameters("merge") if parameter.name == key]
         assert re.findall(r"^- ([\w-]+)", text, re.MULTILINE) == ["auto", *registry]
         for name, entry in registry.items():
             assert f"{entry.summary}.\n" in text
             assert re.search(rf"- {name}( \(control\))?: {re.escape(entry.summary)}\.", " ".join(shown.split()))
-            assert f"`{name}`" in readme
+            assert f"`{name}`" in page
 
 
 @pytest.mark.parametrize("command", cli.COMMANDS)

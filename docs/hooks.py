@@ -120,5 +120,12 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 
 def equation(found: re.Match[str]) -> str:
-    """A block of LaTeX as MathML, which scrolls where it is too wide."""
-    return f'<div style="overflow-x: auto">{convert(found[1].strip(), display="block")}</div>\n'
+    """A block of LaTeX as MathML, which scrolls where it is too wide.
+
+    Raises:
+        PluginError: it holds a command that has no MathML.
+    """
+    written = convert(found[1].strip(), display="block")
+    if left := re.findall(r"\\\w*", written):
+        raise PluginError(f"{found[1].strip()!r}: {left[0]} has no MathML")
+    return f'<div style="overflow-x: auto">{written}</div>\n'

@@ -127,16 +127,16 @@ def named(keys: dict[str, str]) -> list[list[str]]:
 
 
 def families(library: str) -> str:
-    """A table of the families of a library: what a spec file says of itself, its checks, and its steps."""
+    """A table of the families of a library: what a spec file says of itself, its checks, and its blocks."""
     rows = []
     for path in sorted((ROOT / "model_specs").glob(f"{library}_*.yaml")):
         spec = read(path)
         about = re.match(r"family: \S+\s+# (.*)", spec.text)
         link = f"[`{path.stem}`](../../model_specs/{path.name})"
         checked = ", ".join(f"{name.removeprefix('transformers.')} ({spaces})" for name, spaces in spec.check.items())
-        steps = [step.name for either in spec.chain for step in either if ":" not in step.name]
-        rows.append([link, about[1] if about else "", checked, ", ".join(f"`{step}`" for step in steps)])
-    return table(["file", "models", "checked with (feature spaces)", "steps"], rows)
+        blocks = [step.name for either in spec.chain for step in either if "{" in step.name]
+        rows.append([link, about[1] if about else "", checked, ", ".join(f"`{name}`" for name in blocks)])
+    return table(["file", "models", "checked with (feature spaces)", "blocks"], rows)
 
 
 def filled(path: Path, parts: dict[str, str]) -> str:

@@ -10,25 +10,26 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-import datasets
+import numpy as np
 import pytest
-import timm
 import typer.main
 from mkdocs.exceptions import PluginError
-from safetensors.torch import load_file, save_file
-from timm.models import save_for_hf
+from pymdownx import slugs
 
 from hf_zipit.cli import COMMANDS, app
 from hf_zipit.matching.methods import METHODS
-from hf_zipit.transform.permute import randomise
+from tests.helpers.detectors import PICTURES
+from tests.helpers.reader import furnish
 from tests.helpers.snippets import BLOCK, commands_in, run_page
-from tests.helpers.wholes import NARROW, unet
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted(path for path in (ROOT / "docs").rglob("*.md") if path.parent.name in ("start", "guides", "how"))
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 WITH_CODE = [page for page in PAGES if BLOCK.search(page.read_text(encoding="utf-8"))]
-COPIES = {"pets": "digits-0-4", "birds": "digits-5-9", "cars": "digits-5-9", "cats": "digits-0-4", "base": "digits-0-4"}
-SHARE = {"pets": 1, "birds": 1, "cars": 0.97, "cats": 1.02, "base": 1.01}  # factor on the first layer's weights
+PIXELS = np.random.default_rng(0).random((2, 3, 32, 32), dtype=np.float32)
+BEFORE = {  # page -> what its reader has done and has at hand
+    "export": ("merge user/pets user/birds --data user/animals -o merged", {"pixels": PIXELS}),
+    "detection": (None, {"image": PICTURES[0]}),
+}
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +76,23 @@ def test_a_link_to_a_file_that_is_not_there_is_an_error(monkeypatch):
         hooks.on_page_markdown("[c](../../examples/cifra.py)", page, config, files)
 
 
+def test_links_of_the_readme_lead_somewhere():
+    anchor_of = slugs.slugify(case="lower")
+    for path, anchor in re.findall(r"\]\(([^)#]*)#?([^)]*)\)", (ROOT / "README.md").read_text(encoding="utf-8")):
+        target = ROOT / (path or "README.md")
+        assert target.is_file(), path
+        headings = re.findall(r"^#+ (.*)$", target.read_text(encoding="utf-8"), re.MULTILINE) if anchor else []
+        assert not anchor or anchor in [anchor_of(heading, "-") for heading in headings], (path, anchor)
+
+
+def test_an_equation_with_an_unknown_command_is_an_error(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    hooks = importlib.import_module("hooks")
+    assert "<mi>&#x003B1;</mi>" in hooks.MATH.sub(hooks.equation, "```math\n\\alpha\n```")
+    with pytest.raises(PluginError, match=r"\\unknown has no MathML"):
+        hooks.MATH.sub(hooks.equation, "```math\n\\unknown x\n```")
+
+
 def test_equations_are_written_as_mathml_and_pictures_are_there(site):
     for name in ("spaces", "zip", "select", "refit", "joint"):
         page = (site / "how" / name / "index.html").read_text(encoding="utf-8")
@@ -101,7 +119,7 @@ def test_nothing_is_fetched_from_elsewhere(site):
 
 
 @pytest.mark.parametrize("page", WITH_CODE, ids=lambda page: page.stem)
-def test_code_on_new_pages_is_python_and_known_flags(page):
+def test_code_on_pages_is_python_and_known_flags(page):
     known = typer.main.get_command(app).commands
     for language, block in BLOCK.findall(page.read_text(encoding="utf-8")):
         if language == "python":
@@ -116,44 +134,26 @@ def test_code_on_new_pages_is_python_and_known_flags(page):
                 assert given <= flags, (page.name, given - flags)
 
 
-def source_folder(folder, model, share):
-    """A copy of a model whose first layer is a little larger or smaller."""
-    folder.mkdir(parents=True)
-    weights = load_file(model / "model.safetensors")
-    first = next(name for name in weights if name.endswith("weight"))
-    save_file({**weights, first: weights[first] * share}, folder / "model.safetensors", {"format": "pt"})
-    (folder / "config.json").write_bytes((model / "config.json").read_bytes())
-
-
 @pytest.fixture
-def reader(digits, digits_data, hub, tmp_path, monkeypatch):
+def reader(digits_data, hub, tmp_path, monkeypatch):
     """The folder of a reader who has all models and images that the pages name."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     monkeypatch.setattr(sys, "path", [*sys.path])
-    for name, copied in COPIES.items():
-        source_folder(tmp_path / "user" / name, ROOT / "examples" / "digits" / copied, SHARE[name])
-    for name in ("animals", "images", "pets-data", "birds-data"):
-        (tmp_path / "user" / name).mkdir()
-        for split in ("train", "test"):
-            rows = datasets.Dataset.from_parquet(
-                str(digits_data / f"{split}.parquet"), cache_dir=str(tmp_path / "rows")
-            )
-            rows.select(range(120)).to_parquet(str(tmp_path / "user" / name / f"{split}.parquet"))
-    changes = {"num_classes": 5, **NARROW}
-    model = randomise(timm.create_model("resnet18", pretrained_cfg={"input_size": (3, 32, 32)}, **changes).eval(), 1)
-    save_for_hf(model, tmp_path / "user" / "classifier", model_args=NARROW, safe_serialization=True)
-    randomise(unet().eval(), 2).save_pretrained(tmp_path / "user" / "segmenter")
+    furnish(tmp_path, ROOT / "examples" / "digits", digits_data)
     return tmp_path
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload raw bytes:DeprecationWarning")
 @pytest.mark.parametrize("page", WITH_CODE, ids=lambda page: page.stem)
-def test_code_on_new_pages_runs(page, reader, run):
+def test_code_on_pages_runs(page, reader, run):
     before = dict(METHODS)
+    command, names = BEFORE.get(page.stem, (None, {}))
+    if command:
+        assert run(*command.split())[0] == 0
     try:
-        run_page(page, run)
+        run_page(page, run, names)
     finally:  # one page adds a method
         METHODS.clear()
         METHODS.update(before)

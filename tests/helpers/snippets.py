@@ -23,12 +23,12 @@ def commands_in(block):
     return [shlex.split(line, comments=True) for line in lines if line.strip()]
 
 
-def run_page(page, run):
+def run_page(page, run, names):
     """Run the blocks of a page marked `python` and `bash` in order, in the current folder.
 
-    `run` runs `hf-zipit` and returns (exit code, stdout, stderr). Returns the names that the page defines.
+    `run` runs `hf-zipit` and returns (exit code, stdout, stderr); `names` are what Python has at hand at the beginning.
     """
-    names = {}
+    names = dict(names)
     for language, block in BLOCK.findall(page.read_text(encoding="utf-8")):
         if language == "python":
             exec(compile(block, str(page), "exec"), names)
@@ -41,4 +41,3 @@ def run_page(page, run):
                 subprocess.run([sys.executable, *arguments], check=True)
             else:
                 assert program in ELSEWHERE, f"{page.name}: {program}"
-    return names

@@ -55,7 +55,7 @@ Printed by `hf-zipit recipe --schema`, for editors.
 
 def commands() -> str:
     """Every command with its arguments and flags, from the command line itself."""
-    parts = ["# Commands", "`hf-zipit COMMAND --help` prints the same in a terminal, with the choices of each option."]
+    parts = ["# Commands", "`hf-zipit COMMAND --help-all` prints the same in a terminal, with examples."]
     for name, command in typer.main.get_command(app).commands.items():  # type: ignore[attr-defined]
         parts += [f"## `hf-zipit {name}`", escaped(command.help), table(["", "meaning"], map(flag, command.params))]
     return "\n\n".join(parts) + "\n"

@@ -1,6 +1,6 @@
 """Generate from the code what the documentation says about options, methods, calibrations and families; and pictures.
 
-python docs/make.py            # writes docs/options.md, docs/json.md, docs/pictures/, and tables in docs/models/families.md
+python docs/make.py            # writes docs/{options,json}.md, docs/pictures/, and tables in docs/models/families.md
 python docs/make.py --check    # exit with 1 if one of these files is out of date
 """
 

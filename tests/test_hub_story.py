@@ -171,9 +171,6 @@ def test_the_target_is_checked_before_any_work(hub, run_here, digits, monkeypatc
     code, _, err = run_here(*start, "--push-to", "user/parent")
     assert code == 1
     assert "user/parent holds another model (cifar_resnet20): choose another name" in err
-    code, _, err = run_here(*start)
-    assert code == 2
-    assert "pass a folder with --out, or a repository with --push-to" in err
     monkeypatch.delenv("HF_TOKEN")
     assert "uploading needs an access token" in run_here(*start, "--push-to", "user/merged")[2]
     assert {path.name for path in tmp_path.iterdir()} <= {"cache"}

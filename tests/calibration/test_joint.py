@@ -358,14 +358,16 @@ def test_with_one_data_set_the_heads_aim_between_the_parents_and_their_renewed_s
 def test_one_data_set_and_no_batch_norms_is_the_refit_and_a_warning_says_so(caplog):
     alone, joint = merged_pair([hf_vit(seed) for seed in (0, 1)], images(20, seed=3), tasks=["a", "b"])
     assert not changed(alone, joint)
-    assert "refit-joint is the same as refit here: it needs one data set per model" in caplog.text
+    assert "refit-joint is the same as --calibrate refit here: it needs one data set per model" in caplog.text
 
 
 def test_a_data_set_of_one_image_cannot_be_divided(caplog):
     data = [images(20, seed=3), images(1, seed=4)]
     alone, joint = merged_pair([hf_vit(seed) for seed in (0, 1)], data, tasks=["a", "b"])
     assert not changed(alone, joint)
-    assert "refit-joint is the same as refit here: it needs two images or more of each data set" in caplog.text
+    assert (
+        "refit-joint is the same as --calibrate refit here: it needs two images or more of each data set" in caplog.text
+    )
 
 
 def test_heads_that_do_not_end_in_linear_layers_are_left(caplog, monkeypatch):

@@ -4,6 +4,7 @@ import pytest
 
 from hf_zipit.data import rows
 from hf_zipit.data.images import open_images
+from hf_zipit.errors import DataError
 from tests.data.test_folder import picture
 from tests.data.test_images import pixel
 

@@ -11,7 +11,7 @@ from hf_zipit import cli
 from tests.fuzz.law import OUT, Case
 from tests.fuzz.world import World
 
-SKIPPED = {"debug", "help", "out", "schema"}  # --debug shows tracebacks; a place is a kind of its own
+SKIPPED = {"debug", "help", "help_all", "out", "schema"}  # --debug shows tracebacks; a place is a kind of its own
 COMMANDS = sorted(cli.COMMANDS.keys() - {"diagnose"})  # which takes more images than a world has
 VALUES = (
     *("", " ", "0", "1", "-1", "2", "3", "1.5", "0.5", "nan", "inf", "-inf", "1e30", "1e-30", "99999999999999999999"),

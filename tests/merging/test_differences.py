@@ -235,9 +235,9 @@ def test_doubts_about_a_base_are_said(vits, caplog):
         hf_zipit.merge(models, base=hf_vit(7), **options)
         hf_zipit.merge(models, base=copy.deepcopy(base).bfloat16(), **options)
         hf_zipit.merge(models, base=base, method="average", calibrate="none")
-    assert "may not be the base: every model differs from it at least" in caplog.text
+    assert "may not be the base (--base): every model differs from it at least" in caplog.text
     assert "is rounded to torch.bfloat16" in caplog.text
-    assert "base is not used: average adds no differences to it" in caplog.text
+    assert "base is not used, as average adds no differences to it" in caplog.text
 
 
 def test_a_plan_looks_at_the_base(digits):

@@ -113,7 +113,8 @@ def test_the_address_of_an_upload_as_json(hub, run, folder):
     assert code == 0
     commit = hub.repos["user/merged"].at()[0]
     address = f"{hub.endpoint}/user/merged/commit/{commit}"
-    assert json.loads(printed) == {"folder": str(folder), "repository": "user/merged", "address": address}
+    schema = {"schema": "hf-zipit/push/1"}
+    assert json.loads(printed) == {**schema, "folder": str(folder), "repository": "user/merged", "address": address}
 
 
 def test_what_a_repository_holds_may_be_unreadable(hub, folder):

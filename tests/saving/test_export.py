@@ -358,11 +358,13 @@ def test_the_commands(run, merged, partial, tmp_path):
         assert "exists already: choose another file" in error
     code, printed, _ = run(*command, "--overwrite", "--json", "--task", "birds", "--license", "mit")
     assert code == 0
-    assert json.loads(printed) == {"file": str(file), "format": "torch", "tasks": ["birds"]}
+    schema = {"schema": "hf-zipit/export/1"}
+    assert json.loads(printed) == {**schema, "file": str(file), "format": "torch", "tasks": ["birds"]}
     assert list(outputs(file)) == ["birds"]
     assert about(file)["license"] == {"license": "mit"}
     code, printed, _ = run("export", tmp_path / "merged", "-o", tmp_path / "plain", "--json")
-    assert json.loads(printed) == {"folder": str(tmp_path / "plain"), "format": "timm", "tasks": ["pets", "birds"]}
+    plain = {"folder": str(tmp_path / "plain"), "format": "timm", "tasks": ["pets", "birds"]}
+    assert json.loads(printed) == {**schema, **plain}
     code, _, error = run("export", tmp_path / "partial", "-o", tmp_path / "never")
     assert code == 1
     assert "`hf-zipit export` turns into onnx or torch" in error

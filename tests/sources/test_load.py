@@ -13,6 +13,7 @@ from hf_zipit.saving import save as saving
 from hf_zipit.saving.load import load_merged
 from hf_zipit.sources.from_timm import untrained
 from hf_zipit.sources.load import load_source
+from hf_zipit.specs.cuts import cut_names
 from hf_zipit.transform.permute import permuted, random_labels, randomise
 from tests.helpers.models import images, tiny
 
@@ -99,7 +100,8 @@ def test_a_class_without_a_spec_is_traced_and_says_so(caplog):
     assert "no spec describes this RegNet: its feature spaces were traced and checked" in caplog.text
     assert binding.spec.family == "traced-regnet"
     assert len(binding.spaces) == 31
-    assert {"stem", "s1", "s2", "s3"} <= set(binding.cuts)
+    assert {"stem", "s1", "s2"} <= set(binding.cuts)
+    assert cut_names(binding)["s3.b4"] == "s3"
 
 
 @pytest.mark.slow

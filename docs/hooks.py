@@ -128,4 +128,4 @@ def equation(found: re.Match[str]) -> str:
     written = convert(found[1].strip(), display="block")
     if left := re.findall(r"\\\w*", written):
         raise PluginError(f"{found[1].strip()!r}: {left[0]} has no MathML")
-    return f'<div style="overflow-x: auto">{written}</div>\n'
+    return f'<div style="overflow: auto hidden; padding: 0.3em 0">{written}</div>\n'

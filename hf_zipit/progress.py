@@ -31,17 +31,17 @@ def progress(
         total: the number of items, if they have no length.
     """
     total = len(items) if total is None and isinstance(items, Sized) else total
-    hidden = total == 1 or (accelerator is not None and not accelerator.is_main_process)
+    quiet = accelerator is not None and not accelerator.is_main_process
     bar: Iterable[T] = tqdm(  # type: ignore[no-untyped-call]
         items,
         desc=label,
-        disable=True if hidden else None,
+        disable=True if quiet or total == 1 else None,
         leave=False,
         total=total,
         unit=" steps" if images is None else " images",
         unit_scale=images or False,
     )
-    tell = None if hidden else _watcher.get()
+    tell = None if quiet else _watcher.get()
     return bar if tell is None else _told(bar, label, total, tell)
 
 

@@ -21,13 +21,21 @@ _log = logging.getLogger("hf_zipit")
 @takes_access
 def app(
     access: Access,
-    folder: Annotated[Path, typer.Option(help="Working folder: models and images are read there, results written.")] = (
-        Path(".")
-    ),
+    folder: Annotated[
+        Path,
+        typer.Option(
+            show_default=False,
+            help="Working folder: models and images are read there, results written. Default: the current one.",
+        ),
+    ] = Path("."),
     allow: Annotated[list[Path] | None, typer.Option(help="Further folder that may be read. Can be repeated.")] = None,
-    host: Annotated[str, typer.Option(help="Address to listen at; others than this machine's let anybody in.")] = (
-        HERE[0]
-    ),
+    host: Annotated[
+        str,
+        typer.Option(
+            show_default=False,
+            help=f"Address to listen at; others than this machine's let anybody in. Default: {HERE[0]}.",
+        ),
+    ] = HERE[0],
     port: Annotated[
         int | None, typer.Option(min=1, max=65535, help="Port to listen at. Default: the first free one from 7860.")
     ] = None,

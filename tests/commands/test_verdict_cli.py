@@ -24,7 +24,8 @@ def test_the_plain_command_says_what_it_chose_and_how_good_the_result_is(run, di
     assert all(0.8 < one["expected"] < 1 for one in verdict["tasks"].values())
     card = (tmp_path / "out" / "README.md").read_text()
     assert "- chosen because: `the models have initialisations of their own" in card
-    assert "agreement with the parents on held-out images, without labels" in card
+    assert "## Verdict" in card
+    assert f"It should keep {100 * verdict['kept']:.1f} % of the accuracy of its parents" in card
 
     code, _, err = run("merge", tmp_path / "out" / "zipit_config.yml", "-o", tmp_path / "again")
     assert code == 0, err

@@ -12,7 +12,7 @@ from tests.fuzz.law import OUT, Case
 from tests.fuzz.world import World
 
 SKIPPED = {"debug", "help", "help_all", "out", "schema"}  # --debug shows tracebacks; a place is a kind of its own
-COMMANDS = sorted(cli.COMMANDS.keys() - {"diagnose"})  # which takes more images than a world has
+COMMANDS = sorted(cli.COMMANDS.keys() - {"diagnose", "app"})  # one takes more images than a world has, one never ends
 VALUES = (
     *("", " ", "0", "1", "-1", "2", "3", "1.5", "0.5", "nan", "inf", "-inf", "1e30", "1e-30", "99999999999999999999"),
     *("abc", ",", "a,b", ",,", "1,1", "none", "all", "auto", "true", "ünï 猫", "a" * 300, "\n", "a\nb", "\t"),
@@ -31,6 +31,7 @@ def _base(rng: Random, world: World, command: str, folder: Path) -> list[str | P
     data = ["--data", world.data]
     return {
         "merge": ["merge", *parents, *data, "-o", OUT],
+        "fold": ["fold", parents[0], "--width", "0.5", *data, "-o", OUT],
         "eval": ["eval", merge, *data],
         "compare": ["compare", *parents, *data, "-o", "report", "--methods", "average", "--calibrate", "none"],
         "inspect": ["inspect", rng.choice((merge, parents[0]))],

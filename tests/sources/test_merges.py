@@ -132,7 +132,9 @@ def test_provenance_is_nested_and_parents_are_found(digits, digits_data, tmp_pat
     assert [s["folder"] for s in sources[0]["merge"]["sources"]] == ["digits-0-4", "digits-5-9"]
     assert sources[0]["merge"]["recipe"]["method"] == "average"
     assert second.config.tasks == ["digits-0-4-1", "digits-5-9", "digits-0-4-2"]
-    assert str(tmp_path) not in "".join(p.read_text() for p in folder.iterdir() if p.suffix != ".safetensors")
+    assert str(tmp_path) not in "".join(
+        p.read_text() for p in folder.iterdir() if p.suffix not in (".safetensors", ".png")
+    )
     parents = load_parents(second.config, folder)
     assert [parent.name for parent in parents] == ["one", "digits-0-4"]
     rows = hf_zipit.evaluate(second, digits_data, parents=parents, num_images=64)

@@ -234,7 +234,7 @@ def test_clear_removes_only_what_is_of_the_cache(monkeypatch, tmp_path):
     (entry,) = entries()
     (entry.folder / "notes.txt").write_text("mine")
     assert clear() == entry.size
-    assert [path.name for path in home.rglob("*") if path.is_file()] == ["results.safetensors", "notes.txt"]
+    assert {path.name for path in home.rglob("*") if path.is_file()} == {"results.safetensors", "notes.txt"}
 
 
 def test_an_entry_that_another_machine_removes_is_made_anew(monkeypatch, passes):

@@ -106,7 +106,8 @@ class Recipe(Options, Inputs):
     num_images: Count | list[Count] | Literal["all"] | None = Field(
         None,
         description="Images per data set: a number, or all. They are spread over it at random by the seed; one number "
-        f"is for all data sets, or give one for each. Default: {USEFUL}, or as many as there are.",
+        "is for all data sets, or give one for each. More are held out for the verdict. "
+        f"Default: {USEFUL}, or as many as there are.",
     )
     verdict: bool = Field(
         True,

@@ -153,7 +153,8 @@ def test_a_failed_upload_is_one_message_and_push_goes_on(hub, run_here, digits, 
     options = ["--method", "average", "--calibrate", "none", "--push-to", "user/merged", "--token", OWNER]
     code, _, err = run_here("merge", *digits, *options)
     assert code == 1
-    assert err.startswith("Error: user/merged: the connection to")
+    (error,) = (line for line in err.splitlines() if line.startswith("Error: "))
+    assert error.startswith("Error: user/merged: the connection to")
     assert "upload it, or what is missing of it, with: hf-zipit push merged user/merged" in err
     assert load_merged(tmp_path / "merged").config.tasks == ["digits-0-4", "digits-5-9"]
     hub.faults.clear()

@@ -31,7 +31,7 @@ _MADE = {
     "verdict.kept": "share of the parents' accuracy that the merge should keep",
     "verdict.control_kept": "the same of that trunk",
     "verdict.advice": "what to do, one sentence each",
-    "verdict.worth_it": "whether the merge is better than that trunk",
+    "verdict.worth_it": "whether the merge keeps at least 0.01 more than that trunk",
     "kept": "of `fold`: the spaces that are as wide as before, by the reason",
 }
 _SCORES = {

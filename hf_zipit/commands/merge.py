@@ -47,13 +47,16 @@ def merge(
 
 
 def say_made(made: Made) -> None:
-    """Print what was chosen for the user, why, and how good the result is."""
+    """Print what was chosen for the user, why, what the result costs, and how good it is."""
+    from hf_zipit.evaluation.report import price
     from hf_zipit.merging.verdict import verdict_text
 
     about = made.about
     if about.choice is not None:
         chosen = f"method {about.recipe['method']}, calibrate {about.recipe['calibrate']}"
         show_aside("\n".join([f"Chosen: {chosen}", *(f"- {reason}" for reason in about.choice["reasons"])]) + "\n")
+    if len(made.sources) > 1:
+        show_aside(price(made.model, made.sources) + "\n")
     if about.verdict is not None:
         color = {True: "green", False: "yellow"}.get(about.verdict["worth_it"])
         table, *sentences = verdict_text(about.verdict).split("\n\n")

@@ -34,7 +34,8 @@ Format = Annotated[
     typer.Option(
         "--format",
         show_default=False,
-        help="Output format. A full merge can become an ordinary checkpoint, timm or transformers. Default: zipit.",
+        help="Output format: zipit, timm or transformers. The last two are ordinary checkpoints, of full merges. "
+        "Default: zipit.",
     ),
 ]
 License = Annotated[str | None, typer.Option(help="License of the result. Default: the one that all parents state.")]

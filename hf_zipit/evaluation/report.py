@@ -6,9 +6,11 @@ from typing import Any
 
 from torch import nn
 
+from hf_zipit.assembly.parents import Merged
 from hf_zipit.costs import cost_of
 from hf_zipit.errors import OptionError
 from hf_zipit.evaluation.results import Result
+from hf_zipit.sources.preprocessing import preprocessing_of
 from hf_zipit.sources.source import Source
 from hf_zipit.text import percent, si, table
 
@@ -58,6 +60,16 @@ def before_and_after(smaller: nn.Module, source: Source, rows: Sequence[Result])
         for name, cost in costs.items()
     ]
     return table(["", *scores["after"], "FLOPs", "of before", "params", "of before"], lines)
+
+
+def price(merged: Merged, sources: Sequence[Source]) -> str:
+    """What a merge costs for all its tasks, relative to the largest of its parents, as a sentence."""
+    size = preprocessing_of(merged)[0]
+    costs = [cost_of(source.network or source.model, size) for source in sources]
+    most = max(costs, key=lambda cost: cost.flops)
+    mine = cost_of(merged, size)
+    flops, parameters = mine.flops / most.flops, mine.parameters / most.parameters
+    return f"Cost: {flops:.2f} times the FLOPs and {parameters:.2f} times the parameters of one parent"
 
 
 def _shares(value: int, before: int) -> list[str]:

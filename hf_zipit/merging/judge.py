@@ -17,6 +17,7 @@ from hf_zipit.merging.merger import Merger
 from hf_zipit.merging.next_step import next_steps
 from hf_zipit.merging.verdict import FEW, MARGIN, TaskVerdict, Verdict
 from hf_zipit.recipe import Recipe
+from hf_zipit.text import percent
 
 MERGED = "merged"
 _log = logging.getLogger("hf_zipit")
@@ -148,11 +149,12 @@ def _judged(
     if broken:
         advice.append(f"{broken} held-out images are left out, because outputs on them are not finite")
     if parent is not None and other is not None and kept < other + MARGIN:
-        method = {0: "method first-parent", len(merger.parents.wholes) - 1: "method last-parent"}.get(parent)
-        use = f"{method}, calibrate refit" if method else "give that model first, with method first-parent"
+        method = {0: "first-parent", len(merger.parents.wholes) - 1: "last-parent"}.get(parent)
+        use = f"--method {method or 'first-parent'} --calibrate refit" + ("" if method else ", with that model first")
         advice.append(
-            f"this merge is no better than the trunk of {control} alone with the heads of all tasks fitted to it. Use "
-            f"that instead ({use}), or merge less: {next_steps(merger, recipe)}"
+            f"this merge is no better than the trunk of {control} alone with the heads of all tasks fitted to it: it "
+            f"keeps {percent(kept)} %, that trunk {percent(other)} %, and a gain below {100 * MARGIN:g} point does "
+            f"not count. Simpler and as good: {use}. Or merge less: {next_steps(merger, recipe)}"
         )
     elif kept < POOR:
         worst = min((one.kept, task) for task, one in tasks.items() if one.kept is not None)[1]

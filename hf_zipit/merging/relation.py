@@ -30,7 +30,7 @@ class Relation:
 
     def __str__(self) -> str:
         """The relation as a sentence, for the output and the card."""
-        agree = f"their weights agree by {self.agreement:.2f}, where 0 is chance and 1 is equal"
+        agree = f"their weights agree by {round(self.agreement, 2) + 0.0:.2f}, where 0 is chance and 1 is equal"
         return {
             ONE_BASE: f"the models come from one base or initialisation ({agree})",
             OWN: f"the models have initialisations of their own ({agree})",

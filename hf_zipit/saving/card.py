@@ -157,7 +157,10 @@ def _limits(about: Provenance, several: bool, library: str, tasks: int) -> list[
     if len(about.sources) == 1:
         lines = ["A smaller model is usually less accurate than the one it was made of. Measure it on your own images."]
     if tasks > 1 and library == "zipit" and not several:
-        lines.append("The joint prediction compares the confidences of heads that were never trained together.")
+        lines.append(
+            "The joint prediction compares the confidences of heads that were never trained together. Its scores are "
+            f"at most 1/{tasks}, because every task adds up to the same share."
+        )
     elif tasks > 1 and library != "zipit":
         lines.append(
             "The logits are the tasks' raw logits side by side. The classifiers were never trained together, and "

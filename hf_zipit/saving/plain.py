@@ -16,7 +16,7 @@ from hf_zipit.saving.widths import with_widths
 from hf_zipit.sources import from_timm, from_transformers
 
 FORMATS = ("zipit", "timm", "transformers")
-ELSE = "which `hf-zipit export` turns into onnx or torch"
+ELSE = "or use `hf-zipit export --format onnx` (or torch)"
 
 
 def own_library(config: ZipItConfig) -> str:

@@ -14,6 +14,7 @@ def test_the_plain_command_says_what_it_chose_and_how_good_the_result_is(run, di
     assert code == 0, err
     assert printed.strip() == str(tmp_path / "out")
     assert "Chosen: method select, calibrate refit-joint" in err
+    assert "Cost: 1.00 times the FLOPs and 1.00 times the parameters of one parent" in err
     assert "- the models have initialisations of their own" in err
     assert "The merge should keep" in err
     recipe = yaml.safe_load((tmp_path / "out" / "zipit_config.yml").read_text())

@@ -37,7 +37,7 @@ MEMORY = 2 * 2**30
 LONGEST = 3000  # characters of one message
 OUT = "OUT"  # stands for the output folder in the arguments of a case
 TOLD = ("Warning: ", "Info: ", "Debug: ")
-CHOSEN = ("Chosen: ", "- ")  # what a merge says of its own choices; the worlds are too small for a verdict
+CHOSEN = ("Chosen: ", "- ", "Cost: ")  # what a merge says of its own choices; the worlds are too small for a verdict
 
 
 @dataclass(frozen=True)

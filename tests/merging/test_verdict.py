@@ -78,7 +78,9 @@ def test_a_merge_that_answers_as_its_parents_keeps_all():
     assert [one["agreement"] for one in known] == [1.0] * len(known)
     assert verdict["kept"] == 1
     assert not verdict["worth_it"]  # one trunk does as well
-    assert any("no better than the trunk of" in sentence for sentence in verdict["advice"])
+    (advice,) = (sentence for sentence in verdict["advice"] if "no better than the trunk of" in sentence)
+    assert f"it keeps {100 * verdict['kept']:.1f} %, that trunk {100 * verdict['control_kept']:.1f} %" in advice
+    assert "Simpler and as good: --method " in advice
 
 
 @torch.no_grad()

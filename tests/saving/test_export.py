@@ -367,7 +367,7 @@ def test_the_commands(run, merged, partial, tmp_path):
     assert json.loads(printed) == {**schema, **plain}
     code, _, error = run("export", tmp_path / "partial", "-o", tmp_path / "never")
     assert code == 1
-    assert "`hf-zipit export` turns into onnx or torch" in error
+    assert "use `hf-zipit export --format onnx` (or torch)" in error
     both = ["--task", "pets", "--task", "birds"]
     assert "use --task once" in run("export", tmp_path / "merged", *both, "-o", tmp_path / "never")[2]
     assert not (tmp_path / "never").exists()

@@ -61,7 +61,7 @@ def test_permuted_copies_give_the_model_back(name):
     for models, methods in ((2, EXACT), (3, ["mudsc-zip"])):
         run = merger(copies(model, models))
         for method in methods:
-            merged = run.merge(method=method, calibrate="none")
+            merged = run.merge(method=method, calibrate="none", heads="pair")  # kept heads need a refit
             with torch.no_grad():
                 for out in merged(PIXELS).task_logits.values():
                     torch.testing.assert_close(out, expected, rtol=0, atol=2e-4, msg=method)

@@ -4,11 +4,12 @@ Within one version keys are only added. A key that has no value for this model o
 """
 
 import json
-import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import typer
+
+from hf_zipit.matching.options import Options
 
 VERSION = 1
 SCHEMA = "schema"
@@ -48,6 +49,7 @@ _SCORES = {
     "latency": "milliseconds of a forward pass, by the number of images",
     "error": "why the merge could not be made",
 }
+_DECISIONS = [name for name in Options.model_fields if name != "method"]
 OUTPUTS: dict[str, dict[str, str]] = {
     "merge": _MADE,
     "plan": {
@@ -69,7 +71,8 @@ OUTPUTS: dict[str, dict[str, str]] = {
     "eval": {"rows[].model": "`merged`, `parent:TASK` or `ensemble`"} | {f"rows[].{k}": v for k, v in _SCORES.items()},
     "compare": {
         "rows[].method": "method of the merge, `parent:TASK` or `ensemble`",
-        "rows[].OPTION": "every option of matching, `cut` and `calibrate`, as in a recipe file",
+        "rows[].model": "of parents and the ensemble: the same as `method`",
+        **{f"rows[].{name}": "as in a recipe file" for name in (*_DECISIONS, "cut", "calibrate")},
         **{f"rows[].{key}": text for key, text in _SCORES.items()},
     },
     "diagnose": {
@@ -181,9 +184,7 @@ def undocumented(output: Mapping[str, Any]) -> list[str]:
     """
     kind = str(output[SCHEMA]).split("/")[1]
     known = OUTPUTS[kind]
-    free = {re.sub(r"OPTION$", "", key) for key in known if key.endswith("OPTION")}
-    found = {key for key in _keys(output, known) if key not in known and key != SCHEMA}
-    return sorted(key for key in found if not any(key.startswith(prefix) for prefix in free))
+    return sorted({key for key in _keys(output, known) if key not in known and key != SCHEMA})
 
 
 def _keys(value: Mapping[str, Any], known: Mapping[str, str], prefix: str = "") -> Iterator[str]:

@@ -15,6 +15,7 @@ import typer
 
 from hf_zipit import cli
 from hf_zipit.commands.help import EXAMPLES, GROUPS
+from hf_zipit.commands.json_output import OUTPUTS, undocumented
 
 UNDESCRIBED = "test_efficientnet"  # a small architecture of timm that no spec describes
 
@@ -468,6 +469,14 @@ def test_help_shows_examples_and_every_flag_in_a_group(run, command):
     everything = run(command, "--help-all")[1]
     for parameter in parameters(command):
         assert " ".join((parameter.help or "").split()) in " ".join(everything.split()), parameter.name
+
+
+@pytest.mark.parametrize("kind", OUTPUTS)
+def test_a_key_that_no_schema_has_is_found(kind):
+    entry = {"rows": [{"unheard": 1}]} if kind in ("eval", "compare") else {"unheard": 1}
+    assert undocumented({"schema": f"hf-zipit/{kind}/1", **entry}) == [
+        "rows[].unheard" if "rows" in entry else "unheard"
+    ]
 
 
 def test_examples_of_the_help_can_be_parsed():

@@ -17,7 +17,9 @@ def select_match(
     """Keep the units that predict all others best, and merge every other unit into the kept unit most similar to it.
 
     The units are kept by greedy column subset selection (see `subset.best_subset`). The merge averages each cluster
-    like a zip. A refit targets the kept units alone, not means of dissimilar units, and compensates for the rest.
+    like a zip. A unit with no positive similarity to any kept unit, such as a dead one, is dropped: in a mean it would
+    only weaken the others. A refit targets the kept units alone, not means of dissimilar units, and compensates for
+    the rest.
 
     Args:
         similarity: Correlation, `(n, n)`, units of model 0 first.
@@ -40,7 +42,8 @@ def select_match(
     sizes, keep = check_sizes(similarity, sizes, keep)
     chosen = best_subset(similarity, keep, readers).flip(0)  # of equally similar ones, the last is the nearest
     rank = chosen.argsort().argsort()  # merged units are in the order of the kept ones
-    labels = rank[similarity[:, chosen].argmax(1)]
+    nearest = similarity[:, chosen].max(1)
+    labels = torch.where(nearest.values > 0, rank[nearest.indices], -1)
     labels[chosen] = rank
     kept = torch.zeros(len(similarity), dtype=torch.bool)
     kept[chosen.cpu()] = True

@@ -20,7 +20,7 @@ class Match:
 
     Attributes:
         labels: The merged unit of each unit, `(n,)`, in `0 .. width - 1`; all units of model 0 come first, then those
-            of model 1, and so on. -1 is a dropped unit, as the reference code leaves some (only with `compat=True`).
+            of model 1, and so on. -1 is a dropped unit: no merged unit averages it, and nothing reads it.
         sizes: Number of units of each model; their sum is `n`.
         width: Number of merged units, `m`.
         score: Mean similarity of the units that were merged, as the method defines it.

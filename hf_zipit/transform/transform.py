@@ -196,11 +196,10 @@ def _local(value: Tensor, row: Row, match: Match, model: int) -> Tensor:
     Matches of grouped spaces move whole groups. So a column stays in the group of its row, and only its index inside
     the group changes.
     """
-    labels = match.of(model)
-    inner = row.length
-    groups = len(labels) // inner
-    inside = (labels % (match.width // groups)).view(groups, inner).to(value.device)
-    index = inside.repeat_interleave(value.shape[0] // groups, 0)  # (out, in / groups)
-    index = index.view(*index.shape, *[1] * (value.ndim - 2)).expand_as(value)
-    shape = (value.shape[0], match.width // groups, *value.shape[2:])
-    return value.new_zeros(shape).scatter_add_(1, index, value)
+    labels = match.of(model).view(-1, row.length).to(value.device)  # (groups, in / groups)
+    width = match.width // len(labels)  # merged units of a group
+    labels = labels.repeat_interleave(value.shape[0] // len(labels), 0)  # (out, in / groups)
+    labels = labels.view(*labels.shape, *[1] * (value.ndim - 2))
+    index = (labels % width).expand_as(value)
+    shape = (value.shape[0], width, *value.shape[2:])
+    return value.new_zeros(shape).scatter_add_(1, index, value * (labels >= 0))  # dropped units are not read

@@ -95,9 +95,8 @@ def test_a_model_and_its_doubled_copy_are_merged_exactly(method, cut, turned):
 
 
 @pytest.mark.parametrize("cut", [None, "layer2"])
-@pytest.mark.parametrize("method", ["zip", "permute", "kmeans"])
+@pytest.mark.parametrize("method", ["zip", "select", "permute", "kmeans"])
 def test_units_that_are_zero_leave_a_model_as_it_is(method, cut):
-    """`select` would average some of them into others, which takes a refit to mend."""
     narrow = tiny("cifar_resnet20")
     merged = merger([narrow, padded(narrow, tiny("cifar_resnet20", 1, width=2))]).merge(
         method=method, cut=cut, calibrate="none"

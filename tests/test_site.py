@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import typer.main
 from mkdocs.exceptions import PluginError
@@ -25,9 +24,8 @@ from tests.helpers.snippets import BLOCK, commands_in, run_page
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 WITH_CODE = [page for page in PAGES if BLOCK.search(page.read_text(encoding="utf-8"))]
-PIXELS = np.random.default_rng(0).random((2, 3, 32, 32), dtype=np.float32)
 BEFORE = {  # page -> what its reader has done and has at hand
-    "export": ("merge user/pets user/birds --data user/animals -o merged", {"pixels": PIXELS}),
+    "export": ("merge user/pets user/birds --data user/animals -o merged", {}),
     "detection": (None, {"image": PICTURES[0]}),
 }
 

@@ -8,7 +8,7 @@ import typer
 from hf_zipit.commands.hub_flags import takes_access
 from hf_zipit.commands.json_output import show_json
 from hf_zipit.commands.options import BatchSize, Data, Device, Json, LabelColumn, NumImages, SkipBadImages
-from hf_zipit.commands.terminal import show_table
+from hf_zipit.commands.terminal import show_aside, show_table
 from hf_zipit.errors import OptionError
 from hf_zipit.sources.access import Access
 
@@ -85,3 +85,5 @@ def evaluate(
         show_json("eval", {"rows": [row.to_dict() for row in rows]})
     else:
         show_table("\n\n".join(filter(None, (result_table(rows, merged.config.tasks), counted(rows)))))
+        if Path(model, "README.md").is_file() and joint(merged) and not update_card:
+            show_aside("--update-card adds these results to the model card")

@@ -8,7 +8,7 @@ import typer
 from hf_zipit.commands.hub_flags import takes_access
 from hf_zipit.commands.json_output import show_json
 from hf_zipit.commands.options import Json, License, Overwrite
-from hf_zipit.commands.terminal import show
+from hf_zipit.commands.terminal import show, show_aside
 from hf_zipit.errors import OptionError
 from hf_zipit.sources.access import Access
 
@@ -57,8 +57,12 @@ def export(
     if format in graphs.SUFFIXES:
         graphs.check_target(out, format, overwrite)
         merged = load_merged(model, access)
-        graphs.export(merged, out, format=format, tasks=task or None, overwrite=overwrite, license=license)
-        result = {"file": str(out), "format": format, "tasks": task or merged.config.tasks}
+        known = graphs.write_graph(merged, out, format, task or None, overwrite, license)
+        outputs = {one["output"]: len(one["classes"]) for one in [*known["tasks"], *filter(None, [known.get("joint")])]}
+        reads = f"{known['preprocessing']['input']} (B, {', '.join(map(str, known['preprocessing']['size']))})"
+        says = ", ".join(f"{name} ({count} classes)" if count else name for name, count in outputs.items())
+        show_aside(f"Input: {reads}, preprocessed images. Outputs: {says}")
+        result = {"file": str(out), "format": format, "tasks": task or merged.config.tasks, "outputs": list(outputs)}
     else:
         if len(task or []) > 1:
             raise OptionError("an ordinary checkpoint has one task or all: use --task once, or --format onnx or torch")

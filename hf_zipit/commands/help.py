@@ -78,6 +78,7 @@ WIDEST = 100  # columns
 COLUMN = 26  # where the texts of the options begin
 ALL = "hf_zipit.help_all"  # set in a context for the whole help
 _SENTENCE_END = re.compile(r"(?<=\.) (?=[A-Z-])")
+_CHOICE = re.compile(r"^- ([\w-]+)", re.MULTILINE)  # a paragraph about one of the values of an option
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ class _Parameter:
     def shown(self, width: int, full: bool) -> str:
         """Its entry. The text begins on the same line if it can; without `full` it is one sentence."""
         lines = []
-        for line in (self.text if full else _first_sentence(self.text)).split("\n"):
+        for line in (self.text if full else _in_short(self.text)).split("\n"):
             indent = "  " if line.startswith("- ") else ""
             lines += textwrap.wrap(line, width - COLUMN, subsequent_indent=indent, break_on_hyphens=False)
         head = f"  {self.head}".ljust(COLUMN)
@@ -160,7 +161,9 @@ def help_text(command: Callable[..., None], path: str, full: bool = False) -> st
         if mine:
             sections.append("\n".join([f"{title}:", *(one.shown(width, full) for one in mine)]))
     if not full:
-        sections.append(f"{path} --help-all shows everything about each option.")
+        sections.append(
+            f"Options with ... can be given several times. {path} --help-all shows everything about each option."
+        )
     return "\n\n".join(sections) + "\n"
 
 
@@ -187,9 +190,15 @@ def parameters_of(command: Callable[..., None]) -> Mapping[str, _Parameter]:
 
 
 def _first_sentence(text: str) -> str:
-    """The first sentence of a text, and the one about the default."""
+    """The first sentence of a text."""
+    return _SENTENCE_END.split(" ".join(text.split()))[0]
+
+
+def _in_short(text: str) -> str:
+    """The first sentence about an option, the names of its values, and its default."""
     first, *others = _SENTENCE_END.split(" ".join(text.split()))
-    return " ".join([first, *(one for one in others if one.startswith("Default: "))])
+    choices = [f"One of {', '.join(_CHOICE.findall(text))}."] if _CHOICE.search(text) else []
+    return " ".join([first, *choices, *(one for one in others if one.startswith("Default: "))])
 
 
 def _show_all(ctx: typer.Context, wanted: bool) -> None:

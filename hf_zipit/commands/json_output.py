@@ -133,6 +133,7 @@ OUTPUTS: dict[str, dict[str, str]] = {
         "file": "the file of the formats `onnx` and `torch`",
         "format": "the format",
         "tasks": "the tasks that were exported",
+        "outputs": "names of the main outputs of such a file",
     },
     "push": {"folder": "what was uploaded", "repository": "the repository", "address": "its address"},
     "recipe": {"recipe": "the options, with all defaults"},

@@ -54,6 +54,8 @@ def _load(ref: str, splits: Sequence[str], token: str | None) -> Any:
         elif named is not None:
             loaded = datasets.load_dataset(named[0], revision=named[1], token=token)
             _say_missing(*named, loaded, token)
+            if split is None and splits is TEST and list(loaded) == [TRAIN[0]]:
+                _log.warning("%s has no test split: all of its images are read (%s:train says so)", ref, ref)
         else:
             raise DataError(f"no data at {ref}: it is neither a file nor a folder, and a Hub id has the form user/name")
     except DataError:
@@ -148,6 +150,7 @@ def _one_split(loaded: Any, splits: Sequence[str], name: str) -> Any:
         return loaded
     for split in splits:
         if split in loaded:
+            _log.info("%s: the split '%s' is read", name, split)
             return loaded[split]
     if len(loaded) == 1:
         return next(iter(loaded.values()))

@@ -13,6 +13,13 @@ from hf_zipit.specs.spaces import Binding
 from hf_zipit.text import si, table
 
 
+LEGEND = """\
+space: units that are merged together, from the layers that write them to those that read them
+observed at: the layers whose inputs (in) or outputs (out) show what the units do
+cut: the last step that is merged (--cut); behind it every task keeps layers of its own
+2 tasks: what two models merged up to this cut cost, relative to one of them"""
+
+
 def inspection(binding: Binding, cuts: Sequence[Cut]) -> dict[str, Any]:
     """The feature spaces and legal cuts of a model as plain values, for JSON."""
     spaces = [{"name": s.name, "size": s.size, "groups": s.groups} for s in binding.spaces.values()]
@@ -42,6 +49,7 @@ def inspection_text(binding: Binding, cuts: Sequence[Cut]) -> str:
         + table(["space", "units", "groups", "observed at"], spaces)
         + "\n\n"
         + table(header, lines)
+        + f"\n\n{LEGEND}"
     )
 
 

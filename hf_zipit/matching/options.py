@@ -54,10 +54,11 @@ class Options(Settings):
     )
     heads: Literal["auto", "all", "all-full", "all-random", "pair"] = Field(
         "auto",
-        description="What becomes of attention heads. With pair, they are matched one-to-one and averaged. With all, "
-        "the heads of all models are kept, each with fewer units, at the cost of one model. With all-full, they keep "
-        "all of their units, which costs more. With all-random (control), random maps take the place of fitted ones. "
-        "Auto is all for select, where the models allow it, and else pair.",
+        description="What becomes of attention heads: auto, pair, all, all-full or all-random. With pair, they are "
+        "matched one-to-one and averaged. With all, the heads of all models are kept, each with fewer units, "
+        "at the cost of one model. With all-full, they keep all of their units, which costs more. With all- "
+        "random (control), random maps take the place of fitted ones. Auto is all for select, where the "
+        "models allow it, and else pair.",
     )
     scale: float | Literal["auto"] = Field(
         "auto",

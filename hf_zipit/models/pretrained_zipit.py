@@ -24,6 +24,7 @@ OWN_ARCHITECTURES = {
     "cifar_resnet20": "cifar_resnet",
     "cifar_vgg11": "cifar_vgg",
 }  # architecture -> module that defines it
+PLACE = "path/or/id"  # what the examples of a card load, until an upload names the repository
 BUILDER = "modeling_zipit.py"  # imports these modules when they are needed
 # files of an earlier upload that a new one deletes if it does not replace them
 _REPLACED = ["*.safetensors", "*.safetensors.index.json", "*.py", "preprocessor_config.json"]
@@ -194,7 +195,7 @@ def upload(
 
     Args:
         api: the Hub client, with the access token.
-        folder: the folder to upload; hidden files are left out.
+        folder: a temporary folder to upload. Hidden files are left out, and its card gets the name of the repository.
         repo_id: the repository, `user/name`, created if needed.
         private: visibility of a new repository; `None` follows the account's setting.
         revision: the branch to write to, created if needed; by default `main`.
@@ -207,6 +208,11 @@ def upload(
     name = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
     if revision is not None:
         api.create_branch(name, branch=revision, exist_ok=True)
+    card = Path(folder, "README.md")
+    if card.is_file():
+        text = card.read_text(encoding="utf-8")
+        card.unlink()  # it may be a link
+        card.write_text(text.replace(PLACE, name), encoding="utf-8")
     return api.upload_folder(
         folder_path=folder,
         repo_id=name,

@@ -10,6 +10,7 @@ from typing import Any
 from huggingface_hub import ModelCardData
 
 from hf_zipit.models.configuration_zipit import ZipItConfig
+from hf_zipit.models.pretrained_zipit import PLACE
 from hf_zipit.saving.card_results import BEGIN, CLASSIFICATION, END, cell, results_text, verdict_text
 from hf_zipit.saving.card_texts import FOLDED, MERGED, PIPELINES, SECTIONS, SEVERAL, TIMM, TRANSFORMERS, ZIPIT
 from hf_zipit.saving.picture import PICTURE
@@ -22,7 +23,7 @@ NAMED = 4  # from so many tasks on, the title counts them
 
 def card(
     config: ZipItConfig,
-    name: str = "path/or/id",
+    name: str = PLACE,
     *,
     library: str = "zipit",
     task: str | None = None,

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -91,6 +92,19 @@ def export(
     >>> export(merged, "merged.onnx")  # doctest: +SKIP
     >>> onnxruntime.InferenceSession("merged.onnx").run(["birds"], {"pixel_values": pixels})  # doctest: +SKIP
     """
+    write_graph(model, file, format, tasks, overwrite, license)
+    return Path(file)
+
+
+def write_graph(
+    model: ZipItPreTrainedModel,
+    file: str | Path,
+    format: str = "onnx",
+    tasks: Sequence[str] | str | None = None,
+    overwrite: bool = False,
+    license: str | None = None,
+) -> dict[str, Any]:
+    """Write a merge as one file, as `export` does. Returns what the file says of itself; see `graph.facts`."""
     file = check_target(file, format, overwrite)
     license_metadata = common_license(Provenance.of(model.config).sources, license)
     chosen = _chosen(model.config, tasks)
@@ -116,7 +130,7 @@ def export(
         write_with_data(file, write)
     except OSError as error:
         raise OutputError(f"cannot write {file}: {error.strerror or error}. No partial result was left") from error
-    return file
+    return known
 
 
 def _chosen(config: ZipItConfig, tasks: Sequence[str] | str | None) -> list[str]:

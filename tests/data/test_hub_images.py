@@ -4,6 +4,7 @@ import pytest
 
 from hf_zipit.data import rows
 from hf_zipit.data.images import open_images
+from hf_zipit.data.rows import TEST
 from hf_zipit.errors import DataError
 from tests.data.test_folder import picture
 from tests.data.test_images import pixel
@@ -20,6 +21,17 @@ def vehicles(datasets_hub, tmp_path):
 def test_images_that_are_taken_for_a_split_are_told(vehicles, caplog):
     assert len(open_images(vehicles, pixel)) == 1
     assert "user/vehicles: 1 of its 3 images are read: names of files and folders were taken for splits" in caplog.text
+
+
+def test_data_without_a_test_split_are_read_with_a_warning(datasets_hub, tmp_path, caplog):
+    for name in ("cat", "dog"):
+        picture(tmp_path / "animals" / f"{name}.png")
+    datasets_hub.add("user/animals", tmp_path / "animals")
+    assert len(open_images("user/animals", pixel)) == 2
+    assert len(open_images("user/animals:train", pixel, splits=TEST)) == 2
+    assert not caplog.text
+    assert len(open_images("user/animals", pixel, splits=TEST)) == 2
+    assert "user/animals has no test split: all of its images are read (user/animals:train says so)" in caplog.text
 
 
 def test_a_hub_that_does_not_list_files_keeps_nobody_from_reading_them(vehicles, monkeypatch):

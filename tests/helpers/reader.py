@@ -2,6 +2,7 @@
 
 import datasets
 import timm
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from timm.models import save_for_hf
 
@@ -16,13 +17,14 @@ DETECTORS = {"people": "a", "vehicles": "b"}
 
 
 def furnish(folder, digits, digits_data):
-    """Write `user/...` for all names that the pages have.
+    """Write `user/...` for all names that the pages have, and a photo.
 
     Args:
         folder: where `user` is made.
         digits: the folder of the two digit classifiers.
         digits_data: their images, as `train.parquet` and `test.parquet`.
     """
+    Image.linear_gradient("L").save(folder / "photo.jpg")
     user = folder / "user"
     for name, copied in COPIES.items():
         _copy(user / name, digits / copied, SHARE[name])

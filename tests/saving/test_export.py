@@ -351,7 +351,12 @@ def test_the_commands(run, merged, partial, tmp_path):
     for format in FORMATS:
         file = tmp_path / f"new/out{exporting.SUFFIXES[format]}"
         command = ["export", tmp_path / "partial", "--format", format, "-o", file]
-        assert run(*command) == (0, f"{file}\n", "")
+        code, printed, said = run(*command)
+        assert (code, printed) == (0, f"{file}\n")
+        assert said == (
+            "Input: pixel_values (B, 3, 32, 32), preprocessed images. "
+            "Outputs: pets (5 classes), birds (5 classes), logits (10 classes)\n"
+        )
         assert list(outputs(file)) == ["pets", "birds", "logits"]
         code, _, error = run(*command)
         assert code == 2
@@ -359,7 +364,8 @@ def test_the_commands(run, merged, partial, tmp_path):
     code, printed, _ = run(*command, "--overwrite", "--json", "--task", "birds", "--license", "mit")
     assert code == 0
     schema = {"schema": "hf-zipit/export/1"}
-    assert json.loads(printed) == {**schema, "file": str(file), "format": "torch", "tasks": ["birds"]}
+    written = {"file": str(file), "format": "torch", "tasks": ["birds"], "outputs": ["birds"]}
+    assert json.loads(printed) == {**schema, **written}
     assert list(outputs(file)) == ["birds"]
     assert about(file)["license"] == {"license": "mit"}
     code, printed, _ = run("export", tmp_path / "merged", "-o", tmp_path / "plain", "--json")

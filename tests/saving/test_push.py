@@ -31,9 +31,11 @@ def content(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def same(sent, folder):
-    """Equal but for where the parents lie on this machine."""
+def same(sent, folder, repo="user/merged"):
+    """Equal but for where the parents lie on this machine, and for the repository that the card names."""
     files = content(folder)
+    files["README.md"] = files["README.md"].replace(b"path/or/id", repo.encode())
+    assert repo.encode() in files["README.md"]
     texts = ("config.json", "zipit_config.yml")
     assert {k: v for k, v in sent.items() if k not in texts} == {k: v for k, v in files.items() if k not in texts}
     for name in texts:
@@ -68,10 +70,12 @@ def test_a_model_in_memory_keeps_its_card_and_files(hub, merged):
     assert files["README.md"].startswith(b"---\nlibrary_name: transformers\npipeline_tag: image-classification\n")
     assert repo.messages[-1] == "mine"
     hf_zipit.push(merged, "user/pushed")
-    assert hub.repos["user/pushed"].at()[1]["README.md"] == files["README.md"]
+    card = files["README.md"].replace(b"user/from-model", b"user/pushed")
+    assert hub.repos["user/pushed"].at()[1]["README.md"] == card
     loaded = type(merged).from_pretrained(saving.save(merged, folder_for(hub, "x")))
     loaded.push_to_hub("user/again")
-    assert hub.repos["user/again"].at()[1]["README.md"] == files["README.md"]
+    again = hub.repos["user/again"].at()[1]["README.md"]
+    assert again == files["README.md"].replace(b"user/from-model", b"user/again")
     assert set(hub.repos["user/again"].at()[1]) == set(files)
 
 

@@ -12,7 +12,6 @@ from hf_zipit.specs.cuts import cut_labels, cut_names
 from hf_zipit.specs.spaces import Binding
 from hf_zipit.text import si, table
 
-
 LEGEND = """\
 space: units that are merged together, from the layers that write them to those that read them
 observed at: the layers whose inputs (in) or outputs (out) show what the units do

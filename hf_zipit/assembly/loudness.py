@@ -17,8 +17,8 @@ from hf_zipit.sources.source import Source
 from hf_zipit.specs.spaces import Binding
 from hf_zipit.transform.permute import randomise
 
-IMAGES = 64  # of each data set, to measure streams on
-BATCH = 16
+IMAGES = 16  # of each data set, to measure streams on
+BATCH = 8
 CLOSE = 1.1  # streams whose scales differ by less than this factor stay as they are
 TOLERANCE = 1e-3  # on float32 outputs of ordinary scale: layer norms add a constant to the variance
 _log = logging.getLogger("hf_zipit")

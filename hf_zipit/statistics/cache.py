@@ -25,7 +25,7 @@ from hf_zipit.specs.spaces import Binding, FeatureSpace
 from hf_zipit.statistics.collect import SpaceStatistics
 from hf_zipit.statistics.content import content_of, versions
 from hf_zipit.statistics.moments import Moments, ReferenceMoments
-from hf_zipit.statistics.probes import POSITIONS
+from hf_zipit.statistics.probes import POSITIONS, SAMPLES, TOKENS
 
 LIMIT = 10 * 2**30  # bytes; beyond it the least recently used statistics are removed
 ABOUT = "about.json"
@@ -140,7 +140,9 @@ class StatisticsCache:
             "transform": content_of(transform),
             "spec": binding.spec.text,
             "device": passes.device.type,
-            "sums": ["float32, by batch", passes.batch_size] if compat else ["upper triangle of all data", POSITIONS],
+            "sums": ["float32, by batch", passes.batch_size]
+            if compat
+            else ["upper triangle", POSITIONS, TOKENS, SAMPLES],
         }
         self.folder = cache_folder() / "statistics" / _hash(content)
 

@@ -15,7 +15,7 @@ from hf_zipit.errors import DataError
 from hf_zipit.models.steps import run_steps
 from hf_zipit.specs.spaces import Binding, FeatureSpace
 from hf_zipit.statistics.moments import AnyMoments, Moments, ReferenceMoments
-from hf_zipit.statistics.probes import POSITIONS, Reader
+from hf_zipit.statistics.probes import POSITIONS, Reader, tokens_read
 
 
 @dataclass
@@ -67,7 +67,9 @@ def collect(
     with ExitStack() as stack, torch.no_grad():
         own = [{name: space.of(k) for name, space in wanted.items()} for k in range(len(models))]
         positions = None if compat else POSITIONS
-        readers = [stack.enter_context(Reader(*pair, positions)) for pair in zip(models, own, strict=True)]
+        images = sum(map(len, passes.images))
+        tokens = {} if compat else {name: tokens_read(sum(one.sizes), images) for name, one in stats.items()}
+        readers = [stack.enter_context(Reader(*pair, positions, tokens)) for pair in zip(models, own, strict=True)]
         probed = [probe.module for space in wanted.values() for probe in space.probes]
         runs = [_PartialRun(model, binding, until=probed) for model in models]
         layout = torch.contiguous_format if compat else torch.channels_last

@@ -10,6 +10,8 @@ from hf_zipit.specs.spaces import FeatureSpace, Probe
 from hf_zipit.statistics.lattice import lattice
 
 POSITIONS = 256  # a feature map with more positions is read on an even lattice of at most so many per image
+TOKENS = 64  # of a sequence, every so many-th token is read that at most so many are left,
+SAMPLES = 8  # or as many as give so many samples for each unit
 
 
 class Reader:
@@ -18,13 +20,21 @@ class Reader:
     Args:
         model: the model that runs in the block.
         spaces: the spaces to read, by name.
-        positions: upper limit on the positions read per image; `None` reads all.
+        positions: upper limit on the positions of a feature map that are read per image; `None` reads all.
+        tokens: the same for sequences, by space; by default all tokens are read.
     """
 
-    def __init__(self, model: nn.Module, spaces: Mapping[str, FeatureSpace], positions: int | None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        spaces: Mapping[str, FeatureSpace],
+        positions: int | None,
+        tokens: Mapping[str, int] | None = None,
+    ) -> None:
         self.model = model
         self.spaces = spaces
         self.positions = positions
+        self.tokens = tokens or {}
         self.features: dict[str, list[Tensor]] = {name: [] for name in spaces}
 
     def __enter__(self) -> "Reader":
@@ -42,7 +52,8 @@ class Reader:
         return module.register_forward_hook(lambda _, __, out: self._keep(name, probe, out))
 
     def _keep(self, name: str, probe: Probe, value: Tensor) -> None:
-        self.features[name].append(samples(units(value, probe, self.spaces[name].size), self.positions))
+        value = units(value, probe, self.spaces[name].size)
+        self.features[name].append(samples(value, self.positions, self.tokens.get(name)))
 
     def pop(self, name: str) -> list[Tensor]:
         """What was read of a space since the last call, one `(B, P, size)` per probe."""
@@ -69,12 +80,28 @@ def units(value: Tensor, probe: Probe, size: int) -> Tensor:
     return value.narrow(1, probe.start, size) if probe.start or value.shape[1] > size else value
 
 
-def samples(value: Tensor, positions: int | None = None) -> Tensor:
+def samples(value: Tensor, positions: int | None = None, tokens: int | None = None) -> Tensor:
     """Activations with units on axis 1 -> a copy of shape `(B, P, units)`.
 
-    With `positions`, a larger feature map is read on an even lattice.
+    Args:
+        value: `(B, units)`, a sequence `(B, units, P)`, or a feature map `(B, units, H, W)`.
+        positions: a feature map with more positions is read on an even lattice.
+        tokens: of a longer sequence, every so many-th token is read, from the first on.
+
+    >>> samples(torch.zeros(2, 5, 197), tokens=64).shape
+    torch.Size([2, 50, 5])
     """
     if value.ndim == 4 and positions is not None:
         rows, cols = lattice(value.shape[2:], positions)
         value = value[:, :, rows, cols]
+    if value.ndim == 3 and tokens is not None:
+        value = value[:, :, :: -(-value.shape[2] // tokens)]
     return value.flatten(2).transpose(1, 2).clone() if value.ndim > 2 else value[:, None].clone()
+
+
+def tokens_read(units: int, images: int) -> int:
+    """Upper limit on the tokens of an image that are read, for a space of so many units in all models together.
+
+    Tokens of one image are alike, so a few of them, of many images, say as much as all.
+    """
+    return max(TOKENS, -(-SAMPLES * units // max(images, 1)))

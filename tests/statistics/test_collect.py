@@ -5,13 +5,16 @@ import sys
 
 import numpy as np
 import pytest
+import timm
 import torch
 
 from hf_zipit.data.batches import Passes
 from hf_zipit.data.images import open_all
 from hf_zipit.errors import DataError
+from hf_zipit.find_spec import find_spec
+from hf_zipit.sources.load import load_source
 from hf_zipit.statistics.collect import collect
-from hf_zipit.statistics.probes import POSITIONS, samples
+from hf_zipit.statistics.probes import POSITIONS, SAMPLES, TOKENS, samples, tokens_read
 from tests.helpers.models import images, resnet_spec_binding, tiny
 
 SCRIPT = """
@@ -109,3 +112,22 @@ def test_activations_that_are_not_finite_are_refused_naming_model_and_space():
     models[1].layer2[0].conv1.weight.data.fill_(float("nan"))
     with pytest.raises(DataError, match=r"b: 16 of 16 units of space 'layer2\.0\.mid1' are NaN"):
         gathered(models=models)
+
+
+def test_of_long_sequences_as_many_tokens_are_read_as_units_need():
+    args = {"img_size": 48, "patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2, "num_classes": 3}
+    models = [timm.create_model("vit_tiny_patch16_224", **args).eval() for _ in range(2)]
+    binding = find_spec(load_source(models[0]))
+    pixels = torch.randn(6, 3, 48, 48)
+    parts = open_all([pixels[:4], pixels[4:]], 2, None)
+    hidden = next(name for name, space in binding.spaces.items() if space.size == 64)
+    found = collect(models, binding, Passes(parts, 4, "cpu"), spaces=[hidden], names=["a", "b"])[hidden].moments
+    every = 145 // TOKENS + 1  # 145 tokens, and 128 units, which six images with all of them give enough samples for
+    seen = torch.cat([activations(model, "blocks.0.mlp.fc2", pixels) for model in models], -1)
+    assert tokens_read(128, 6) == -(-SAMPLES * 128 // 6) > 145
+    assert found.count == 6 * 145
+    many = Passes(open_all([pixels.repeat(4, 1, 1, 1)], 1, None), 4, "cpu")
+    found = collect(models, binding, many, spaces=[hidden], names=["a", "b"])[hidden].moments
+    read = seen[:, ::every].flatten(0, 1)
+    assert found.count == 4 * len(read)
+    np.testing.assert_allclose(found.covariance, np.cov(read.T.double(), bias=True), rtol=1e-4, atol=1e-5)

@@ -25,7 +25,7 @@ from hf_zipit.specs.cuts import channel_axis
 from hf_zipit.specs.plan import Plan, gathered
 from hf_zipit.specs.spaces import Binding
 from hf_zipit.text import load_errors
-from hf_zipit.transform.heads import Matches
+from hf_zipit.transform.heads import HeadMatch, Matches
 from hf_zipit.transform.match import Match
 from hf_zipit.transform.transform import merge_states, unmerge_reads
 
@@ -86,6 +86,10 @@ class Classifiers(Parents):
     def gathers(self, plan: Plan) -> bool:
         """Whether each head gathers its own model's units from the trunk."""
         return not plan.whole and plan.gathers
+
+    def gathered_spaces(self, plan: Plan) -> set[str]:
+        """The spaces of which each head gathers its own model's units."""
+        return {plan.crossing} if self.gathers(plan) else set()
 
     def layer_costs(self) -> LayerCosts:
         """FLOPs of a merge at any cut and widths."""
@@ -176,14 +180,14 @@ class Classifiers(Parents):
         for number, (model, branch) in enumerate(self._branches):
             names = self.binding.under(plan.head, branch.state)
             match = matches[plan.crossing]
-            assert isinstance(match, Match)  # heads do not cross from one step to the next
-            labels = match.of(model) if branch.gather is None else match.of(model)[branch.gather]
+            assert not isinstance(match, HeadMatch)  # heads do not cross from one step to the next
+            mine = match.alone(model, branch.gather)
             if plan.gathers:
+                assert isinstance(mine, Match)  # see `gathered_spaces`
                 head = {name: branch.state[name].clone() for name in names}
-                out[f"unmerge.{number}.index"] = gathered(labels, match.width)
+                out[f"unmerge.{number}.index"] = gathered(mine.labels, mine.width)
             else:
-                mine = {plan.crossing: Match(labels, (len(labels),), match.width)}
-                head = unmerge_reads(branch.state, self.binding.of(model), mine, names, 0)
+                head = unmerge_reads(branch.state, self.binding.of(model), {plan.crossing: mine}, names, 0)
             out.update({f"heads.{number}.{name}": value for name, value in head.items()})
         return out
 

@@ -79,6 +79,11 @@ class Multitask(Parents):
         """Always true: every head gathers its own model's units."""
         return True
 
+    def gathered_spaces(self, plan: Plan) -> set[str]:
+        """The spaces of which each head gathers its own model's units."""
+        models = range(len(self.wholes))
+        return {space for number in models for _, space, _, _ in self.shared.taps(number, plan.depth)}
+
     def layer_costs(self) -> LayerCosts:
         """FLOPs of a merge at any cut and widths."""
         classes = [1] * len(self.wholes)  # no joint classifier grows with the tasks
@@ -171,7 +176,7 @@ class Multitask(Parents):
             out |= {f"heads.{number}.{name}": value.clone() for name, value in rest.items()}
             for step, space, _, _ in self.shared.taps(number, plan.depth):
                 match = matches[space]
-                assert isinstance(match, Match)  # heads do not cross from one step to the next
+                assert isinstance(match, Match)  # see `gathered_spaces`
                 out[f"unmerge.{number}.{step}.index"] = gathered(match.of(number), match.width)
         return out
 

@@ -92,14 +92,14 @@ class Parents(ABC):
         """The state dict of the shared part of every model."""
         return [source.model.state_dict() for source in self.sources]
 
-    def with_trunk(self, values: Mapping[str, Tensor]) -> "Parents":
-        """The same models with these values in all of their states, which a merge then leaves as they are.
+    def with_trunks(self, values: Sequence[Mapping[str, Tensor]]) -> "Parents":
+        """The same models with other values in their states, which a merge then takes.
 
         Args:
-            values: tensors by name. Layers behind a cut, and classifiers, are to be left out.
+            values: for each model, tensors by name. Layers behind a cut, and classifiers, are to be left out.
         """
         out = copy.copy(self)
-        vars(out)["states"] = [{**state, **values} for state in self.states]
+        vars(out)["states"] = [{**state, **mine} for state, mine in zip(self.states, values, strict=True)]
         return out
 
     @property
@@ -181,6 +181,10 @@ class Parents(ABC):
     @abstractmethod
     def gathers(self, plan: Plan) -> bool:
         """Whether each head gathers its own model's units from the trunk, so that its input width does not change."""
+
+    @abstractmethod
+    def gathered_spaces(self, plan: Plan) -> set[str]:
+        """The spaces of which each head gathers its own model's units; no match of them is dense."""
 
     @abstractmethod
     def layer_costs(self) -> LayerCosts:

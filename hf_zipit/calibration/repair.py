@@ -19,12 +19,13 @@ from hf_zipit.models.rerun import held_modules
 from hf_zipit.running import working_copy
 from hf_zipit.specs.plan import Plan
 from hf_zipit.specs.spaces import Binding, Row
-from hf_zipit.transform.heads import HeadMatch, Matches
+from hf_zipit.transform.heads import HeadMatch, Matches, deviations
 from hf_zipit.transform.transform import merge_states
 
 DEAD = 1e-6  # a unit is not scaled if its deviation is below this share of its mean's magnitude
 
 UnitStatistics = tuple[Tensor, Tensor]  # mean and standard deviation of every unit, each (C,)
+Merging = Callable[[list[Tensor]], Tensor]  # one value per unit of each parent -> one per merged unit
 
 
 @torch.no_grad()
@@ -69,7 +70,8 @@ class _RepairedLayer:
     Attributes:
         path: of the layer in trunk or head, and in the parents.
         module: the layer of the merged model.
-        merge: makes one value per merged unit `(C,)` from one value per unit of each parent.
+        merge: makes one mean per merged unit `(C,)` from one per unit of each parent.
+        spread: makes one deviation per merged unit `(C,)` from one per unit of each parent.
         targets: for each parent, count, sum of means and sum of mean squares of its units, weighted by positions,
             `(3, C)`.
         sums: the same for the merged layer.
@@ -77,11 +79,12 @@ class _RepairedLayer:
     """
 
     def __init__(
-        self, path: str, module: nn.Module, parents: Sequence[nn.Module], merge: Callable[[list[Tensor]], Tensor]
+        self, path: str, module: nn.Module, parents: Sequence[nn.Module], merge: Merging, spread: Merging
     ) -> None:
         self.path = path
         self.module = module
         self.merge = merge
+        self.spread = spread
         self.targets = [_zeros(parent.get_submodule(path)) for parent in parents]
         self.sums = _zeros(module)
         self.seen: list[list[UnitStatistics]] = [[] for _ in parents]
@@ -105,7 +108,7 @@ class _RepairedLayer:
 
     def correction(self, targets: Sequence[UnitStatistics], mine: UnitStatistics) -> UnitStatistics:
         """Scale and shift `(C,)` that turn the merged layer's statistics into the targets."""
-        mean, deviation = (self.merge(list(values)) for values in zip(*targets, strict=True))
+        mean, deviation = self.merge([one for one, _ in targets]), self.spread([one for _, one in targets])
         alive = mine[1] > DEAD * mine[0].abs().clamp(min=1e-12)
         scale = torch.where(alive, deviation / torch.where(alive, mine[1], 1), 1)
         return scale, mean - scale * mine[0]
@@ -118,13 +121,15 @@ def _layers(merge: MergeState, parents: Sequence[nn.Module]) -> list[_RepairedLa
     for path, module in held_modules(model.trunk).items():
         rows = output_rows(path, binding)
         if rows and not any(isinstance(merge.matches[row.space], HeadMatch) for row in rows):  # these average nothing
-            found.append(_RepairedLayer(path, module, parents, layer_merging(rows, merge.plan, merge.matches)))
+            both = (merge.matches, deviations(merge.matches))
+            mean, spread = (layer_merging(rows, merge.plan, matches) for matches in both)
+            found.append(_RepairedLayer(path, module, parents, mean, spread))
     # The heads of a multi-task merge, with their decoders, are no chains of layers.
     heads = model.heads if isinstance(model, ZipItForImageClassification) else ()
     for k, head in enumerate(heads):
         for path, module in held_modules(head).items():
             if output_rows(path, binding):
-                found.append(_RepairedLayer(path, module, parents, itemgetter(k)))
+                found.append(_RepairedLayer(path, module, parents, itemgetter(k), itemgetter(k)))
     affine: set[nn.Module] = set()
     pixels = torch.randn(1, *merge.parents[0].input_size, generator=torch.Generator().manual_seed(0))
     with ExitStack() as stack:
@@ -156,7 +161,7 @@ def output_rows(path: str, binding: Binding) -> list[Row]:
     return [r for r in binding.table if r.parameter == name and r.axis == 0 and r.role != "read" and not r.local]
 
 
-def layer_merging(rows: Sequence[Row], plan: Plan, matches: Matches) -> Callable[[list[Tensor]], Tensor]:
+def layer_merging(rows: Sequence[Row], plan: Plan, matches: Matches) -> Merging:
     """A function that merges one value per unit of each parent as the biases of the layer are merged."""
     name = rows[0].parameter
     binding = replace(plan.binding, table=tuple(rows))

@@ -27,7 +27,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     ),
     "What to merge": (
         *("method", "methods", "preset", "cut", "cuts", "width", "widths", "flops_budget", "flops_budgets", "heads"),
-        *("scale", "density", "alpha", "beta", "balance", "balance_data", "sweeps", "compat"),
+        *("scale", "density", "alpha", "beta", "balance", "balance_data", "temperature", "masses", "sweeps", "compat"),
     ),
     "Quality": ("calibrate", "verdict", "require", "parent_accuracy", "class_embeddings", "average_heads", "latency"),
     "Output": (

@@ -22,7 +22,8 @@ _MADE = {
     "sources": "one entry per model: `id` and `revision`, or `folder` and `path`; `sha256` of its weights; its license",
     "recipe": "the options, as in a recipe file",
     "data": "one entry per data set: `name`, `num_images`, and `ref` or `folder`",
-    "spaces": "one entry per feature space: `name`, `width`, and how many units are `shared`, `within` or `alone`",
+    "spaces": "one entry per feature space: `name`, `width`, and how many units are `shared`, `within` or `alone`; "
+    "`dense` for linear combinations",
     "balance": "how `--balance auto` chose: `by` which criterion, and the values `tried`",
     "choice": "why `auto` chose what the recipe holds: `reasons`, and the methods `tried`",
     "verdict.images": "number of held-out images",

@@ -42,7 +42,7 @@ class Grid:
     def recipes(self, merger: Merger) -> list[Recipe]:
         """One recipe for each merge, ordered by method, then by size, then by calibration.
 
-        Each method runs at the widths it supports. Methods without a similarity ignore widths and budgets.
+        Each method runs at the widths it supports. Methods that keep the width of one model ignore widths and budgets.
 
         Args:
             merger: the models, with the options of the run.
@@ -60,11 +60,9 @@ class Grid:
             check_width("width", width, len(merger.parents.sources))
         chosen = list(METHODS) if ALL in self.methods else list(dict.fromkeys(self.methods))
         bases = [self._base(merger.recipe, name) for name in chosen]
-        fixed = [name for name in chosen if method_of(name).fixed and (self.flops_budgets or set(self.widths) - {1})]
-        if fixed:
-            _log.warning(
-                "without a similarity, these --methods run at width 1 only, without budgets: %s", ", ".join(fixed)
-            )
+        fixed = [name for name in chosen if not method_of(name).resizes]
+        if fixed and (self.flops_budgets or set(self.widths) - {1}):
+            _log.warning("these --methods run at width 1 only, without budgets: %s", ", ".join(fixed))
         return [
             sized.changed(calibrate=name)
             for base in bases
@@ -108,6 +106,6 @@ class Grid:
         """A recipe for every cut and width, and for every budget."""
         widths = [width for width in dict.fromkeys(self.widths) if base.how.takes(width)]
         found = [base.changed(cut=cut, width=width) for cut in dict.fromkeys(cuts) for width in widths]
-        if base.how.fixed:
+        if not base.how.resizes:
             return found
         return found + [base.changed(flops_budget=budget) for budget in dict.fromkeys(self.flops_budgets)]

@@ -18,7 +18,8 @@ from hf_zipit.running import logits_of, working_copy
 from hf_zipit.sources.source import Source
 from hf_zipit.specs.spaces import Binding
 from hf_zipit.statistics.probes import POSITIONS, Reader
-from hf_zipit.transform.heads import Matches
+from hf_zipit.transform.dense import DenseMatch
+from hf_zipit.transform.heads import HeadMatch, Matches
 from hf_zipit.transform.match import Match
 
 
@@ -107,7 +108,8 @@ def feature_correlation(
     """The mean correlation between the parents' units and their merged units, in each space of the trunk.
 
     The activations are those of the running models (ZipIt!, section 5). The mean is over all parents and all units that
-    are not constant. Spaces that are only observed after the trunk are left out, and
+    are not constant. With a dense match, a parent's unit is compared with what its unmerge matrix makes of the merged
+    units. Spaces that are only observed after the trunk are left out, and
     so are heads that are kept of all models.
 
     Args:
@@ -122,18 +124,16 @@ def feature_correlation(
     """
     model: Any = working_copy(merged, passes.device)
     modules = held_modules(model.trunk)
-    labelled = {name: match for name, match in matches.items() if isinstance(match, Match)}
+    known = {name: match for name, match in matches.items() if not isinstance(match, HeadMatch)}
     spaces = {
         name: space
         for name, space in binding.spaces.items()
-        if name in labelled and space.probes and all(probe.module in modules for probe in space.probes)
-        if labelled[name].width == space.size or not any(probe.start for probe in space.probes)
+        if name in known and space.probes and all(probe.module in modules for probe in space.probes)
+        if known[name].width == space.size or not any(probe.start for probe in space.probes)
     }
-    wide = {name: replace(space, size=labelled[name].width) for name, space in spaces.items()}
+    wide = {name: replace(space, size=known[name].width) for name, space in spaces.items()}
     copies = [working_copy(parent.model, passes.device) for parent in parents]
-    sums = {
-        name: torch.zeros(6, len(m.labels), dtype=torch.float64, device=passes.device) for name, m in labelled.items()
-    }
+    sums = {name: torch.zeros(6, sum(m.sizes), dtype=torch.float64, device=passes.device) for name, m in known.items()}
     with ExitStack() as stack:
         own = [{name: space.of(k) for name, space in spaces.items()} for k in range(len(copies))]
         readers = [stack.enter_context(Reader(*pair, POSITIONS)) for pair in zip(copies, own, strict=True)]
@@ -147,21 +147,26 @@ def feature_correlation(
                 found = mine.pop(name)
                 features = [reader.pop(name) for reader in readers]
                 for y, *values in zip(found, *features, strict=True):
-                    _accumulate(sums[name], torch.cat(values, -1), y, labelled[name].labels)
+                    _accumulate(sums[name], torch.cat(values, -1), y, known[name])
     return {name: _correlation(_reduced(sums[name], passes.accelerator)) for name in spaces}
 
 
-def _accumulate(sums: Tensor, x: Tensor, y: Tensor, labels: Tensor) -> None:
-    """Add a batch to the moments of every parent unit and its merged unit.
+def _accumulate(sums: Tensor, x: Tensor, y: Tensor, match: Match | DenseMatch) -> None:
+    """Add a batch to the moments of every parent unit and of what the merged units give of it.
 
     Args:
         sums: Count, sums of x and y, and sums of x^2, y^2 and xy, `(6, N n)`; changed in place.
         x: Units of the N parents, `(B, P, N n)`.
         y: Merged units, `(B, P, m)`.
-        labels: The merged unit of each parent unit, `(N n,)`; -1 for a dropped unit.
+        match: Of the space; of a dropped unit, merged units give 0.
     """
     x = x.flatten(0, -2).double()
-    y = y.flatten(0, -2).double().index_select(1, labels.clamp(min=0).to(y.device)) * (labels >= 0).to(x)
+    y = y.flatten(0, -2).double()
+    if isinstance(match, DenseMatch):
+        y = y @ match.unmerge.to(y).T
+    else:
+        labels = match.labels
+        y = y.index_select(1, labels.clamp(min=0).to(y.device)) * (labels >= 0).to(x)
     sums += torch.stack([torch.ones_like(x), x, y, x * x, y * y, x * y]).sum(1)
 
 

@@ -3,7 +3,7 @@
 >>> from hf_zipit.matching import zip_match, select_match, permute_match, average_match, Match
 
 In: similarities of units, from activation statistics or from weights.
-Out: a `Match` for every feature space.
+Out: a `Match`, or a `DenseMatch`, for every feature space.
 Not here: running models or changing weights.
 """
 

@@ -1,10 +1,12 @@
 from .average import average_match as average_match
+from .cca import cca_match as cca_match
 from .kmeans import kmeans_match as kmeans_match
 from .match import Match as Match
+from .method import Method as Method
 from .methods import METHODS as METHODS
-from .methods import Method as Method
 from .optimal import optimal_match as optimal_match
 from .options import Options as Options
+from .ot import ot_match as ot_match
 from .permute import permute_match as permute_match
 from .select import select_match as select_match
 from .zip import zip_match as zip_match

@@ -15,7 +15,8 @@ from hf_zipit.errors import SpecError
 from hf_zipit.matching.fingerprint import fingerprint_similarity, fingerprints
 from hf_zipit.matching.greedy import Budget
 from hf_zipit.matching.groups import match_groups
-from hf_zipit.matching.methods import METHODS, Method
+from hf_zipit.matching.method import Method
+from hf_zipit.matching.methods import METHODS
 from hf_zipit.matching.options import Options
 from hf_zipit.matching.permute import permute_match
 from hf_zipit.matching.quality import agreement, optimality_gap

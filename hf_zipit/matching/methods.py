@@ -3,110 +3,9 @@
 Entries refer to their function as `module:name`, so that help texts can list the methods without loading torch.
 """
 
-import pkgutil
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from hf_zipit.matching.greedy import Budget
-    from hf_zipit.transform.match import Match, UnitMatch
-
-
-@dataclass(frozen=True)
-class Method:
-    """One way to match units.
-
-    Methods that compare weights match the spaces in repeated sweeps, until no match changes.
-
-    Attributes:
-        function: The matching function, or a reference to it, `module:name`. Its signature is `(similarity (n, n),
-            sizes, ...) -> Match`, or `(sizes, groups, ...) -> Match` if `fixed`.
-        summary: What the method does, in one line for help texts.
-        activations: Whether the similarity is computed from activations.
-        weights: Whether the similarity is computed from weights; with both, `balance` weighs them.
-        within: Whether the function may merge units of one model.
-        options: Names of the options that the function takes as keywords.
-        sized: Whether the function takes the number of merged units, `keep`.
-        heads: Whether, by default, the attention heads of all models are kept, instead of paired one-to-one.
-        read: Whether the function takes how the next layers read the units, `readers`.
-        fixed: Whether the match needs no similarity.
-        settings: Further keywords of the function.
-        control: Whether this is a baseline for the methods, not a method.
-        rule: For methods that match unit i with unit i: how the differences of the models to a base are merged, as a
-            reference to a function, `module:name`. Its signature is `(deltas, ...) -> merged difference`.
-        unequal: Whether the models may have different numbers of units.
-        seconds: For methods whose time grows with the cube of the units: about what a space of 1024 units takes.
-        observes: Whether the rule takes the inputs of the layers, `inputs`, and no base is needed.
-    """
-
-    function: str | Callable[..., "Match"]
-    summary: str
-    activations: bool = False
-    weights: bool = False
-    within: bool = False
-    options: tuple[str, ...] = ()
-    sized: bool = False
-    read: bool = False
-    heads: bool = False
-    fixed: bool = False
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    control: bool = False
-    rule: str | None = None
-    observes: bool = False
-    unequal: bool = False
-    seconds: float = 0.0
-
-    def takes(self, width: float) -> bool:
-        """Whether the method can produce matches of this width; widths below 1 need merges within a model."""
-        return width == 1 or (not self.fixed and (width > 1 or self.sized))
-
-    def match(self, options: Any, budget: "Budget | None" = None) -> "UnitMatch":
-        """The matching function for one space or group, with its options filled in.
-
-        Args:
-            options: The user's `Options`.
-            budget: With `compat`, the budget of merges that all groups of a space share.
-        """
-        keywords = {name: getattr(options, name) for name in self.options}
-        if budget is not None and "beta" in self.options:
-            keywords["budget"] = budget
-        return partial(self._resolved, **keywords, **self.settings)
-
-    def fixed_match(self, sizes: Sequence[int], groups: int) -> "Match":
-        """The match of a space by a method that needs no similarity.
-
-        Args:
-            sizes: Units of each model in the space.
-            groups: Number of groups of units.
-        """
-        return self._resolved(sizes, groups, **self.settings)
-
-    @property
-    def based(self) -> bool:
-        """Whether the method needs the model that the others were fine-tuned from."""
-        return self.rule is not None and not self.observes
-
-    def merged(self, deltas: "Sequence[Mapping[str, Tensor]]", options: Any, **keywords: Any) -> "dict[str, Tensor]":
-        """The merged difference to a base, by the rule of the method with its options filled in.
-
-        Args:
-            deltas: The differences of each model, by name.
-            options: The user's recipe.
-            keywords: What else the rule takes.
-        """
-        assert self.rule is not None
-        chosen = {name: getattr(options, name) for name in self.options if name != "scale"}
-        found: dict[str, Tensor] = pkgutil.resolve_name(self.rule)(deltas, **chosen, **keywords)
-        return found
-
-    @property
-    def _resolved(self) -> Callable[..., "Match"]:
-        return pkgutil.resolve_name(self.function) if isinstance(self.function, str) else self.function
-
+from hf_zipit.matching.method import Method as Method
 
 _ZIP: dict[str, Any] = {"within": True, "sized": True, "options": ("alpha", "beta", "compat")}
 _PERMUTE: dict[str, Any] = {"options": ("compat",)}
@@ -140,6 +39,24 @@ METHODS: dict[str, Method] = {
         activations=True,
         unequal=True,
         **_PERMUTE,
+    ),
+    "cca": Method(
+        f"{_ROOM}.cca:cca_match",
+        "map units linearly to the first model's along canonical correlations, an approximation behind activation "
+        "functions (CCA-Merge, Horoi et al., 2024)",
+        activations=True,
+        covariance=True,
+        dense=True,
+    ),
+    "ot": Method(
+        f"{_ROOM}.ot:ot_match",
+        "align units softly to the first model's by optimal transport, an approximation behind activation functions "
+        "(OTFusion, Singh and Jaggi, 2020)",
+        activations=True,
+        dense=True,
+        read=True,
+        unequal=True,
+        options=("temperature", "masses"),
     ),
     "average": Method(_AVERAGE, "average the weights without matching, unit i with unit i", fixed=True),
     "task-arithmetic": Method(

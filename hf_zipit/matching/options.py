@@ -5,7 +5,8 @@ from typing import Literal
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from hf_zipit.errors import OptionError
-from hf_zipit.matching.methods import AUTO, METHODS, Method, balanced, described, method_of
+from hf_zipit.matching.method import Method
+from hf_zipit.matching.methods import AUTO, METHODS, balanced, described, method_of
 from hf_zipit.settings import Settings
 
 
@@ -39,6 +40,18 @@ class Options(Settings):
         0.5,
         description="Share of weights in the similarity, 0 to 1, or auto (mudsc-*). The rest is for activations. With "
         "auto, 0.1 to 0.9 are tried, and the merge whose outputs are closest to the parents' is kept.",
+    )
+    temperature: float = Field(
+        0.02,
+        gt=0,
+        le=100,
+        description="Weight of the entropy of the transport (ot). At small values units are aligned almost one-to-one, "
+        "as by permute; at large ones they are all mixed.",
+    )
+    masses: Literal["uniform", "importance"] = Field(
+        "uniform",
+        description="Mass of each unit in the transport (ot): the same for all, or as much as the next layers read of "
+        "it.",
     )
     sweeps: int = Field(
         100,
@@ -101,7 +114,15 @@ class Options(Settings):
             )
         if not self.how.takes(self.width):
             supported = "only width 1, as it compares nothing" if self.how.fixed else "no width below 1"
+            supported = "only width 1, as it maps units to those of one model" if self.how.dense else supported
             raise OptionError(f"width is {self.width:g}: method '{self.method}' supports {supported}")
+        if self.how.dense and self.flops_budget is not None:
+            raise OptionError(
+                f"flops_budget is {self.flops_budget:g}: method '{self.method}' keeps one width, as it maps units to "
+                "those of one model; use zip or select, or give a cut"
+            )
+        if self.how.dense and self.compat:
+            raise OptionError(f"compat follows the code of ZipIt! and MuDSC, which has no method '{self.method}'")
         if self.heads == "all-full" and self.flops_budget is not None:
             raise OptionError(
                 f"heads is 'all-full' and flops_budget is {self.flops_budget:g}: heads with all of their units are not "

@@ -3,12 +3,15 @@
 A new similarity is one function from moments to an `(n, n)` tensor.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from hf_zipit.statistics.moments import Moments, ReferenceMoments
 
 TIE_WEIGHT = 1e-3  # weight of the fingerprints against the correlation: just enough to break ties
+FAINT = 1e-20  # the mean variance of a model's units, if they are all constant
 
 
 def correlation(moments: Moments, fingerprint_similarity: Tensor | None = None) -> Tensor:
@@ -43,6 +46,26 @@ def correlation(moments: Moments, fingerprint_similarity: Tensor | None = None) 
         values[dead] = values[:, dead] = 0
         values[dead[:, None] & dead] = ((1 + weights) / 2)[dead[:, None] & dead]
     return values
+
+
+def tied_covariance(moments: Moments, fingerprint_similarity: Tensor, sizes: Sequence[int]) -> Tensor:
+    """Covariance of every pair of units, with a little that tells units apart that the activations do not.
+
+    Units that are constant have no covariance with any other. With the similarity of their weights, times a small share
+    of the mean variance, constant units of several models belong together if their weights are alike.
+
+    Args:
+        moments: Mean and covariance of the n units.
+        fingerprint_similarity: Similarity of the units' weights, `(n, n)` in (0, 1].
+        sizes: Number of units of each model.
+
+    Returns:
+        `(n, n)`, float64.
+    """
+    covariance = moments.covariance.double()
+    means = [part.mean().clamp(min=FAINT) for part in torch.split(covariance.diagonal(), list(sizes))]
+    scale = torch.cat([mean.sqrt().expand(size) for mean, size in zip(means, sizes, strict=True)])
+    return covariance + TIE_WEIGHT * scale[:, None] * fingerprint_similarity.to(covariance) * scale
 
 
 def reference_correlation(moments: ReferenceMoments) -> Tensor:

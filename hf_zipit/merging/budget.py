@@ -12,6 +12,7 @@ from hf_zipit.errors import OptionError
 from hf_zipit.matching.widen import unit_count
 from hf_zipit.specs.spaces import Binding
 from hf_zipit.statistics.collect import SpaceStatistics
+from hf_zipit.transform.dense import DenseMatch
 from hf_zipit.transform.match import Match
 
 HALF = 0.5  # the width at which spaces are tried that are to become smaller
@@ -52,7 +53,7 @@ def unexplained(statistics: SpaceStatistics, match: Match) -> float:
     return float(1 - shares[alive].sum() / alive.sum().clamp(min=1))
 
 
-def explained(statistics: SpaceStatistics, match: Match) -> Tensor:
+def explained(statistics: SpaceStatistics, match: Match | DenseMatch) -> Tensor:
     """Share of the variance of each unit that a linear function of the merged units recovers, `(n,)`.
 
     For standardised units with correlation `C (n, n)` and the merge matrix `M (m, n)`, these are the diagonal entries

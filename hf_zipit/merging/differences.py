@@ -72,7 +72,8 @@ class Differences:
         if key not in self._merged:
             self._merged[key] = merged_difference(self.parents, plan, recipe, base, self.passes)
         found = self._merged[key]
-        return self.parents.with_trunk(found.at(float(recipe.scale) if base else 1.0, self.parents.states[0]))
+        values = found.at(float(recipe.scale) if base else 1.0, self.parents.states[0])
+        return self.parents.with_trunks([values] * len(self.parents.states))
 
     def scale(self, recipe: Recipe, merge: Callable[[Recipe], Merged], near: Callable[[Merged], float]) -> float:
         """The scale of the difference where it is `auto`.

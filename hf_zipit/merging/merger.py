@@ -21,11 +21,13 @@ from hf_zipit.data.images import open_all
 from hf_zipit.errors import OptionError
 from hf_zipit.evaluation.fidelity import distance, same_everywhere
 from hf_zipit.heads.match import matches_of_heads
+from hf_zipit.matching.dense import DenseMatcher, aligning
 from hf_zipit.matching.matcher import Matcher
 from hf_zipit.matching.methods import AUTO
 from hf_zipit.matching.options import Options
 from hf_zipit.merging.automatic import Choice, choose
 from hf_zipit.merging.base import Base
+from hf_zipit.merging.dense import assembled, dense_spaces
 from hf_zipit.merging.differences import Differences
 from hf_zipit.merging.observe import statistics_of
 from hf_zipit.merging.provenance import equip, places_of, provenance, task_names
@@ -151,7 +153,7 @@ class Merger:
         base = self.differences.base if recipe.how.based else None
         about = provenance(self.parents, self.recipe, recipe, self.passes, matches, base)
         parents = self.differences.applied(plan, recipe) if recipe.how.rule else self.parents
-        merged = parents.assemble(self.tasks, plan, matches, about.to_dict())
+        merged = assembled(parents, self.tasks, plan, matches, about.to_dict())
         equip(merged, self.parents, {**self.places, "base": [base.folder]} if base and base.folder else self.places)
         merged.to(self.passes.device)
         said = "merged %d spaces by %s up to %s; calibrating: %s"
@@ -254,8 +256,9 @@ class Merger:
         if recipe.balance == AUTO:
             raise OptionError("balance is auto; give a number, or use hf_zipit.merge, which chooses one")
         options = recipe.changed(width=1.0, flops_budget=None).options  # the plan already holds the widths
+        gathers = self.parents.gathers(plan)  # which some spaces allow no dense match for
         return self._once(
-            ("match", options, plan.depth, *(tuple(x.items()) for x in (plan.widths, plan.kept))),
+            ("match", options, plan.depth, gathers, *(tuple(x.items()) for x in (plan.widths, plan.kept))),
             lambda: self._match(plan, options),
         )
 
@@ -263,16 +266,13 @@ class Merger:
         """Match the spaces that a plan merges."""
         binding = self.parents.binding
         names = {name for name in self.parents.spaces(plan) if binding.spaces[name].group_axis not in plan.kept}
-        matcher = Matcher(
-            statistics=self.statistics(names, options.compat) if options.needs_statistics else {},
-            states=self.parents.states,
-            binding=binding,
-            options=options,
-            widths=plan.widths,
-            accelerator=self.passes.accelerator,
-        )
-        spaces = [binding.spaces[name] for name in binding.spaces if name in names]
-        matches = matcher.matches(spaces, known=self._once("families", dict))
+        dense = dense_spaces(self.parents, plan, names, options.method) if options.how.dense else []
+        statistics = self.statistics(names, options.compat) if options.needs_statistics else {}
+        given, accelerator = (statistics, self.parents.states, binding), self.passes.accelerator
+        soft = DenseMatcher(*given, options, accelerator).matches(dense, self._once("dense", dict))
+        matcher = Matcher(*given, aligning(options) if dense else options, plan.widths, accelerator)
+        spaces = [binding.spaces[name] for name in binding.spaces if name in names - soft.keys()]
+        matches: Matches = {**matcher.matches(spaces, known=self._once("families", dict)), **soft}
         return {**matches, **self._match_heads(plan, matches, options)} if plan.kept else matches
 
     def _match_heads(self, plan: Plan, matches: Matches, options: Options) -> Matches:

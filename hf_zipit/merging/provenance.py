@@ -14,6 +14,7 @@ from hf_zipit.saving.license import license_of
 from hf_zipit.saving.provenance import Provenance
 from hf_zipit.saving.sidecars import sidecar_files
 from hf_zipit.sources.source import DETECTION, Source
+from hf_zipit.transform.dense import DenseMatch
 from hf_zipit.transform.heads import HeadMatch, Matches
 from hf_zipit.transform.match import Match
 
@@ -53,11 +54,13 @@ def provenance(
     )
 
 
-def _recorded_space(name: str, match: Match | HeadMatch) -> dict[str, Any]:
+def _recorded_space(name: str, match: Match | DenseMatch | HeadMatch) -> dict[str, Any]:
     """The record of a merged space."""
     record = {"name": name, "width": match.width, **match.composition()}
     if isinstance(match, HeadMatch):
         record |= {"heads": match.merged_heads, "kept": round(match.score, 4)}
+    if isinstance(match, DenseMatch):
+        record |= {"dense": True}
     return record
 
 

@@ -10,6 +10,7 @@ from hf_zipit.heads.plan import with_heads
 from hf_zipit.matching.methods import METHODS
 from hf_zipit.matching.widen import unit_count
 from hf_zipit.merging.budget import GRID, HALF, Depth, free_spaces, spend, unexplained
+from hf_zipit.merging.dense import check_dense
 from hf_zipit.recipe import Recipe
 from hf_zipit.specs.plan import Plan
 from hf_zipit.statistics.collect import SpaceStatistics
@@ -31,6 +32,8 @@ def sized_plan(parents: Parents, recipe: Recipe) -> Plan:
     check_width("width", recipe.width, len(parents.sources))
     check_unequal(parents, recipe)
     plan = parents.plan(recipe.cut)
+    if recipe.how.dense:
+        check_dense(parents, plan, recipe)
     parent = recipe.how.settings.get("parent")
     if parent is not None:
         plan = parents.plan(recipe.cut, _widths_of(parents, parents.spaces(plan), parent))

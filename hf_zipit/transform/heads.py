@@ -7,6 +7,7 @@ from torch import Tensor
 
 from hf_zipit.specs.attention import Part, part_of
 from hf_zipit.specs.spaces import Row
+from hf_zipit.transform.dense import DenseMatch
 from hf_zipit.transform.match import Match
 
 
@@ -78,4 +79,9 @@ class HeadMatch:
         return out
 
 
-Matches = Mapping[str, Match | HeadMatch]  # by space
+Matches = Mapping[str, Match | DenseMatch | HeadMatch]  # by space
+
+
+def deviations(matches: Matches) -> Matches:
+    """The matches that merge standard deviations of units: that of a merged unit is the mean of its members'."""
+    return {name: match.deviations if isinstance(match, DenseMatch) else match for name, match in matches.items()}

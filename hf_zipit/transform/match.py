@@ -64,6 +64,11 @@ class Match:
         """The labels of one model's units, `(sizes[model],)`."""
         return torch.split(self.labels, list(self.sizes))[model]
 
+    def alone(self, model: int, units: Tensor | None = None) -> "Match":
+        """The match of one model alone, or of some of its units, `(k,)`."""
+        labels = self.of(model) if units is None else self.of(model)[units]
+        return Match(labels, (len(labels),), self.width)
+
     def composition(self) -> dict[str, int]:
         """Counts of merged units by their members.
 

@@ -1,8 +1,8 @@
-"""Merge state dicts by matches, with gathers and segment sums only.
+"""Merge state dicts by matches, with gathers and segment sums.
 
 A layer W that reads space p and writes space s becomes `W* = sum_k M_s^k W_k U_p^k` (ZipIt!, eq. 6). Each unit has one
 label, `U` copies and `M` averages. So W* sums the input columns that share a label, and averages the output rows that
-share a label. No n x n matrix is built.
+share a label. No n x n matrix is built, unless the match itself is dense.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from hf_zipit.specs.spaces import Binding, Row, fitted
-from hf_zipit.transform.heads import HeadMatch, Matches
+from hf_zipit.transform.dense import DenseMatch
+from hf_zipit.transform.heads import Matches
 from hf_zipit.transform.match import Match
 
 State = Mapping[str, Tensor]
@@ -94,11 +95,12 @@ def along(value: Tensor, axis: int, rows: Sequence[Row], matches: Matches, model
     if not rows:
         return value
     rows = _own(rows, matches, model)
-    if any(isinstance(matches[row.space], HeadMatch) for row in rows):
+    if not all(isinstance(matches[row.space], Match) for row in rows):
         parts = _parts(rows, value.shape[axis])
         return torch.cat([_part(value.narrow(axis, *span), axis, row, matches, model) for row, span in parts], axis)
     first = matches[rows[0].space]
-    if rows[0].local and isinstance(first, Match):
+    assert isinstance(first, Match)
+    if rows[0].local:
         return _local(value, rows[0], first, model)
     index, width = positions(rows, matches, model, value.shape[axis])
     index = index.to(value.device)
@@ -112,7 +114,8 @@ def along(value: Tensor, axis: int, rows: Sequence[Row], matches: Matches, model
 def members(rows: Sequence[Row], matches: Matches, model: int, length: int, models: int) -> Tensor:
     """How many of a model's units each index of a merged axis is the mean of, `(merged length,)`.
 
-    A merged head has one member in all, so each model counts as a share of it.
+    A merged head has one member in all, so each model counts as a share of it. So it does of a unit of a dense match,
+    whose merge matrix holds the mean over the models.
 
     Args:
         rows: All rows of the table for this axis that write or carry a space.
@@ -124,8 +127,9 @@ def members(rows: Sequence[Row], matches: Matches, model: int, length: int, mode
     pieces = []
     for row, (_, size) in _parts(_own(rows, matches, model), length):
         match = None if row is None else matches[row.space]
-        if isinstance(match, HeadMatch):
-            pieces.append(torch.full((match.width,), 1 / models, dtype=torch.float64))
+        if row is not None and not isinstance(match, Match):
+            width = row.before * matches[row.space].width * row.after
+            pieces.append(torch.full((width,), 1 / models, dtype=torch.float64))
         else:
             pieces.append(_part(torch.ones(size, dtype=torch.float64), 0, row, matches, model))
     return torch.cat(pieces)
@@ -153,11 +157,16 @@ def _part(value: Tensor, axis: int, row: Row | None, matches: Matches, model: in
     if row is None:
         return value
     match = matches[row.space]
-    if not isinstance(match, HeadMatch):
+    if isinstance(match, Match):
         return along(value, axis, [replace(row, offset=0)], matches, model)
-    heads = match.unmerge(model).T if row.role == "read" else match.merge(row, model)  # (width, units)
-    out: Tensor = torch.tensordot(heads.to(value), value, dims=([1], [axis])).movedim(0, axis)
-    return out
+    assert not row.local  # groups move as a whole
+    if isinstance(match, DenseMatch):
+        maps = match.unmerge_of(model).T if row.role == "read" else match.merge_of(model)
+    else:
+        maps = match.unmerge(model).T if row.role == "read" else match.merge(row, model)
+    shape = (*value.shape[:axis], row.before, maps.shape[1], row.after, *value.shape[axis + 1 :])
+    out: Tensor = torch.tensordot(maps.to(value), value.reshape(shape), dims=([1], [axis + 1])).movedim(0, axis + 1)
+    return out.flatten(axis, axis + 2)
 
 
 def positions(rows: Sequence[Row], matches: Matches, model: int, length: int) -> tuple[Tensor, int]:
@@ -179,7 +188,7 @@ def positions(rows: Sequence[Row], matches: Matches, model: int, length: int) ->
         pieces.append(torch.arange(width, width + row.offset - done))
         width += row.offset - done
         match = matches[row.space]
-        assert isinstance(match, Match)  # heads have no positions
+        assert isinstance(match, Match)  # the units of others have no positions
         labels = match.of(model)  # (size,)
         index = (torch.arange(row.before)[:, None] * match.width + labels) * row.after
         index = (index[..., None] + torch.arange(row.after)).masked_fill((labels < 0)[None, :, None], -1 - width)

@@ -353,7 +353,7 @@ def test_widths_and_budgets_are_further_merges(caplog):
         *(("zip", 1, None), ("zip", 1.5, None), ("zip", 1, 1.3), ("zip", 1, 1.6)),
         ("average", 1, None),
     ]
-    assert "without a similarity, these --methods run at width 1 only, without budgets: average" in caplog.text
+    assert "these --methods run at width 1 only, without budgets: average" in caplog.text
     with pytest.raises(OptionError, match=r"width is 3: .* at most 2"):
         Grid(["zip"], widths=[3]).recipes(mine)
 

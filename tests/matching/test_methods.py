@@ -27,7 +27,7 @@ MODELS = {
     "vit": hf_vit,
     "fused vit": timm_vit,
 }
-ALL = [name for name, method in METHODS.items() if not method.control]
+ALL = [name for name, method in METHODS.items() if not method.control and not method.dense]
 EXACT = [name for name in ALL if name != "average" and METHODS[name].rule is None]
 BATCHES = images(32, batch=16)
 

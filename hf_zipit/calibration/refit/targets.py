@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from hf_zipit.calibration.refit.layers import Layer
 from hf_zipit.specs.spaces import Binding
 from hf_zipit.transform.heads import HeadMatch, Matches
+from hf_zipit.transform.match import Match
 from hf_zipit.transform.transform import along, members, positions
 
 
@@ -55,20 +56,25 @@ class Target:
 
 
 class DenseTarget:
-    """A linear map of the parents' outputs of one layer, which writes attention heads that are kept of all parents.
-
-    Every output of the merged layer belongs to one parent, so the task of an image makes no difference.
+    """A linear map of the parents' outputs of one layer: of a dense match, or of heads that are kept of all parents.
 
     Args:
         maps: for each parent `(m, n)`, from its outputs to those of the merged layer; what all parents give is added.
+        per_task: whether the images of a task are taught by the parent of that task alone. Every output of a layer that
+            writes kept heads belongs to one parent, so there the task of an image makes no difference.
     """
 
-    def __init__(self, maps: Sequence[Tensor]) -> None:
+    def __init__(self, maps: Sequence[Tensor], per_task: bool) -> None:
         self.maps = maps
+        self.per_task = per_task
 
     def __call__(self, outputs: Sequence[Tensor], task: Tensor) -> Tensor:
         """What the merged layer should put out, `(B, P, m)`, from the outputs `(B, P, n)` of each parent."""
-        return torch.stack([out @ one.to(out).T for out, one in zip(outputs, self.maps, strict=True)]).sum(0)
+        given = torch.stack([out @ one.to(out).T for out, one in zip(outputs, self.maps, strict=True)])
+        if not self.per_task:
+            return given.sum(0)
+        own = (task == torch.arange(len(given), device=task.device)[:, None])[..., None, None]  # (N, B, 1, 1)
+        return len(given) * (given * own.to(given)).sum(0)
 
 
 def trunk_target(
@@ -93,10 +99,11 @@ def trunk_target(
         return Target(labels, sum(widths), False)
     rows = [row for row in binding.rows([parameter])[parameter] if row.role != "read" and row.axis == 0]
     aims: Matches = {row.space: matches[row.space].aim for row in rows}
-    if any(isinstance(aim, HeadMatch) for aim in aims.values()):
+    if not all(isinstance(aim, Match) for aim in aims.values()):
         maps = [along(torch.eye(width), 0, rows, aims, model) for model, width in enumerate(widths)]
         counts = torch.stack([members(rows, aims, k, width, len(widths)) for k, width in enumerate(widths)]).sum(0)
-        return DenseTarget([one / counts[:, None].clamp(min=1) for one in maps])
+        heads = any(isinstance(aim, HeadMatch) for aim in aims.values())
+        return DenseTarget([one / counts[:, None].clamp(min=1) for one in maps], per_task and not heads)
     placed = [positions(rows, aims, model, width) for model, width in enumerate(widths)]
     return Target([labels for labels, _ in placed], placed[0][1], per_task)
 

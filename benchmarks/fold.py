@@ -23,7 +23,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from hf_zipit.calibration.batchnorm import renew_norms
 from hf_zipit.costs import Cost, cost_of
-from hf_zipit.matching.methods import METHODS, Method
+from hf_zipit.matching.method import Method
+from hf_zipit.matching.methods import METHODS
 from hf_zipit.merging.merger import Merger
 from hf_zipit.running import logits_of
 from hf_zipit.sources.load import load_source

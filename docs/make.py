@@ -14,7 +14,8 @@ from pictures import PICTURES
 from hf_zipit.calibration.methods import CALIBRATIONS
 from hf_zipit.calibration.presets import PAPERS, PRESETS
 from hf_zipit.commands.json_output import OUTPUTS, VERSION
-from hf_zipit.matching.methods import METHODS, Method
+from hf_zipit.matching.method import Method
+from hf_zipit.matching.methods import METHODS
 from hf_zipit.recipe import Recipe
 from hf_zipit.specs.parser import read
 
@@ -42,13 +43,24 @@ changes, at most `--sweeps` times. `--balance auto` tries 0.1 to 0.9 and takes t
 its parents' on the images, without labels; with `--balance-data`, the most accurate on labelled images. With `-v`,
 `zip` prints an upper bound on how far the matching of each space is from the optimum.
 
+`c2m3` seeks the permutations of all models and all spaces together, so that maps between models agree around any cycle
+of them, and the merge is the same in any order of the models. It takes at most `--sweeps` steps, and width 1 only.
+`partial-ot` chooses the pairs of a wider merge together, where `permute` pairs all units and then splits the worst
+pairs; it makes such merges of two models only, and is `permute` at width 1. What both give:
+[benchmarks](../benchmarks/README.md#c2m3-and-partial-ot).
+
 ## Calibrations
 
 {calibrations}
 
+`repair-weights` is the repair Fold-AR of model folding: [how it scales](fold.md#what-is-chosen).
+
 ## Presets
 
 {presets}
+
+`pleas` with `--flops-budget` is PLeaS with a layer budget:
+[how a budget is spent](guides/cut_or_budget.md#how-a-budget-is-spent).
 """
 
 JSON = """# JSON output

@@ -10,13 +10,16 @@ PRESETS: dict[str, dict[str, Any]] = {
     "zipit": {"method": "zip", "calibrate": "batchnorm"},
     "mudsc": {"method": "mudsc-zip", "balance": "auto", "calibrate": "batchnorm"},
     "git-rebasin": {"method": "git-rebasin", "calibrate": "repair"},
+    "c2m3": {"method": "c2m3", "calibrate": "repair"},
     "pleas": {"method": "permute", "calibrate": "refit"},
 }
 PAPERS = {
     "zipit": "ZipIt! (Stoica et al., ICLR 2024)",
     "mudsc": "MuDSC (Xu et al., CVPR 2024)",
     "git-rebasin": "Git Re-Basin (Ainsworth et al., ICLR 2023) with REPAIR (Jordan et al., ICLR 2023)",
-    "pleas": "PLeaS (Nasery et al., CVPR 2025): align units one-to-one, then fit the layers",
+    "c2m3": "C2M3 (Crisostomi et al., NeurIPS 2024) with REPAIR",
+    "pleas": "PLeaS (Nasery et al., CVPR 2025): align units one-to-one, then fit the layers; with flops_budget, layers "
+    "that differ most get more units",
 }
 
 

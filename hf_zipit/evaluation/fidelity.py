@@ -123,7 +123,9 @@ def feature_correlation(
         Space -> correlation, in the order of the spaces.
     """
     model: Any = working_copy(merged, passes.device)
-    modules = held_modules(model.trunk)
+    steps = binding.steps[: len(merged.config.trunk or ())]  # without weights, modules behind a cut are held too
+    held = held_modules(model.trunk)
+    modules = set(binding.under(steps, held) if steps else held)
     known = {name: match for name, match in matches.items() if not isinstance(match, HeadMatch)}
     spaces = {
         name: space

@@ -7,6 +7,7 @@ from .methods import METHODS as METHODS
 from .optimal import optimal_match as optimal_match
 from .options import Options as Options
 from .ot import ot_match as ot_match
+from .partial import partial_match as partial_match
 from .permute import permute_match as permute_match
 from .select import select_match as select_match
 from .zip import zip_match as zip_match

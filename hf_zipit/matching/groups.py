@@ -50,7 +50,7 @@ def match_groups(
     scores = np.zeros((models, groups, models, groups))
     for i, j in combinations(range(models), 2):
         if i == 0 or not compat:
-            scores[i, :, j] = sum(_group_scores(block[i, :, :, j]) for block in blocks if block is not None)
+            scores[i, :, j] = sum(group_scores(block[i, :, :, j]) for block in blocks if block is not None)
             scores[j, :, i] = scores[i, :, j].T
     table = torch.from_numpy(scores.reshape(models * groups, -1))
     labels = permute_match(table, [groups] * models, compat=compat).labels.reshape(models, groups)
@@ -63,7 +63,7 @@ def match_groups(
     ]
 
 
-def _group_scores(pairs: Blocks) -> NDArray[np.float64]:
+def group_scores(pairs: Blocks) -> NDArray[np.float64]:
     """Score of every group of one model with every group of another: the best assignment of their units.
 
     `pairs` has shape (group, unit, group, unit), the result (group, group).

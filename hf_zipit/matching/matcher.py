@@ -78,6 +78,8 @@ class Matcher:
         if method.fixed:
             return {space.name: method.fixed_match(space.sizes(self.models), space.groups) for space in spaces}
         families = self.families(spaces)
+        if method.at_once:
+            return method.matches_of_all(self.states, self.binding, families, self.options)
         matches: dict[str, Match] = {}
         if method.activations:
             known = {} if known is None else known
@@ -114,13 +116,14 @@ class Matcher:
         """Spaces grouped by what must be matched together, because their groups share one order.
 
         MuDSC's code orders the groups of every space separately. Under `compat` this is followed, except for grouped
-        convolutions and spaces without probes, which do not allow it.
+        convolutions and spaces without probes, which do not allow it, and for methods that match all spaces at once.
         """
         tied = {self.binding.spaces[row.space].group_axis for row in self.binding.table if row.local}
         tied |= {space.group_axis for space in spaces if not space.probes}
+        apart = self.options.compat and not self.method.at_once
         out: dict[tuple[str | None, str], list[FeatureSpace]] = {}
         for space in spaces:
-            alone = space.group_axis is None or (self.options.compat and space.group_axis not in tied)
+            alone = space.group_axis is None or (apart and space.group_axis not in tied)
             out.setdefault((space.group_axis, space.name if alone else ""), []).append(space)
         return [tuple(family) for family in out.values()]
 

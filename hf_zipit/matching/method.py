@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from hf_zipit.matching.greedy import Budget
-    from hf_zipit.transform.dense import DenseMatch
+    from hf_zipit.specs.spaces import Binding, FeatureSpace
     from hf_zipit.transform.match import Match
 
 
@@ -22,7 +22,8 @@ class Method:
 
     Attributes:
         function: The matching function, or a reference to it, `module:name`. Its signature is `(similarity (n, n),
-            sizes, ...) -> Match`, or `(sizes, groups, ...) -> Match` if `fixed`, or `-> DenseMatch` if `dense`.
+            sizes, ...) -> Match`, or `(sizes, groups, ...) -> Match` if `fixed`, or `-> DenseMatch` if `dense`, or
+            `(states, binding, families, ...) -> {space: Match}` if `at_once`.
         summary: What the method does, in one line for help texts.
         activations: Whether the similarity is computed from activations.
         weights: Whether the similarity is computed from weights; with both, `balance` weighs them.
@@ -34,6 +35,8 @@ class Method:
         covariance: Whether the function takes the covariance of activations in place of their correlation.
         dense: Whether its matches are dense. They keep one width; where a space allows none, it is matched one-to-one.
         fixed: Whether the match needs no similarity.
+        at_once: Whether all spaces are matched at once, by weights.
+        paired: Whether merges wider than the models are made of two models only.
         settings: Further keywords of the function.
         control: Whether this is a baseline for the methods, not a method.
         rule: For methods that match unit i with unit i: how the differences of the models to a base are merged, as a
@@ -43,7 +46,7 @@ class Method:
         observes: Whether the rule takes the inputs of the layers, `inputs`, and no base is needed.
     """
 
-    function: "str | Callable[..., Match | DenseMatch]"
+    function: str | Callable[..., Any]
     summary: str
     activations: bool = False
     weights: bool = False
@@ -55,6 +58,8 @@ class Method:
     covariance: bool = False
     dense: bool = False
     fixed: bool = False
+    at_once: bool = False
+    paired: bool = False
     settings: Mapping[str, Any] = field(default_factory=dict)
     control: bool = False
     rule: str | None = None
@@ -64,12 +69,12 @@ class Method:
 
     def takes(self, width: float) -> bool:
         """Whether the method can produce matches of this width; widths below 1 need merges within a model."""
-        return width == 1 or (self.resizes and (width > 1 or self.sized))
+        return width == 1 or (self.resizes and (width > 1 or (self.sized and self.within)))
 
     @property
     def resizes(self) -> bool:
         """Whether the method can produce matches of other widths than that of one model."""
-        return not (self.fixed or self.dense)
+        return not (self.fixed or self.dense or self.at_once)
 
     def match(self, options: Any, budget: "Budget | None" = None) -> Callable[..., Any]:
         """The matching function for one space or group, with its options filled in.
@@ -91,6 +96,25 @@ class Method:
             groups: Number of groups of units.
         """
         found: Match = self._resolved(sizes, groups, **self.settings)
+        return found
+
+    def matches_of_all(
+        self,
+        states: "Sequence[Mapping[str, Tensor]]",
+        binding: "Binding",
+        families: "Sequence[Sequence[FeatureSpace]]",
+        options: Any,
+    ) -> "dict[str, Match]":
+        """The matches of all spaces by a method that finds them at once, by space.
+
+        Args:
+            states: State dicts of the models.
+            binding: Maps each space to slices of parameters.
+            families: The spaces; those of a family move their groups together.
+            options: The user's `Options`.
+        """
+        keywords = {name: getattr(options, name) for name in self.options}
+        found: dict[str, Match] = self._resolved(states, binding, families, **keywords)
         return found
 
     @property

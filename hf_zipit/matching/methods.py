@@ -40,6 +40,14 @@ METHODS: dict[str, Method] = {
         unequal=True,
         **_PERMUTE,
     ),
+    "partial-ot": Method(
+        f"{_ROOM}.partial:partial_match",
+        "as permute; with a width above 1, the best pairs of two models, and the rest apart (Partial Fusion, 2026)",
+        activations=True,
+        sized=True,
+        paired=True,
+        unequal=True,
+    ),
     "cca": Method(
         f"{_ROOM}.cca:cca_match",
         "map units linearly to the first model's along canonical correlations, an approximation behind activation "
@@ -135,6 +143,13 @@ METHODS: dict[str, Method] = {
         "align units one-to-one across models by weights (Ainsworth et al., 2023)",
         weights=True,
         **_PERMUTE,
+    ),
+    "c2m3": Method(
+        f"{_ROOM}.universe:universe_match",
+        "align all models and layers at once, by weights, the same in any order of the models (C2M3, 2024)",
+        weights=True,
+        at_once=True,
+        options=("sweeps",),
     ),
     "weight-zip": Method(
         f"{_ROOM}.zip:zip_match",

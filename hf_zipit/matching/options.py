@@ -113,8 +113,9 @@ class Options(Settings):
                 f"width is {self.width:g} and flops_budget is {self.flops_budget:g}: give only one of them"
             )
         if not self.how.takes(self.width):
-            supported = "only width 1, as it compares nothing" if self.how.fixed else "no width below 1"
-            supported = "only width 1, as it maps units to those of one model" if self.how.dense else supported
+            why = "compares nothing" if self.how.fixed else "aligns all layers at once, unit by unit"
+            why = "maps units to those of one model" if self.how.dense else why
+            supported = "no width below 1" if self.how.resizes else f"only width 1, as it {why}"
             raise OptionError(f"width is {self.width:g}: method '{self.method}' supports {supported}")
         if self.how.dense and self.flops_budget is not None:
             raise OptionError(

@@ -31,6 +31,7 @@ def sized_plan(parents: Parents, recipe: Recipe) -> Plan:
     """
     check_width("width", recipe.width, len(parents.sources))
     check_unequal(parents, recipe)
+    check_paired(parents, recipe)
     plan = parents.plan(recipe.cut)
     if recipe.how.dense:
         check_dense(parents, plan, recipe)
@@ -58,6 +59,7 @@ def budget_plan(parents: Parents, recipe: Recipe, match: Matched, observe: Obser
     budget = recipe.flops_budget
     assert budget is not None
     check_unequal(parents, recipe)
+    check_paired(parents, recipe)
     if not recipe.needs_statistics:
         raise OptionError(f"flops_budget reads activations, but method '{recipe.method}' does not; give a width")
     plans = _plans(parents, recipe.cut or parents.fixed_cut)  # a merge with a cut can only be merged again at that cut
@@ -147,6 +149,24 @@ def check_unequal(parents: Parents, recipe: Recipe) -> None:
         raise OptionError(f"compat follows code for models of one width, but {said}; leave it out")
     if recipe.flops_budget is not None:
         raise OptionError(f"flops_budget compares with one parent, but {said}; give a width and a cut")
+
+
+def check_paired(parents: Parents, recipe: Recipe) -> None:
+    """Refuse wider merges of three or more models by methods that choose among the pairs of two.
+
+    Args:
+        parents: the models.
+        recipe: the options.
+
+    Raises:
+        OptionError: the method makes wider merges of two models only, and there are more.
+    """
+    models = len(parents.sources)
+    if recipe.how.paired and models > 2 and (recipe.width != 1 or recipe.flops_budget is not None):
+        raise OptionError(
+            f"method '{recipe.method}' chooses which units of two models stay apart, and these are {models} models: "
+            "use permute, or leave out the width"
+        )
 
 
 def _widths_of(parents: Parents, names: Iterable[str], parent: int) -> dict[str, int]:

@@ -292,6 +292,18 @@ def test_correlation_of_features_is_a_plain_computation():
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in merged.modules())
 
 
+def test_features_are_compared_at_every_cut():
+    """After the last block only the pooling follows, which has no weights and is held by the trunk, but not run."""
+    mine = merger(cache=False)
+    for cut in mine.parents.binding.cuts:
+        recipe = Recipe(method="permute", cut=cut, calibrate="none")
+        merged = mine.merge(recipe)
+        matches = mine.match(mine.plan(recipe), recipe)
+        found = feature_correlation(merged, mine.parents.sources, mine.parents.binding, matches, mine.passes)
+        assert set(found) <= set(matches), cut
+    assert list(found) == list(matches)
+
+
 def test_images_that_do_not_fit_in_memory_are_decoded_anew():
     read = []
     source = Images(lambda i: read.append(i) or torch.zeros(3, 4, 4), 3, "x", lambda: "y")

@@ -58,7 +58,7 @@ def test_permuted_copies_give_the_model_back(name):
     model = MODELS[name]()
     with torch.no_grad():
         expected = logits_of(model(PIXELS))
-    for models, methods in ((2, EXACT), (3, ["mudsc-zip"])):
+    for models, methods in ((2, EXACT), (3, ["mudsc-zip", "c2m3"])):
         run = merger(copies(model, models))
         for method in methods:
             merged = run.merge(method=method, calibrate="none", heads="pair")  # kept heads need a refit
@@ -80,7 +80,14 @@ def test_cuts_leave_what_is_behind_to_each_model(cut):
 
 @pytest.mark.parametrize(
     ("method", "compat"),
-    [("permute", False), ("git-rebasin", False), ("git-rebasin", True), ("mudsc-align", False), ("mudsc-align", True)],
+    [
+        ("permute", False),
+        ("c2m3", False),
+        ("git-rebasin", False),
+        ("git-rebasin", True),
+        ("mudsc-align", False),
+        ("mudsc-align", True),
+    ],
 )
 @pytest.mark.parametrize("name", ["resnet", "vit"])
 @pytest.mark.sample(4)

@@ -1,5 +1,7 @@
 """Trunks wider and narrower than a model, what they cost, what a budget buys, and the controls."""
 
+from itertools import product
+
 import pytest
 import torch
 import transformers
@@ -12,7 +14,7 @@ from hf_zipit.matching.controls import random_match
 from hf_zipit.matching.methods import METHODS
 from hf_zipit.matching.permute import permute_match
 from hf_zipit.matching.widen import split_match, unit_count
-from hf_zipit.merging.budget import free_spaces, unexplained
+from hf_zipit.merging.budget import Depth, free_spaces, spend, unexplained
 from hf_zipit.merging.merger import Merger
 from hf_zipit.running import logits_of
 from hf_zipit.saving import save as saving
@@ -53,7 +55,7 @@ def test_a_trunk_as_wide_as_all_models_is_the_ensemble(name, cut):
             torch.testing.assert_close(out, source(PIXELS), rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("method", ["zip", "permute", "kmeans"])
+@pytest.mark.parametrize("method", ["zip", "permute", "kmeans", "partial-ot"])
 @pytest.mark.parametrize("width", [1.5, 1.2])
 @pytest.mark.sample(2)
 def test_wider_merges_of_permuted_copies_give_the_model_back(method, width):
@@ -163,6 +165,45 @@ def test_a_budget_is_kept_and_more_of_it_leaves_less_unexplained():
     least = merger.merge(method="zip", flops_budget=1, calibrate="none")
     plain = merger.merge(method="zip", calibrate="none")
     assert flops(least, PIXELS) == flops(plain, PIXELS) > one  # the classifiers of further tasks
+
+
+def test_a_budget_is_spent_nearly_as_well_as_by_trying_all_widths():
+    """PLeaS chooses the widths of all layers by an integer program; its best choice is found here by trying all."""
+    model = tiny("cifar_resnet20")
+    binding = find_spec(load_source(model))
+    costs = LayerCosts(model, binding, (3, 32, 32), [5, 5])
+    depth = Depth(len(binding.steps) - 1, tuple(binding.spaces), False)
+    widths = (1.0, 1.25, 1.5, 1.75, 2.0)
+    choices = [dict(zip(binding.spaces, chosen, strict=True)) for chosen in product(widths, repeat=len(binding.spaces))]
+    flops_of = torch.tensor([costs.flops(depth.steps, chosen, gathers=False) for chosen in choices])
+    gaps = []
+    for seed in range(6):
+        g = torch.Generator().manual_seed(seed)
+        shapes = {name: torch.rand(2, generator=g).tolist() for name in binding.spaces}  # height, and how it falls
+        errors = {
+            name: {w: (0.1 + height) * (2 - w) ** (0.5 + 2 * fall) for w in widths}
+            for name, (height, fall) in shapes.items()
+        }
+        lost = torch.tensor([sum(errors[name][w] for name, w in chosen.items()) for chosen in choices])
+        for budget in (1.3, 1.7, 2.5):
+            offer = spend(budget, [depth], costs, errors)
+            assert offer.flops <= budget
+            equal = [n for n, chosen in enumerate(choices) if len(set(chosen.values())) == 1 and flops_of[n] <= budget]
+            assert offer.error < lost[equal].min()
+            gaps.append(float(offer.error - lost[flops_of <= budget].min()) / float(lost.max()))
+    assert sum(gaps) / len(gaps) < 0.01
+    assert max(gaps) < 0.1
+
+
+def test_pleas_spends_a_budget_on_the_spaces_that_need_it():
+    sources = [tiny("cifar_resnet20", seed) for seed in (0, 1)]
+    merged = hf_zipit.merge(sources, images(32), preset="pleas", flops_budget=1.4, cut="none", **TASKS)
+    recipe = merged.config.zipit["recipe"]
+    assert (recipe["method"], recipe["calibrate"], recipe["flops_budget"]) == ("permute", "refit", 1.4)
+    assert 1.2 < flops(merged, PIXELS) / flops(sources[0], PIXELS) <= 1.4
+    binding = find_spec(load_source(sources[0]))
+    wider = {space["width"] / binding.spaces[space["name"]].size for space in merged.config.zipit["spaces"]}
+    assert len(wider) > 1
 
 
 @pytest.mark.parametrize(

@@ -260,3 +260,26 @@ def test_without_images_and_norms_units_vary_as_their_members_do():
     expected = torch.stack([before[labels == unit].mean() for unit in range(len(after))])
     torch.testing.assert_close(after, expected, rtol=0.05, atol=0)
     assert (variances(plain, plain.trunk.features[0]) < 0.8 * expected).sum() > 1
+
+
+def test_members_of_one_norm_are_scaled_as_by_model_folding():
+    """Fold-AR scales the mean of n units, of mean correlation e, by n / sqrt(n + (n^2 - n) e)."""
+    model = cifar_vgg()
+    first = model.features[0].weight
+    with torch.no_grad():
+        first.div_(first.flatten(1).norm(dim=1).view(-1, 1, 1, 1))
+    ways = ("none", "repair-weights")
+    plain, repaired = (hf_zipit.fold(model, width=0.5, method="weight-zip", calibrate=way) for way in ways)
+    merger = Merger([model], cache=False)
+    recipe = merger.recipe.changed(width=0.5, method="weight-zip")
+    labels = merger.match(merger.plan(recipe), recipe)["features.0.out"].labels
+    factors = []
+    for unit in range(int(labels.max()) + 1):
+        rows = first.detach().flatten(1)[labels == unit]
+        n = len(rows)
+        between = (rows @ rows.T).sum() - n
+        e = between / max(n * n - n, 1)
+        factors.append(n / (n + (n * n - n) * e).sqrt())
+    before, after = (x.trunk.features[0].weight.flatten(1).norm(dim=1) for x in (plain, repaired))
+    assert max(factors) > 1.2
+    torch.testing.assert_close(after / before, torch.stack(factors), rtol=1e-4, atol=0)

@@ -8,12 +8,15 @@ import re
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from pictures import PICTURES
 
 from hf_zipit.calibration.methods import CALIBRATIONS
 from hf_zipit.calibration.presets import PAPERS, PRESETS
 from hf_zipit.commands.json_output import OUTPUTS, VERSION
+from hf_zipit.comparison.papers import CONTROLS, PREFIX, rows_of
+from hf_zipit.comparison.papers import PAPERS as TABLES
 from hf_zipit.matching.method import Method
 from hf_zipit.matching.methods import METHODS
 from hf_zipit.recipe import Recipe
@@ -61,6 +64,13 @@ pairs; it makes such merges of two models only, and is `permute` at width 1. Wha
 
 `pleas` with `--flops-budget` is PLeaS with a layer budget:
 [how a budget is spent](guides/cut_or_budget.md#how-a-budget-is-spent).
+
+## Tables of papers
+
+`hf-zipit compare --methods paper:NAME` makes these rows, and the controls `random`, `first-parent` and `last-parent` in
+the same calibrations.
+
+{papers}
 """
 
 JSON = """# JSON output
@@ -127,6 +137,25 @@ def presets() -> str:
     return table(["preset", "options", "source"], rows)
 
 
+def papers() -> str:
+    """A table of all papers whose rows can be compared."""
+    lines = [[f"`{PREFIX}{name}`", "; ".join(map(row, own_rows(name))), paper.source] for name, paper in TABLES.items()]
+    return table(["paper", "rows", "source"], lines)
+
+
+def own_rows(paper: str) -> list[dict[str, Any]]:
+    """The rows of a paper without the controls."""
+    return [row for row in rows_of(paper) if row["method"] not in CONTROLS]
+
+
+def row(options: dict[str, Any]) -> str:
+    """A row of a paper: its method, calibration and further options."""
+    method, calibrate, *rest = options.items()
+    return " ".join(
+        [f"{method[1]} {calibrate[1]}", *(name if value is True else f"{name}={value}" for name, value in rest)]
+    )
+
+
 def outputs() -> str:
     """A table of keys for every kind of JSON output."""
     tables = [f"\n## {kind}\n\n{table(['key', 'meaning'], named(keys))}" for kind, keys in OUTPUTS.items()]
@@ -170,6 +199,7 @@ def pages() -> dict[Path, str]:
     """The generated files and their contents."""
     every = [name for name in Recipe.model_fields if name not in NO_OPTION]
     known = {"options": options(every), "methods": methods(), "calibrations": calibrations(), "presets": presets()}
+    known["papers"] = papers()
     models = DOCS / "models" / "families.md"
     return {
         DOCS / "json.md": JSON.format(version=VERSION, kinds=outputs()),

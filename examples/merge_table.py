@@ -8,7 +8,8 @@ from hf_zipit.comparison.grid import Grid
 from hf_zipit.comparison.report import write_report
 from hf_zipit.comparison.run import Comparison
 from hf_zipit.evaluation.results import Result
-from hf_zipit.matching.methods import AUTO, METHODS
+from hf_zipit.matching.methods import METHODS
+from hf_zipit.matching.registry import AUTO
 from hf_zipit.merging.merger import Merger
 from hf_zipit.recipe import Recipe
 

@@ -13,6 +13,7 @@ from .errors import ZipItError as ZipItError
 from .evaluation.evaluate import evaluate as evaluate
 from .evaluation.evaluate import evaluate_tasks as evaluate_tasks
 from .evaluation.results import Result as Result
+from .matching.registry import register_method as register_method
 from .merging.fold import fold as fold
 from .merging.merge import merge as merge
 from .merging.merge import merge_recipe as merge_recipe

@@ -240,8 +240,8 @@ class Recipe(Options, Inputs):
 
     @property
     def decisions(self) -> dict[str, Any]:
-        """The options that distinguish merges of the same models on the same images: matching, cut and calibration."""
-        return {**self.options.model_dump(), "cut": self.cut, "calibrate": self.calibrate}
+        """What distinguishes merges of the same models on the same images: matching, cut, calibration and seed."""
+        return {**self.options.model_dump(), "cut": self.cut, "calibrate": self.calibrate, "seed": self.seed}
 
     def changed(self, **changes: Any) -> "Recipe":
         """A copy of this recipe with other values.

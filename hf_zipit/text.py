@@ -1,4 +1,4 @@
-"""Text for the terminal: aligned tables, numbers with SI prefixes, sizes, and what a library raises as one line."""
+"""Tables for the terminal, Markdown and LaTeX; numbers with SI prefixes, sizes, what a library raises as one line."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -81,6 +81,65 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(aligned(line) for line in lines)
 
 
+def markdown_cell(text: str) -> str:
+    """A text as Markdown shows it in a table or heading: bars would divide cells, and comments would hide text.
+
+    >>> markdown_cell("a|b")
+    'a\\\\|b'
+    """
+    return " ".join(text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").split())
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table as GitHub shows it: the first column to the left, the others to the right.
+
+    >>> print(markdown_table(["a", "n"], [["x_1", "1"]]))
+    | a | n |
+    |---|---:|
+    | x\\_1 | 1 |
+    """
+    lines = [[markdown_cell(cell).replace("_", "\\_").replace("*", "\\*") for cell in line] for line in (header, *rows)]
+    shown = [f"| {' | '.join(line)} |" for line in lines]
+    return "\n".join([shown[0], "|---" + "|---:" * (len(header) - 1) + "|", *shown[1:]])
+
+
+def latex_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A LaTeX table with the rules of the package booktabs; special characters are escaped.
+
+    >>> print(latex_table(["a", "%"], [["x_1", "1"]]))
+    \\begin{tabular}{lr}
+    \\toprule
+    a & \\% \\\\
+    \\midrule
+    x\\_1 & 1 \\\\
+    \\bottomrule
+    \\end{tabular}
+    """
+    head, *body = [rf"{' & '.join(map(latex, line))} \\" for line in (header, *rows)]
+    columns = "l" + "r" * (len(header) - 1)
+    begin = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", head, r"\midrule"]
+    return "\n".join([*begin, *body, r"\bottomrule", r"\end{tabular}"])
+
+
+def latex(text: str) -> str:
+    """A text for LaTeX on one line, with its special characters escaped.
+
+    >>> latex("a_b & 5 % of #1")
+    'a\\\\_b \\\\& 5 \\\\% of \\\\#1'
+    """
+    return " ".join(text.split()).translate(_LATEX)
+
+
+_LATEX = str.maketrans(
+    {
+        **{letter: f"\\{letter}" for letter in "_%&#${}"},
+        **{letter: f"${letter}$" for letter in "<>|"},
+        "\\": r"\textbackslash{}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "±": r"$\pm$",
+    }
+)
 _PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 

@@ -8,7 +8,7 @@ import gradio as gr
 
 from hf_zipit.app.places import Places
 from hf_zipit.calibration.methods import CALIBRATIONS
-from hf_zipit.matching.methods import AUTO, METHODS
+from hf_zipit.matching.registry import AUTO, names
 
 HALF = 320  # pixels of one of two columns, below which they stand one below the other
 
@@ -99,7 +99,7 @@ def _inputs(places: Places) -> dict[str, Any]:
             )
         with gr.Row():
             parts["method"] = gr.Dropdown(
-                [AUTO, *METHODS], value=AUTO, label="Method", info="How layers are merged. auto chooses, and says why."
+                [AUTO, *names()], value=AUTO, label="Method", info="How layers are merged. auto chooses, and says why."
             )
             parts["calibrate"] = gr.Dropdown(
                 [AUTO, *CALIBRATIONS],

@@ -22,7 +22,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
 }
 GROUPS: dict[str, tuple[str, ...]] = {
     "Models and data": (
-        *("data", "eval_data", "num_images", "eval_images", "label_column", "skip_bad_images"),
+        *("data", "pairs", "eval_data", "num_images", "eval_images", "label_column", "skip_bad_images"),
         *("parent", "base", "tasks", "task", "spec", "backbone", "folder", "allow"),
     ),
     "What to merge": (

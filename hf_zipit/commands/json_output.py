@@ -73,8 +73,12 @@ OUTPUTS: dict[str, dict[str, str]] = {
     "compare": {
         "rows[].method": "method of the merge, `parent:TASK` or `ensemble`",
         "rows[].model": "of parents and the ensemble: the same as `method`",
-        **{f"rows[].{name}": "as in a recipe file" for name in (*_DECISIONS, "cut", "calibrate")},
+        **{f"rows[].{name}": "as in a recipe file" for name in (*_DECISIONS, "cut", "calibrate", "seed")},
         **{f"rows[].{key}": text for key, text in _SCORES.items()},
+        "rows[].pairs": "of `--pairs`, where rows are means over pairs and `parent:1` is the first model: their number",
+        "rows[].deviation": "of `--pairs`: sample standard deviations of `average`, `joint` and `distance`",
+        "pairs[].name": "of `--pairs`: name of a pair",
+        "pairs[].rows": "its rows, as without `--pairs`",
     },
     "diagnose": {
         "models": "names of the models",

@@ -6,14 +6,12 @@ from typing import Annotated
 import typer
 
 Model = Annotated[str, typer.Argument(help="Hub id, folder, or timm architecture such as resnet50.")]
-Data = Annotated[
-    list[str],
-    typer.Option(
-        "--data",
-        help="Images: Hub id, image folder or parquet file, optionally with :split. One for all tasks, or one per "
-        "task. Can be repeated.",
-    ),
-]
+DATA = typer.Option(
+    "--data",
+    help="Images: Hub id, image folder or parquet file, optionally with :split. One for all tasks, or one per task. "
+    "Can be repeated.",
+)
+Data = Annotated[list[str], DATA]
 NumImages = Annotated[int | None, typer.Option(min=1, help="Images per data set. Default: all.")]
 SkipBadImages = Annotated[
     int, typer.Option(help="Unreadable images to leave out per data set. They are named; more of them are an error.")

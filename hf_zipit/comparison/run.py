@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from inspect import unwrap
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from hf_zipit.errors import OptionError, OutputError, ZipItError
 from hf_zipit.evaluation.classification import Classification
 from hf_zipit.evaluation.fidelity import feature_correlation
 from hf_zipit.evaluation.results import Result, relative
-from hf_zipit.matching.methods import AUTO
+from hf_zipit.matching.registry import AUTO
 from hf_zipit.merging.balance import accuracy_on, merge_settled
 from hf_zipit.merging.merger import Merger
 from hf_zipit.progress import progress
@@ -181,7 +182,9 @@ class Comparison:
         labelled = recipe.balance_data and accuracy_on(self.merger, recipe.balance_data).fingerprint()
         differences = self.merger.differences
         based = recipe.how.based or (recipe.method == AUTO and differences.given is not None)
-        return [recipe.decisions, labelled, based and content_of(differences.base.model)]
+        decisions = [recipe.decisions, labelled, based and content_of(differences.base.model)]
+        own = recipe.how.function
+        return decisions if isinstance(own, str) else [*decisions, content_of(unwrap(own))]  # another's code may change
 
     def _key(self, decisions: Any) -> str:
         """A hash of the models, the images and the options of a row."""

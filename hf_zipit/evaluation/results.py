@@ -31,6 +31,8 @@ class Result:
         latency: milliseconds of a forward pass for all its tasks, by the number of images in the batch.
         settings: the options that distinguish this merge, by name; of an ensemble, how it is calibrated, if it is.
         error: why the merge could not be made; then nothing was measured.
+        pairs: of a mean over several pairs of models: the number of pairs.
+        deviation: of such a mean: the sample standard deviation of `average`, `joint` and `distance`.
     """
 
     model: str
@@ -47,6 +49,8 @@ class Result:
     latency: dict[str, float] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
     error: str | None = None
+    pairs: int | None = None
+    deviation: dict[str, float] = field(default_factory=dict)
 
     @property
     def merged(self) -> bool:

@@ -10,4 +10,5 @@ from .ot import ot_match as ot_match
 from .partial import partial_match as partial_match
 from .permute import permute_match as permute_match
 from .select import select_match as select_match
+from .similarity import correlation as correlation
 from .zip import zip_match as zip_match

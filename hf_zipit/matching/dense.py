@@ -54,10 +54,11 @@ class DenseMatcher:
             OptionError: The method cannot match models of different widths.
         """
         spaces = list(spaces)
-        new = [space for space in spaces if (self.options, space.name) not in known]
+        keys = {space.name: (self.options.how, self.options, space.name) for space in spaces}
+        new = [space for space in spaces if keys[space.name] not in known]
         found = work_on_all(self.match, new, "Matching", self.accelerator)
-        known |= {(self.options, space.name): match for space, match in zip(new, found, strict=True)}
-        return {space.name: known[self.options, space.name] for space in spaces}
+        known |= {keys[space.name]: match for space, match in zip(new, found, strict=True)}
+        return {space.name: known[keys[space.name]] for space in spaces}
 
     def match(self, space: FeatureSpace) -> DenseMatch:
         """Match one space."""

@@ -16,10 +16,10 @@ from hf_zipit.matching.fingerprint import fingerprint_similarity, fingerprints
 from hf_zipit.matching.greedy import Budget
 from hf_zipit.matching.groups import match_groups
 from hf_zipit.matching.method import Method
-from hf_zipit.matching.methods import METHODS
 from hf_zipit.matching.options import Options
 from hf_zipit.matching.permute import permute_match
 from hf_zipit.matching.quality import agreement, optimality_gap
+from hf_zipit.matching.registry import method_of
 from hf_zipit.matching.shared_work import work_on_all
 from hf_zipit.matching.similarity import correlation, reference_correlation
 from hf_zipit.matching.sweeps import Family, Matches, fixpoint, reference_sweeps
@@ -83,7 +83,7 @@ class Matcher:
         matches: dict[str, Match] = {}
         if method.activations:
             known = {} if known is None else known
-            keys = {family: (self.options, family, self._widths_of(family)) for family in families}
+            keys = {family: (method, self.options, family, self._widths_of(family)) for family in families}
             new = [family for family in families if keys[family] not in known]
             self._announce(new)
             found = work_on_all(self.match, new, "Matching", self.accelerator)
@@ -100,7 +100,7 @@ class Matcher:
     @property
     def method(self) -> Method:
         """The method of the options."""
-        return METHODS[self.options.method]
+        return method_of(self.options.method)
 
     @property
     def models(self) -> int:

@@ -1,10 +1,12 @@
-"""What the registry says of a matching method, and how its functions are called."""
+"""What the registry says of a matching method, and how its function is called."""
 
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
+
+from hf_zipit.errors import OptionError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,8 +24,8 @@ class Method:
 
     Attributes:
         function: The matching function, or a reference to it, `module:name`. Its signature is `(similarity (n, n),
-            sizes, ...) -> Match`, or `(sizes, groups, ...) -> Match` if `fixed`, or `-> DenseMatch` if `dense`, or
-            `(states, binding, families, ...) -> {space: Match}` if `at_once`.
+            sizes, ...) -> Match`, or `(sizes, groups, ...) -> Match` if `fixed`, or `(states, binding, families, ...)
+            -> {space: Match}` if `at_once`; `-> DenseMatch` if `dense`.
         summary: What the method does, in one line for help texts.
         activations: Whether the similarity is computed from activations.
         weights: Whether the similarity is computed from weights; with both, `balance` weighs them.
@@ -60,7 +62,7 @@ class Method:
     fixed: bool = False
     at_once: bool = False
     paired: bool = False
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict, hash=False)
     control: bool = False
     rule: str | None = None
     observes: bool = False
@@ -73,7 +75,7 @@ class Method:
 
     @property
     def resizes(self) -> bool:
-        """Whether the method can produce matches of other widths than that of one model."""
+        """Whether merges may be wider or narrower than the models."""
         return not (self.fixed or self.dense or self.at_once)
 
     def match(self, options: Any, budget: "Budget | None" = None) -> Callable[..., Any]:
@@ -83,6 +85,9 @@ class Method:
             options: The user's `Options`.
             budget: With `compat`, the budget of merges that all groups of a space share.
         """
+        unknown = [name for name in self.options if not hasattr(options, name)]
+        if unknown:
+            raise OptionError(f"method '{options.method}' takes '{unknown[0]}', which is no option of a merge")
         keywords = {name: getattr(options, name) for name in self.options}
         if budget is not None and "beta" in self.options:
             keywords["budget"] = budget

@@ -1,11 +1,12 @@
-"""The registry of matching methods. A new method is one function and one entry of `METHODS`.
+"""The matching methods of the package. A new method is one function and one entry of `METHODS`.
 
-Entries refer to their function as `module:name`, so that help texts can list the methods without loading torch.
+`registry` adds those from outside the package to the same table. Entries refer to their function as `module:name`, so
+that help texts can list the methods without loading torch.
 """
 
 from typing import Any
 
-from hf_zipit.matching.method import Method as Method
+from hf_zipit.matching.method import Method
 
 _ZIP: dict[str, Any] = {"within": True, "sized": True, "options": ("alpha", "beta", "compat")}
 _PERMUTE: dict[str, Any] = {"options": ("compat",)}
@@ -192,37 +193,3 @@ METHODS: dict[str, Method] = {
     ),
     "random": Method(f"{_ROOM}.controls:random_match", "match units one-to-one at random", **_CONTROL),
 }
-
-
-AUTO = "auto"
-CHOSEN_LATER = Method(  # what may be said of a method that is yet to be chosen; see `merging.automatic`
-    f"{_ROOM}.select:select_match",
-    "the method that suits these models and images: select, or what is nearer to the models if they have one base",
-    activations=True,
-    within=True,
-    sized=True,
-    read=True,
-    heads=True,
-    unequal=True,
-)
-
-
-def method_of(name: str) -> Method:
-    """The entry of a method, or what may be said of one that is yet to be chosen."""
-    return CHOSEN_LATER if name == AUTO else METHODS[name]
-
-
-def balanced(method: str) -> bool:
-    """Whether a method weighs the similarity of weights against that of activations."""
-    return method_of(method).weights and method_of(method).activations
-
-
-def described() -> str:
-    """All methods with their summaries for a help text, one paragraph each.
-
-    >>> described().splitlines()[-1]
-    '- random (control): match units one-to-one at random.'
-    """
-    entries = {AUTO: CHOSEN_LATER, **METHODS}
-    names = {name: f"{name} (control)" if method.control else name for name, method in entries.items()}
-    return "\n\n".join(f"- {names[name]}: {method.summary}." for name, method in entries.items())

@@ -6,8 +6,14 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from hf_zipit.errors import OptionError
 from hf_zipit.matching.method import Method
-from hf_zipit.matching.methods import AUTO, METHODS, balanced, described, method_of
+from hf_zipit.matching.methods import METHODS
+from hf_zipit.matching.registry import AUTO, balanced, described, method_of, names
 from hf_zipit.settings import Settings
+
+
+def _how() -> str:
+    """The description of the methods, with those that have been registered since."""
+    return f"How units are matched.\n\n{described()}"
 
 
 class Options(Settings):
@@ -19,8 +25,8 @@ class Options(Settings):
 
     method: str = Field(
         AUTO,
-        description=f"How units are matched.\n\n{described()}",
-        json_schema_extra=lambda schema: schema.update(enum=[AUTO, *METHODS]),
+        description=_how(),
+        json_schema_extra=lambda schema: schema.update(enum=[AUTO, *names()], description=_how()),
     )
     alpha: float = Field(
         0.1,
@@ -90,8 +96,7 @@ class Options(Settings):
     @field_validator("method")
     @classmethod
     def _known(cls, value: str) -> str:
-        if value != AUTO and value not in METHODS:
-            raise OptionError(f"unknown method '{value}'; methods: {', '.join([AUTO, *METHODS])}")
+        method_of(value)
         return value
 
     @field_validator("balance", "scale")

@@ -13,7 +13,7 @@ from torch import nn
 from hf_zipit.assembly.parents import Parents
 from hf_zipit.data.dataset import Images
 from hf_zipit.errors import OptionError
-from hf_zipit.matching.methods import AUTO
+from hf_zipit.matching.registry import AUTO
 from hf_zipit.merging.cards import common_base
 from hf_zipit.merging.relation import ONE_BASE, OWN, SAME, Relation
 from hf_zipit.recipe import Recipe

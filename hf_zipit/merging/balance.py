@@ -10,7 +10,7 @@ from hf_zipit.assembly.parents import Merged
 from hf_zipit.errors import OptionError
 from hf_zipit.evaluation.classification import Classification
 from hf_zipit.evaluation.fidelity import same_everywhere
-from hf_zipit.matching.methods import AUTO
+from hf_zipit.matching.registry import AUTO
 from hf_zipit.merging.merger import Merger
 from hf_zipit.progress import progress
 from hf_zipit.recipe import Recipe

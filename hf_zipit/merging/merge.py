@@ -13,7 +13,7 @@ from hf_zipit.calibration.methods import CALIBRATIONS
 from hf_zipit.data.draw import FEWEST
 from hf_zipit.data.images import NO_DATA
 from hf_zipit.errors import OptionError, SourceError
-from hf_zipit.matching.methods import AUTO
+from hf_zipit.matching.registry import AUTO
 from hf_zipit.merging.balance import merge_settled
 from hf_zipit.merging.base import Base
 from hf_zipit.merging.judge import accuracies_of, judge

@@ -23,8 +23,8 @@ from hf_zipit.evaluation.fidelity import distance, same_everywhere
 from hf_zipit.heads.match import matches_of_heads
 from hf_zipit.matching.dense import DenseMatcher, aligning
 from hf_zipit.matching.matcher import Matcher
-from hf_zipit.matching.methods import AUTO
 from hf_zipit.matching.options import Options
+from hf_zipit.matching.registry import AUTO
 from hf_zipit.merging.automatic import Choice, choose
 from hf_zipit.merging.base import Base
 from hf_zipit.merging.dense import assembled, dense_spaces
@@ -203,7 +203,7 @@ class Merger:
 
     def _calibrate(self, state: MergeState, recipe: Recipe) -> None:
         """Calibrate a merge in place; stages that the previous merge with the same options and cut ran are reused."""
-        key = (recipe.options, recipe.cut)
+        key = (recipe.how, recipe.options, recipe.cut)
         last, known = self.memo.get("calibrated", (None, {}))
         if last != key:
             known = {}
@@ -239,7 +239,7 @@ class Merger:
 
     def plan(self, recipe: Recipe) -> Plan:
         """The plan of a merge: its cut and widths."""
-        return self._once(("plan", recipe.options, recipe.cut), lambda: self._plan(recipe))
+        return self._once(("plan", recipe.how, recipe.options, recipe.cut), lambda: self._plan(recipe))
 
     def _plan(self, recipe: Recipe) -> Plan:
         """Make the plan of a merge."""
@@ -258,7 +258,7 @@ class Merger:
         options = recipe.changed(width=1.0, flops_budget=None).options  # the plan already holds the widths
         gathers = self.parents.gathers(plan)  # which some spaces allow no dense match for
         return self._once(
-            ("match", options, plan.depth, gathers, *(tuple(x.items()) for x in (plan.widths, plan.kept))),
+            ("match", options.how, options, plan.depth, gathers, *(tuple(x.items()) for x in (plan.widths, plan.kept))),
             lambda: self._match(plan, options),
         )
 

@@ -11,12 +11,13 @@ from huggingface_hub import ModelCardData
 
 from hf_zipit.models.configuration_zipit import ZipItConfig
 from hf_zipit.models.pretrained_zipit import PLACE
-from hf_zipit.saving.card_results import BEGIN, CLASSIFICATION, END, cell, results_text, verdict_text
+from hf_zipit.saving.card_results import BEGIN, CLASSIFICATION, END, results_text, verdict_text
 from hf_zipit.saving.card_texts import FOLDED, MERGED, PIPELINES, SECTIONS, SEVERAL, TIMM, TRANSFORMERS, ZIPIT
 from hf_zipit.saving.picture import PICTURE
 from hf_zipit.saving.provenance import Provenance
 from hf_zipit.sources.processors import channels_of
 from hf_zipit.sources.source import MODES
+from hf_zipit.text import markdown_cell as cell
 
 NAMED = 4  # from so many tasks on, the title counts them
 

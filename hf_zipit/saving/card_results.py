@@ -6,16 +6,12 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard
 
 from hf_zipit.models.configuration_zipit import ZipItConfig
+from hf_zipit.text import markdown_cell as cell
 from hf_zipit.text import percent, si
 
 Results = Mapping[str, Any]  # {"data": [name, ...], "rows": [row as in `evaluate`, ...], "plot": file name or None}
 BEGIN, END = "<!-- hf-zipit: results -->", "<!-- hf-zipit: end of results -->"
 CLASSIFICATION = "image-classification"
-
-
-def cell(text: str) -> str:
-    """A name as Markdown shows it in a table or heading: bars would divide cells, and comments would hide text."""
-    return " ".join(text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").split())
 
 
 def with_results(card: str, config: ZipItConfig, results: Results) -> str:

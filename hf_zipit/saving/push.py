@@ -15,6 +15,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils._validators import validate_repo_id
 
 from hf_zipit.errors import OptionError, OutputError, SourceError
+from hf_zipit.matching.registry import absent_methods
 from hf_zipit.models.pretrained_zipit import ZipItPreTrainedModel, count_not_finite, upload
 from hf_zipit.recipe import PinnedSource, read_recipe
 from hf_zipit.saving.load import check_merged
@@ -81,6 +82,7 @@ def push(
     return str(done.pr_url or done.commit_url)
 
 
+@absent_methods()
 def _checked_folder(folder: Path) -> Path:
     """The folder of a saved merge, once it is known that what it holds is complete and readable.
 
@@ -196,6 +198,7 @@ def _replace(link: Path, text: str) -> None:
     link.write_text(text, encoding="utf-8")
 
 
+@absent_methods()
 def _title(folder: Path) -> str:
     """The commit message: which models were merged."""
     sources = Provenance.from_dict(read_json(folder / "config.json").get("zipit")).sources

@@ -8,6 +8,7 @@ from typing import Any
 from hf_zipit.errors import OptionError, OutputError, SourceError
 from hf_zipit.files.folders import is_empty, recover, write_atomically
 from hf_zipit.files.place import check_place
+from hf_zipit.matching.registry import absent_methods
 from hf_zipit.models.configuration_zipit import ZipItConfig
 from hf_zipit.models.pretrained_zipit import ZipItPreTrainedModel
 from hf_zipit.recipe import PinnedSource, read_recipe
@@ -158,6 +159,7 @@ def save(
     return folder
 
 
+@absent_methods()
 def _saved_beside(folder: Path) -> tuple[str | None, dict[str, Any] | None]:
     """The spec text and the locations of sources and data that a saved merge keeps beside its weights."""
     spec = folder / SPEC

@@ -6,6 +6,7 @@ from typing import Any
 
 import yaml
 
+from hf_zipit.matching.registry import absent_methods
 from hf_zipit.models.configuration_zipit import ZipItConfig
 from hf_zipit.recipe import PinnedSource, Recipe
 from hf_zipit.saving.card import card
@@ -73,6 +74,7 @@ def _public(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"sources": sources, "data": None if local else recipe.data, "base": base})
 
 
+@absent_methods()
 def recipe_of(config: ZipItConfig, data: list[str] | None = None, base: str | None = None) -> Recipe:
     """The recipe that reproduces a merge.
 
@@ -99,6 +101,7 @@ def recipe_of(config: ZipItConfig, data: list[str] | None = None, base: str | No
     )
 
 
+@absent_methods()
 def without_local_paths(text: str) -> str:
     """The text of a recorded recipe for publication: ids, hashes and folder names stay, local paths are removed."""
     return _recipe_text(_public(Recipe(**(yaml.safe_load(text) or {}))))

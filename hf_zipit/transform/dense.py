@@ -1,5 +1,6 @@
 """A dense match: every merged unit is a linear combination of the units of all models."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -65,3 +66,32 @@ class DenseMatch:
     def composition(self) -> dict[str, int]:
         """Counts of merged units by their members, as for other matches: each has members in all models."""
         return {"shared": self.width, "within": 0, "alone": 0}
+
+
+def check_dense_match(found: object, sizes: Sequence[int]) -> str:
+    """What is wrong with what a matching function returned, as the end of a sentence; empty if nothing is.
+
+    Args:
+        found: What it returned.
+        sizes: Number of units of each model.
+
+    >>> halves = torch.tensor([[0.5, 0.5]])
+    >>> check_dense_match(DenseMatch(halves, halves, halves, (1, 1)), [1, 1])
+    'an unmerge matrix of shape (1, 2), not (2, 1)'
+    """
+    if not isinstance(found, DenseMatch):
+        return f"{type(found).__name__}, not a DenseMatch"
+    if tuple(found.sizes) != tuple(sizes):
+        return f"a match of {list(found.sizes)} units, but the models have {list(sizes)}"
+    shape = (max(sizes), sum(sizes))
+    wanted = {
+        "a merge": (found.merge, shape),
+        "a spread": (found.spread, shape),
+        "an unmerge": (found.unmerge, shape[::-1]),
+    }
+    for name, (matrix, right) in wanted.items():
+        if matrix.shape != right:
+            return f"{name} matrix of shape {tuple(matrix.shape)}, not {right}"
+        if not bool(matrix.isfinite().all()):
+            return f"{name} matrix with values that are not finite"
+    return ""

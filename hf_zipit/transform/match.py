@@ -1,10 +1,11 @@
 """A match: which merged unit each unit of each model becomes. Tensors only.
 
-`matching/methods.py` lists the methods that compute one from a similarity.
+`matching/registry.py` has the methods that compute one from a similarity.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -108,3 +109,30 @@ def check_sizes(similarity: Tensor, sizes: Sequence[int], keep: int | None) -> t
     if not 1 <= keep <= total:
         raise OptionError(f"keep is {keep}: give between 1 and {total} merged units")
     return sizes, keep
+
+
+def check_match(found: Any, sizes: Sequence[int], keep: int | None = None) -> str:
+    """What is wrong with what a matching function returned, as the end of a sentence; empty if nothing is.
+
+    Args:
+        found: What it returned.
+        sizes: Number of units of each model.
+        keep: Number of merged units that it was asked for; by default that of one model, if all have as many.
+
+    >>> check_match(Match(torch.tensor([0, 1, 1, 3]), (2, 2), 2), [2, 2])
+    'a match with label 3, but its width is 2'
+    """
+    if not isinstance(found, Match):
+        return f"{type(found).__name__}, not a Match"
+    total = sum(sizes)
+    if tuple(found.sizes) != tuple(sizes):
+        return f"a match of {list(found.sizes)} units, but the models have {list(sizes)}"
+    if found.labels.shape != (total,) or found.labels.dtype != torch.int64:
+        return f"labels of shape {tuple(found.labels.shape)} and {found.labels.dtype}, not ({total},) and torch.int64"
+    low, high = int(found.labels.min()), int(found.labels.max())
+    if low < -1 or high >= found.width:
+        return f"a match with label {low if low < -1 else high}, but its width is {found.width}"
+    if not bool(found.counts.all()):
+        return f"a match whose merged unit {int(found.counts.argmin())} has no members"
+    wanted = keep or (sizes[0] if len(set(sizes)) == 1 else found.width)
+    return "" if found.width == wanted else f"a match of width {found.width}, not {wanted}"

@@ -17,7 +17,7 @@ from hf_zipit.calibration.refit.dual import Samples
 from hf_zipit.calibration.refit.follow import AffineMap
 from hf_zipit.calibration.refit.layers import Layer, LayerGroup, find_layers
 from hf_zipit.calibration.refit.lessons import windows
-from hf_zipit.calibration.refit.normal_equations import NormalEquations
+from hf_zipit.calibration.refit.normal_equations import NormalEquations, fit_affine
 from hf_zipit.calibration.refit.observe import LayerObserver, columns
 from hf_zipit.calibration.refit.targets import Target
 from hf_zipit.find_spec import find_spec
@@ -530,3 +530,14 @@ def test_layers_that_do_not_read_the_image_are_left_out():
     found = [layer.maps[0].module for group in groups for layer in group.layers]
     assert any("mlp.fc1" in path for path in found)
     assert not any("cpb_mlp" in path for path in found)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_an_affine_fit_of_plain_tensors_is_least_squares_and_keeps_to_the_prior(dtype):
+    x, y, prior = (torch.randn(*shape, dtype=dtype) for shape in ((50, 6), (50, 3), (3, 6)))
+    weight, bias = fit_affine(x, y, ridge=0)
+    found = torch.linalg.lstsq(torch.cat([x, x.new_ones(50, 1)], 1).double(), y.double()).solution.T
+    assert weight.dtype == bias.dtype == dtype
+    assert torch.allclose(weight.double(), found[:, :6], atol=1e-5)
+    assert torch.allclose(bias.double(), found[:, 6], atol=1e-5)
+    assert torch.allclose(fit_affine(x, y, prior, ridge=1e9)[0], prior, atol=1e-5)

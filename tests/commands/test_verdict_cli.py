@@ -66,7 +66,7 @@ def test_json_holds_the_verdict_and_nothing_else_is_printed_with_it(run, digits,
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--preset", "zippit"], "unknown preset 'zippit'; presets: zipit, mudsc, git-rebasin, pleas"),
+        (["--preset", "zippit"], "unknown preset 'zippit'; presets: zipit, mudsc, git-rebasin, c2m3, pleas"),
         (["--parent-accuracy", 0.5], "parent_accuracy has 1 numbers, but there are 2 tasks"),
         (["--parent-accuracy", 2], "parent_accuracy.0 is 2: it must be at most 1"),
         (["--compat"], "compat follows the authors' code"),

@@ -317,7 +317,8 @@ def test_images_that_do_not_fit_in_memory_are_decoded_anew():
 def test_the_report(tmp_path):
     mine = merger()
     rows = Comparison(mine, tmp_path, labelled()).run(wanted(mine))
-    assert [path.name for path in write_report(rows, TASKS, tmp_path)] == ["results.csv", "results.json", "results.png"]
+    written = [path.name for path in write_report(rows, TASKS, tmp_path)]
+    assert written == ["results.csv", "results.json", "results.md", "results.tex", "results.png"]
     assert json.loads((tmp_path / "results.json").read_text()) == [plain(row) for row in rows]
     with (tmp_path / "results.csv").open() as file:
         table = list(csv.DictReader(file))

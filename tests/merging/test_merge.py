@@ -174,7 +174,7 @@ def test_unknown_modules_are_refused():
     [
         (
             {"method": "magic"},
-            "unknown method 'magic'; methods: auto, zip, select, permute, average, task-arithmetic, ties",
+            "unknown method 'magic'; methods: auto, zip, select, permute, partial-ot, cca, ot, average",
         ),
         ({"cut": "layer9"}, r"unknown cut 'layer9'; legal cuts: conv1, .*layer2, .*global_pool"),
         ({"cut": "fc"}, "unknown cut 'fc'"),

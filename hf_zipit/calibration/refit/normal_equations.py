@@ -174,3 +174,27 @@ def _centred(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     near = values.mean(1)
     rest = values - near[:, None]
     return rest, near.double(), rest.mean(1).double()
+
+
+def fit_affine(x: Tensor, y: Tensor, prior: Tensor | None = None, ridge: float = 1e-2) -> Solution:
+    """`W (m, d)` and `b (m,)` that minimise `|y - W x - b|^2 + ridge * unit * |W - prior|^2`, in closed form.
+
+    It is what a refit solves for one layer, without the choice of the ridge on held-out images.
+
+    Args:
+        x: What the layer reads, `(T, d)`.
+        y: What it should put out, `(T, m)`.
+        prior: What the ridge pulls towards, such as the merged weights, `(m, d)`; `None` is zero.
+        ridge: The penalty, in units of the mean second moment of an input.
+
+    Returns:
+        Weights and constants, in the dtype of `x`.
+
+    >>> weight, bias = fit_affine(torch.tensor([[0.0], [1.0], [2.0]]), torch.tensor([[1.0], [3.0], [5.0]]), ridge=0)
+    >>> round(weight.item(), 3), round(bias.item(), 3)
+    (2.0, 1.0)
+    """
+    equations = NormalEquations.empty(1, x.shape[1], y.shape[1], x.device)
+    equations.update(x[:, None], y[:, None])
+    weight, bias = equations.solve(ridge, None if prior is None else prior.to(equations.x)[None])
+    return weight[0].to(x.dtype), bias[0].to(x.dtype)

@@ -48,9 +48,19 @@ def read(data: str, split: str) -> tuple[Tensor, Tensor, list[str]]:
     return pixels, torch.tensor(list(rows[label])), rows.features[label].names
 
 
-def halves(classes: int, seed: int) -> tuple[list[int], list[int]]:
-    """Split the classes at random into two halves."""
-    order = torch.randperm(classes, generator=torch.Generator().manual_seed(seed)).tolist()
+def class_count(data: str) -> int:
+    """The number of classes of a data set, as for `read`."""
+    import datasets
+
+    features = datasets.load_dataset(data, split="test").features
+    return len(next(features[name] for name in ("label", "fine_label") if name in features).names)
+
+
+def halves(classes: int, split: str) -> tuple[list[int], list[int]]:
+    """Split the classes into two halves: `even` and odd ones, or at random, by a seed."""
+    if split == "even":
+        return list(range(0, classes, 2)), list(range(1, classes, 2))
+    order = torch.randperm(classes, generator=torch.Generator().manual_seed(int(split))).tolist()
     return sorted(order[: classes // 2]), sorted(order[classes // 2 :])
 
 

@@ -5,20 +5,23 @@
     python examples/cifar_pairs.py CIFAR OUT --model resnet20 --targets openai/clip-vit-base-patch32
 
 CIFAR is a Hub id (`uoft-cs/cifar10`) or a folder with `train.parquet` and `test.parquet`. `--split` is the seed of
-the class split. Models are saved to OUT in Hub format, and existing ones are not trained again, so two processes with
-`--only a` and `--only b` can share the work. The table, with controls, and a plot are written to OUT. Merges that it
-already contains are not repeated.
+the class split, or `even` for even and odd classes. Models are saved to OUT in Hub format, and existing ones are not
+trained again, so two processes with `--only a` and `--only b` can share the work. The table, with controls, and a plot
+are written to OUT. Merges that it already contains are not repeated.
 
 With `--targets` both models learn to predict fixed vectors, one for each class, as in the papers: the text features of
 a CLIP model, or `codes`, random orthogonal vectors that need no download.
 """
 
 import argparse
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from cifar import MEAN, STD, Towards, build, class_vectors, halves, only, read, save
+from accelerate import Accelerator
+from cifar import MEAN, STD, Towards, build, class_count, class_vectors, halves, only, read, save
 from merge_table import compared, merging_arguments
+from safetensors.torch import load_file
 from training import Pixels, accuracy, fit
 
 from hf_zipit.comparison.report import comparison_table
@@ -27,43 +30,80 @@ from hf_zipit.merging.merger import Merger
 RATES = {"resnet20": 0.2, "vgg11": 0.03, "vgg11_bn": 0.1, "vit": 2e-3}
 
 
-def train(args: argparse.Namespace, half: str, init: int, out: Path) -> None:
-    """Train one parent, print its test accuracy, and save it."""
-    images, labels, names = read(args.data, "train")
-    classes = halves(len(names), args.split)["ab".index(half)]
+@dataclass(frozen=True)
+class Training:
+    """How a parent is trained.
+
+    Attributes:
+        model: a key of `RATES`.
+        width: its width multiplier.
+        targets: as of `class_vectors`.
+        epochs: passes over the images.
+        batch_size: images per step.
+        bf16: as of `fit`.
+        base: the folder of a model whose weights, except the classifier's, are the start.
+    """
+
+    model: str = "resnet20"
+    width: float = 1
+    targets: str = "labels"
+    epochs: int = 10
+    batch_size: int = 250
+    bf16: bool = True
+    base: Path | None = None
+
+
+def train(how: Training, data: str, classes: list[int], init: int, seed: int, out: Path) -> None:
+    """Train one parent, print its test accuracy, and save it.
+
+    Args:
+        how: model and schedule.
+        data: Hub id or folder of the images.
+        classes: its classes.
+        init: seed of its first weights.
+        seed: seed of the order of images, and of their crops and flips.
+        out: the folder for the model.
+    """
+    images, labels, names = read(data, "train")
     mine = [names[i] for i in classes]
-    vectors = class_vectors(names, args.targets)
-    model = build(args.model, args.width, mine if vectors is None else vectors.shape[1], init)
+    vectors = class_vectors(names, how.targets)
+    model = build(how.model, how.width, mine if vectors is None else vectors.shape[1], init)
+    if how.base is not None:
+        known, own = load_file(how.base / "model.safetensors"), model.state_dict()
+        model.load_state_dict({**own, **{k: v for k, v in known.items() if v.shape == own[k].shape}})
     learner = model if vectors is None else Towards(model, vectors[classes])
-    torch.manual_seed(1000 * init + ord(half))
-    batches = Pixels(*only(classes, images, labels), MEAN, STD).loader(args.batch_size)
-    vit = args.model == "vit"
+    torch.manual_seed(seed)
+    pixels = Pixels(*only(classes, images, labels), MEAN, STD).to(Accelerator().device)
+    vit = how.model == "vit"
     fit(
         learner,
-        batches,
-        epochs=args.epochs,
-        lr=RATES[args.model],
+        pixels.loader(how.batch_size),
+        epochs=how.epochs,
+        lr=RATES[how.model] * (1 if how.base is None else 0.3),
         optimiser="adamw" if vit else "sgd",
         weight_decay=0.05 if vit else 5e-4,
-        bf16=args.bf16,
+        bf16=how.bf16,
         name=out.name,
     )
     if vectors is not None:
         model = learner.folded(mine)
-    test = Pixels(*only(classes, *read(args.data, "test")[:2]), MEAN, STD, pad=0, flip=False)
+    test = Pixels(*only(classes, *read(data, "test")[:2]), MEAN, STD, pad=0, flip=False)
     print(f"{out.name}: {100 * accuracy(model, test):.1f} % of {len(test)} test images", flush=True)
     save(model, out, mine)
 
 
 def parents(args: argparse.Namespace) -> list[Path]:
     """The folders of both parents; missing parents are trained."""
+    fields = ("model", "width", "targets", "epochs", "batch_size", "bf16")
+    how = Training(**{name: getattr(args, name) for name in fields})
     found = []
     for number, half in enumerate("ab"):
         init = args.init + (0 if args.same_init else number)
         targets = "" if args.targets == "labels" else "-" + args.targets.rpartition("/")[2]
         out = args.out / f"{args.model}-w{args.width:g}{targets}-s{args.split}-{half}-i{init}"
         if half in args.only and not (out / "model.safetensors").exists():
-            train(args, half, init, out)
+            classes = halves(class_count(args.data), args.split)[number]
+            train(how, args.data, classes, init, 1000 * init + ord(half), out)
         found.append(out)
     return found
 
@@ -76,7 +116,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--model", choices=sorted(RATES), default="resnet20")
     parser.add_argument("--width", type=float, default=1)
     parser.add_argument("--targets", default="labels", help="labels, codes, or a CLIP model")
-    parser.add_argument("--split", type=int, default=0, help="seed of the class split")
+    parser.add_argument("--split", default="0", help="seed of the class split, or even")
     parser.add_argument("--init", type=int, default=0, help="seed of the first model; the second has the next one")
     parser.add_argument("--same-init", action="store_true", help="both models start from the same weights")
     parser.add_argument("--epochs", type=int, default=10)

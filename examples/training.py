@@ -35,6 +35,12 @@ class Pixels(Dataset):
         self.images, self.labels, self.pad, self.flip = images, labels, pad, flip
         self.mean, self.std = (255 * torch.tensor(value).view(3, 1, 1) for value in (mean, std))
 
+    def to(self, device: torch.device | str) -> "Pixels":
+        """Move the images to a device, where they are then cropped and flipped; returns itself."""
+        self.images, self.labels = self.images.to(device), self.labels.to(device)
+        self.mean, self.std = self.mean.to(device), self.std.to(device)
+        return self
+
     def __len__(self) -> int:
         return len(self.labels)
 
@@ -44,7 +50,8 @@ class Pixels(Dataset):
         if self.pad:
             pixels = _cropped(pixels, self.pad)
         if self.flip:
-            pixels = torch.where(torch.rand(len(pixels), 1, 1, 1) < 0.5, pixels.flip(3), pixels)
+            turned = torch.rand(len(pixels), 1, 1, 1, device=pixels.device) < 0.5
+            pixels = torch.where(turned, pixels.flip(3), pixels)
         return pixels.float().sub_(self.mean).div_(self.std), self.labels[index]
 
     def loader(self, batch_size: int) -> DataLoader[Any]:
@@ -57,9 +64,10 @@ def _cropped(pixels: Tensor, pad: int) -> Tensor:
     """Each image shifted by at most `pad` pixels in each direction, and filled with zeros."""
     count, _, height, width = pixels.shape
     padded = nn.functional.pad(pixels, (pad,) * 4)
-    rows = torch.randint(2 * pad + 1, (count, 1)) + torch.arange(height)
-    columns = torch.randint(2 * pad + 1, (count, 1)) + torch.arange(width)
-    images = torch.arange(count)
+    place = {"device": pixels.device}
+    rows = torch.randint(2 * pad + 1, (count, 1), **place) + torch.arange(height, **place)
+    columns = torch.randint(2 * pad + 1, (count, 1), **place) + torch.arange(width, **place)
+    images = torch.arange(count, **place)
     return padded[images[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 

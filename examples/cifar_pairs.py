@@ -21,11 +21,11 @@ import torch
 from accelerate import Accelerator
 from cifar import MEAN, STD, Towards, build, class_count, class_vectors, halves, only, read, save
 from merge_table import compared, merging_arguments
-from safetensors.torch import load_file
 from training import Pixels, accuracy, fit
 
 from hf_zipit.comparison.report import comparison_table
 from hf_zipit.merging.merger import Merger
+from hf_zipit.sources.load import load_source
 
 RATES = {"resnet20": 0.2, "vgg11": 0.03, "vgg11_bn": 0.1, "vit": 2e-3}
 
@@ -69,7 +69,7 @@ def train(how: Training, data: str, classes: list[int], init: int, seed: int, ou
     vectors = class_vectors(names, how.targets)
     model = build(how.model, how.width, mine if vectors is None else vectors.shape[1], init)
     if how.base is not None:
-        known, own = load_file(how.base / "model.safetensors"), model.state_dict()
+        known, own = load_source(how.base).model.state_dict(), model.state_dict()
         model.load_state_dict({**own, **{k: v for k, v in known.items() if v.shape == own[k].shape}})
     learner = model if vectors is None else Towards(model, vectors[classes])
     torch.manual_seed(seed)

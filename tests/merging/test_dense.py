@@ -268,7 +268,7 @@ def test_what_they_cannot_do_is_refused_before_any_image_is_read():
 def test_groups_are_aligned_one_to_one(caplog):
     run = merger([tiny("resnext50_32x4d", seed) for seed in (0, 1)])
     plan = run.parents.plan(None)
-    with caplog.at_level("INFO"):
+    with caplog.at_level("INFO", logger="hf_zipit"):
         found = run.match(plan, Recipe(method="cca"))
     for space, match in found.items():
         assert isinstance(match, Match) == (run.parents.binding.spaces[space].groups > 1), space

@@ -37,13 +37,15 @@ SETTINGS = [
 
 @torch.inference_mode()
 def features(merged: Any, pixels: Tensor) -> Tensor:
-    """What the classifier of a merge of all layers reads, `(images, units)`."""
+    """The merged units that the classifiers of a merge of all layers read, `(images, units)`."""
     found: list[Tensor] = []
-    handle = merged.trunk.get_classifier().register_forward_pre_hook(lambda _, args: found.append(args[0]))
+    reading = merged.unmerge[0] if len(merged.unmerge) else merged.trunk.get_classifier()
+    handle = reading.register_forward_pre_hook(lambda _, args: found.append(args[0]))
     for part in pixels.split(500):
         merged(part)
     handle.remove()
-    return torch.cat(found)
+    units = torch.cat(found)
+    return units.mean((2, 3)) if units.ndim == 4 else units
 
 
 def probe(merged: Any, images: Mapping[str, tuple[Tensor, Tensor]], most: int) -> float:

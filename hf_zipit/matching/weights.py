@@ -206,15 +206,16 @@ def readers(
         if not reading:
             return None
         varies = covariance[mine, mine].float()
+        deviations = varies.diagonal().clamp(min=0).sqrt()
         parts = []
         for row in reading:
             value = state[row.parameter].to(varies).movedim(row.axis, 0).narrow(0, row.offset, row.length)
             value = value.reshape(row.before, n, -1).movedim(1, 0).flatten(1).T  # (outputs, n)
-            loudness = ((value @ varies) * value).sum().clamp(min=torch.finfo(varies.dtype).tiny)
-            parts.append(value * loudness.rsqrt())
-        root = _shortened(torch.cat(parts))
-        deviations = varies.diagonal().clamp(min=0).sqrt()
-        roots.append(functional.pad(root * deviations, (start, len(covariance) - start - n)))
+            loudness = ((value @ varies) * value).sum()
+            value = value * deviations
+            rounding = torch.finfo(value.dtype).eps * value.square().sum()  # constant units are read as nothing
+            parts.append(value * loudness.clamp(min=rounding.clamp(min=torch.finfo(value.dtype).tiny)).rsqrt())
+        roots.append(functional.pad(_shortened(torch.cat(parts)), (start, len(covariance) - start - n)))
         start += n
     return torch.cat(roots)
 

@@ -142,7 +142,7 @@ class StatisticsCache:
             "device": passes.device.type,
             "sums": ["float32, by batch", passes.batch_size]
             if compat
-            else ["upper triangle", POSITIONS, TOKENS, SAMPLES],
+            else ["upper triangle, tokens of stretches", POSITIONS, TOKENS, SAMPLES],
         }
         self.folder = cache_folder() / "statistics" / _hash(content)
 

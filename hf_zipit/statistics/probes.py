@@ -10,8 +10,10 @@ from hf_zipit.specs.spaces import FeatureSpace, Probe
 from hf_zipit.statistics.lattice import lattice
 
 POSITIONS = 256  # a feature map with more positions is read on an even lattice of at most so many per image
-TOKENS = 64  # of a sequence, every so many-th token is read that at most so many are left,
+TOKENS = 64  # of a longer sequence, so many tokens are read,
 SAMPLES = 8  # or as many as give so many samples for each unit
+
+GOLDEN = (5**0.5 - 1) / 2
 
 
 class Reader:
@@ -86,17 +88,30 @@ def samples(value: Tensor, positions: int | None = None, tokens: int | None = No
     Args:
         value: `(B, units)`, a sequence `(B, units, P)`, or a feature map `(B, units, H, W)`.
         positions: a feature map with more positions is read on an even lattice.
-        tokens: of a longer sequence, every so many-th token is read, from the first on.
+        tokens: of a longer sequence, only so many tokens are read; see `spread`.
 
     >>> samples(torch.zeros(2, 5, 197), tokens=64).shape
-    torch.Size([2, 50, 5])
+    torch.Size([2, 64, 5])
     """
     if value.ndim == 4 and positions is not None:
         rows, cols = lattice(value.shape[2:], positions)
         value = value[:, :, rows, cols]
-    if value.ndim == 3 and tokens is not None:
-        value = value[:, :, :: -(-value.shape[2] // tokens)]
+    if value.ndim == 3 and tokens is not None and value.shape[2] > tokens:
+        value = value[:, :, spread(value.shape[2], tokens).to(value.device)]
     return value.flatten(2).transpose(1, 2).clone() if value.ndim > 2 else value[:, None].clone()
+
+
+def spread(length: int, count: int) -> Tensor:
+    """Some of the positions of a sequence: the first, and one from each of equal stretches.
+
+    Where it lies in its stretch differs from one to the next, by the golden ratio. With equal steps, tokens of a square
+    map would all be of a few of its columns.
+
+    >>> spread(100, 5)
+    tensor([ 0, 32, 44, 77, 89])
+    """
+    places = {int((i + i * GOLDEN % 1) * length / count) for i in range(count)}
+    return torch.tensor(sorted(places))
 
 
 def tokens_read(units: int, images: int) -> int:

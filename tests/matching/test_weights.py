@@ -13,7 +13,7 @@ from hf_zipit.matching.matcher import Matcher
 from hf_zipit.matching.options import Options
 from hf_zipit.matching.similarity import reference_correlation
 from hf_zipit.matching.sweeps import reference_sweeps
-from hf_zipit.matching.weights import WeightSimilarity
+from hf_zipit.matching.weights import WeightSimilarity, readers
 from hf_zipit.merging.merger import Merger
 from hf_zipit.sources.load import load_source
 from hf_zipit.specs.spaces import FeatureSpace, Row
@@ -222,3 +222,17 @@ def test_reference_sweeps_restore_the_best_and_stop_after_five_without_gain():
     best = reference_sweeps([(space,)], rematch, {"a": Match(torch.zeros(4).long(), (2, 2), 1, -1.0)}, 100)
     assert seen == [-1.0, 1.0, 2.0, 2.0, 2.0, 2.0, 2.0]
     assert best["a"].score == 2.0
+
+
+def test_readers_of_units_that_never_vary_read_nothing():
+    model = tiny("cifar_resnet20")
+    binding = find_spec(load_source(model))
+    space = binding.spaces["layer2.0.out"]
+    states = [model.state_dict()] * 2
+    count = 2 * space.size
+    found = readers(states, binding, space, torch.zeros(count, count))
+    assert found.abs().max() < 1e-12
+    varies = torch.eye(count) * (torch.arange(count) > 0)  # all but one
+    found = readers(states, binding, space, varies)
+    assert found.isfinite().all()
+    assert found[:, 0].abs().max() < 1e-3 * found.abs().max()

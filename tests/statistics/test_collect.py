@@ -14,7 +14,7 @@ from hf_zipit.errors import DataError
 from hf_zipit.find_spec import find_spec
 from hf_zipit.sources.load import load_source
 from hf_zipit.statistics.collect import collect
-from hf_zipit.statistics.probes import POSITIONS, SAMPLES, TOKENS, samples, tokens_read
+from hf_zipit.statistics.probes import POSITIONS, SAMPLES, TOKENS, samples, spread, tokens_read
 from tests.helpers.models import images, resnet_spec_binding, tiny
 
 SCRIPT = """
@@ -122,12 +122,23 @@ def test_of_long_sequences_as_many_tokens_are_read_as_units_need():
     parts = open_all([pixels[:4], pixels[4:]], 2, None)
     hidden = next(name for name, space in binding.spaces.items() if space.size == 64)
     found = collect(models, binding, Passes(parts, 4, "cpu"), spaces=[hidden], names=["a", "b"])[hidden].moments
-    every = 145 // TOKENS + 1  # 145 tokens, and 128 units, which six images with all of them give enough samples for
     seen = torch.cat([activations(model, "blocks.0.mlp.fc2", pixels) for model in models], -1)
-    assert tokens_read(128, 6) == -(-SAMPLES * 128 // 6) > 145
+    assert tokens_read(128, 6) == -(-SAMPLES * 128 // 6) > 145  # too few images to leave tokens out
     assert found.count == 6 * 145
     many = Passes(open_all([pixels.repeat(4, 1, 1, 1)], 1, None), 4, "cpu")
     found = collect(models, binding, many, spaces=[hidden], names=["a", "b"])[hidden].moments
-    read = seen[:, ::every].flatten(0, 1)
-    assert found.count == 4 * len(read)
+    read = seen[:, spread(145, TOKENS)].flatten(0, 1)
+    assert found.count == 4 * len(read) == 4 * 6 * TOKENS
     np.testing.assert_allclose(found.covariance, np.cov(read.T.double(), bias=True), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("side", [14, 16, 32, 56, 64, 128])
+@pytest.mark.parametrize("first", [0, 1])
+def test_the_tokens_that_are_read_lie_all_over_a_square_map(side, first):
+    read = spread(side * side + first, TOKENS)
+    assert read[0] == 0
+    assert 0.9 * TOKENS <= len(read) <= TOKENS
+    assert len(read.unique()) == len(read)
+    for place in ((read[first:] - first) % side, (read[first:] - first) // side):
+        counts = torch.histc(place.float(), bins=7, min=0, max=side)
+        assert counts.min() >= len(read) / 7 / 3

@@ -29,7 +29,8 @@ class Grid:
         methods: names of methods; `all` stands for all methods and controls, and `paper:NAME` for the rows of a paper's
             table, with the paper's calibrations and options.
         cuts: names of cuts; `None` or `none` merges all layers.
-        calibrations: names of calibrations; every merge is calibrated in each way. Default: `batchnorm`.
+        calibrations: names of calibrations; every merge is calibrated in each way. Default: `batchnorm`, and `auto` for
+            the method `auto`, as in a plain merge.
         widths: merged units per unit of one model.
         flops_budgets: multiples of one parent's FLOPs; each budget chooses its own cut and widths.
         options: other options for all merges, such as `alpha`. Methods without a balance ignore `balance: auto`.
@@ -121,7 +122,7 @@ class Grid:
                     yield {key: value for key, value in row.items() if key != "calibrate"}, [row["calibrate"]]
             else:
                 for method in usable() if name == ALL else [name]:
-                    yield {"method": method}, self.calibrations or [BATCHNORM]
+                    yield {"method": method}, self.calibrations or [AUTO if method == AUTO else BATCHNORM]
 
     def _base(self, run: Recipe, row: Mapping[str, Any]) -> Recipe:
         """The recipe of a row, with the options of the run and of the grid."""

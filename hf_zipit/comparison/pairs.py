@@ -10,6 +10,8 @@ from typing import Any
 
 from pydantic import Field, field_validator
 
+from hf_zipit.comparison.columns import measure_of
+from hf_zipit.comparison.report import FILES
 from hf_zipit.errors import OptionError
 from hf_zipit.evaluation.results import Result
 from hf_zipit.files import documents
@@ -19,6 +21,7 @@ from hf_zipit.settings import Settings, shown
 PLACES: dict[str, Any] = {"lists": ("models", "data", "eval_data"), "paths": ()}
 SCORES = ("average", "joint", "distance")
 MEASURES = (*SCORES, "flops", "parameters", "seconds")
+KINDS = {"joint": "accuracy", "distance": "agreement with the parents", "": "metrics of the tasks"}
 VARIES = "varies"  # a setting that pairs chose differently
 _FOLDER = re.compile(r"[A-Za-z0-9][\w.-]*")
 
@@ -42,6 +45,8 @@ class Pair(Settings):
             raise OptionError(
                 f"the pair's name {shown(value)} cannot name a folder: use letters, digits, '.', '-', '_'"
             )
+        if value in FILES:
+            raise OptionError(f"the pair's name {shown(value)} is that of a file of the report: choose another one")
         return value
 
 
@@ -88,7 +93,14 @@ def mean_results(reports: Sequence[Sequence[Result]], names: Sequence[str]) -> l
     Args:
         reports: For each pair, the results that `Comparison.run` returns.
         names: Names of the pairs.
+
+    Raises:
+        OptionError: The pairs are measured in different ways, as some have labels and others have none.
     """
+    measures = [measure_of([row for row in report if not row.error]) for report in reports]
+    if len(set(measures)) > 1:
+        said = ", ".join(f"{name}: {KINDS[measure]}" for name, measure in zip(names, measures, strict=True))
+        raise OptionError(f"there is no mean over the pairs, as they are measured in different ways ({said})")
     found: dict[str, list[tuple[str, Result]]] = {}
     for name, report in zip(names, reports, strict=True):
         parents = 0

@@ -21,7 +21,7 @@ from hf_zipit.errors import OptionError, OutputError, ZipItError
 from hf_zipit.evaluation.classification import Classification
 from hf_zipit.evaluation.fidelity import feature_correlation
 from hf_zipit.evaluation.results import Result, relative
-from hf_zipit.matching.registry import AUTO
+from hf_zipit.matching.registry import ATTRIBUTES, AUTO
 from hf_zipit.merging.balance import accuracy_on, merge_settled
 from hf_zipit.merging.merger import Merger
 from hf_zipit.progress import progress
@@ -184,7 +184,10 @@ class Comparison:
         based = recipe.how.based or (recipe.method == AUTO and differences.given is not None)
         decisions = [recipe.decisions, labelled, based and content_of(differences.base.model)]
         own = recipe.how.function
-        return decisions if isinstance(own, str) else [*decisions, content_of(unwrap(own))]  # another's code may change
+        if isinstance(own, str):
+            return decisions
+        how = {name: getattr(recipe.how, name) for name in ATTRIBUTES}
+        return [*decisions, content_of(unwrap(own)), repr(how)]  # the code of somebody else may change
 
     def _key(self, decisions: Any) -> str:
         """A hash of the models, the images and the options of a row."""

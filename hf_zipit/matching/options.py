@@ -49,7 +49,7 @@ class Options(Settings):
     )
     temperature: float = Field(
         0.02,
-        gt=0,
+        ge=1e-4,
         le=100,
         description="Weight of the entropy of the transport (ot). At small values units are aligned almost one-to-one, "
         "as by permute; at large ones they are all mixed.",

@@ -85,6 +85,8 @@ def register_method(name: str, summary: str, **how: Any) -> Callable[[Function],
         raise OptionError(f"method '{name}': unknown attribute '{unknown[0]}'; attributes: {', '.join(ATTRIBUTES)}")
     if not any(how.get(key) for key in ("activations", "weights", "fixed")):
         raise OptionError(f"method '{name}': say what it compares: activations=True, weights=True, or fixed=True")
+    if how.get("dense") and (not how.get("activations") or how.get("weights") or how.get("fixed")):
+        raise OptionError(f"method '{name}': dense matches are made from activations alone: give activations=True")
 
     def register(function: Function) -> Function:
         METHODS[name] = Method(_checked(name, function, how), summary.rstrip("."), **how)
@@ -214,7 +216,8 @@ def _checked(name: str, function: Callable[..., Any], how: Mapping[str, Any]) ->
         found = function(*given, **keywords)
         sizes = given[0] if how.get("fixed") else given[1]
         dense = how.get("dense", False)
-        fault = check_dense_match(found, sizes) if dense else check_match(found, sizes, keywords.get("keep"))
+        groups = given[1] if how.get("fixed") else 1
+        fault = check_dense_match(found, sizes) if dense else check_match(found, sizes, keywords.get("keep"), groups)
         if fault:
             raise OptionError(f"method '{name}' returned {fault}")
         return found

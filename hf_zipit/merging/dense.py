@@ -33,10 +33,10 @@ def check_dense(parents: Parents, plan: Plan, recipe: Recipe) -> None:
     Raises:
         OptionError: the calibration does not go with dense matches, or no space of the models allows them.
     """
-    if recipe.calibrate == "repair-weights":
+    if recipe.calibrate in ("repair", "repair-weights"):
         raise OptionError(
-            f"calibrate is 'repair-weights', which knows means of units, and method '{recipe.method}' makes other "
-            "combinations: use batchnorm, repair or refit"
+            f"calibrate is '{recipe.calibrate}', which scales units of the parents, and method '{recipe.method}' makes "
+            "combinations of them: use batchnorm or refit"
         )
     if not any(_free(space, parents, plan) for space in _spaces(parents, plan)):
         raise _nothing_dense(recipe.method)

@@ -111,13 +111,14 @@ def check_sizes(similarity: Tensor, sizes: Sequence[int], keep: int | None) -> t
     return sizes, keep
 
 
-def check_match(found: Any, sizes: Sequence[int], keep: int | None = None) -> str:
+def check_match(found: Any, sizes: Sequence[int], keep: int | None = None, groups: int = 1) -> str:
     """What is wrong with what a matching function returned, as the end of a sentence; empty if nothing is.
 
     Args:
         found: What it returned.
         sizes: Number of units of each model.
         keep: Number of merged units that it was asked for; by default that of one model, if all have as many.
+        groups: Number of groups of units that can only be moved whole.
 
     >>> check_match(Match(torch.tensor([0, 1, 1, 3]), (2, 2), 2), [2, 2])
     'a match with label 3, but its width is 2'
@@ -135,4 +136,18 @@ def check_match(found: Any, sizes: Sequence[int], keep: int | None = None) -> st
     if not bool(found.counts.all()):
         return f"a match whose merged unit {int(found.counts.argmin())} has no members"
     wanted = keep or (sizes[0] if len(set(sizes)) == 1 else found.width)
-    return "" if found.width == wanted else f"a match of width {found.width}, not {wanted}"
+    if found.width != wanted:
+        return f"a match of width {found.width}, not {wanted}"
+    return "" if _moves_whole(found, groups) else f"a match that divides some of {groups} groups of units"
+
+
+def _moves_whole(match: Match, groups: int) -> bool:
+    """Whether all units of a group become units of one merged group."""
+    for model in range(len(match.sizes)):
+        labels = match.of(model).view(groups, -1)
+        target = labels // (match.width // groups)
+        kept = labels >= 0
+        low, high = target.masked_fill(~kept, groups).amin(1), target.masked_fill(~kept, -1).amax(1)
+        if bool((kept.any(1) & (low != high)).any()):
+            return False
+    return True

@@ -57,6 +57,12 @@ def test_what_pairs_chose_differently_varies():
     assert row.settings == {**SETTINGS, "balance": "varies", "cut": "varies"}
 
 
+def test_pairs_that_are_measured_in_different_ways_have_no_mean():
+    agreement = [replace(row, joint=None, distance=0.1) for row in report(0.8, 0.6)]
+    with pytest.raises(OptionError, match=r"x: accuracy, y: agreement with the parents"):
+        mean_results([report(0.7, 0.5), agreement], ["x", "y"])
+
+
 def test_a_merge_that_failed_for_one_pair_is_the_mean_of_the_others_and_is_named():
     first, second = report(0.7, 0.5), report(0.8, 0.6)
     second[0] = Result("zip", 0, 0, settings=SETTINGS, error="it cannot")
@@ -116,6 +122,7 @@ def test_pairs_are_read_with_paths_beside_the_file(tmp_path):
         ("- {models: [u/a, u/b]}", "pair 1: data"),
         ("- {models: [u/a], data: u/d}", "pair 1: models"),
         ("- {models: [u/a, u/b], data: u/d, modls: 3}", "pair 1: unknown key 'modls'; did you mean 'models'"),
+        ("- {name: results.md, models: [u/a, u/b], data: u/d}", "is that of a file of the report"),
         ("- {name: ../x, models: [u/a, u/b], data: u/d}", "cannot name a folder"),
         (
             "- {name: x, models: [u/a, u/b], data: u/d}\n- {name: x, models: [u/a, u/b], data: u/d}",

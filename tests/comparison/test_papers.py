@@ -71,6 +71,11 @@ def test_methods_beside_a_paper_have_the_other_calibrations_and_nothing_is_made_
     assert Grid(["paper:mudsc", "paper:mudsc"]).recipes(mine) == Grid(["paper:mudsc"]).recipes(mine)
 
 
+def test_without_calibrations_the_plain_merge_is_calibrated_as_it_is_alone():
+    found = Grid(["auto", "zip"]).recipes(merger(cache=False))
+    assert [(one.method, one.calibrate) for one in found] == [("auto", "auto"), ("zip", "batchnorm")]
+
+
 def test_a_row_with_a_width_of_its_own_has_no_other(monkeypatch):
     rows = [{"method": "zip", "calibrate": "none", **width} for width in ({"width": 1.5}, {"width": 1.0}, {})]
     monkeypatch.setitem(PAPERS, "wide", Paper("somebody", tuple(rows)))

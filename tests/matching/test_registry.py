@@ -119,6 +119,7 @@ def test_a_registered_method_is_in_options_help_and_schema():
         ("all", {"activations": True}, "'all' is a name of hf-zipit"),
         ("mine", {"activation": True}, "unknown attribute 'activation'; attributes: activations, weights"),
         ("mine", {"within": True}, "method 'mine': say what it compares"),
+        ("mine", {"weights": True, "dense": True}, "method 'mine': dense matches are made from activations alone"),
     ],
 )
 def test_what_cannot_be_registered_is_refused(name, how, said):
@@ -150,6 +151,18 @@ def test_a_wrong_match_is_refused_by_the_name_of_the_method(found, said):
     register_method("mine", "whatever", activations=True)(lambda similarity, sizes: found)
     with pytest.raises(OptionError, match=f"method 'mine' returned .*{said}"):
         method_of("mine").match(Options(method="mine"))(torch.eye(4), [2, 2])
+
+
+@pytest.mark.parametrize(("order", "whole"), [([2, 3, 0, 1], True), ([1, 0, 3, 2], True), ([0, 2, 1, 3], False)])
+def test_a_match_that_divides_groups_is_refused(order, whole):
+    labels = torch.tensor([*order, -1, -1, -1, -1])
+    register_method("mine", "whatever", fixed=True)(lambda sizes, groups: Match(labels, tuple(sizes), sizes[0]))
+    assert method_of("mine").fixed_match([4, 4], 1).labels.tolist() == labels.tolist()
+    if whole:
+        assert method_of("mine").fixed_match([4, 4], 2).labels.tolist() == labels.tolist()
+    else:
+        with pytest.raises(OptionError, match="method 'mine' returned a match that divides some of 2 groups"):
+            method_of("mine").fixed_match([4, 4], 2)
 
 
 HALVES = torch.full((2, 4), 0.25)
@@ -207,8 +220,8 @@ def test_a_method_without_a_similarity_and_a_later_function_of_the_same_name():
 
 
 def test_rows_of_another_function_are_made_anew(tmp_path):
-    def compare(shift):
-        @register_method("mine", "pair units", activations=True)
+    def compare(shift, **how):
+        @register_method("mine", "pair units", **(how or {"activations": True}))
         def mine(similarity, sizes):
             return Match(
                 torch.cat([torch.arange(sizes[0]), (torch.arange(sizes[1]) + shift) % sizes[0]]), (*sizes,), sizes[0]
@@ -223,6 +236,7 @@ def test_rows_of_another_function_are_made_anew(tmp_path):
     assert compare(1) == ["mine", "average"]
     assert compare(1) == []
     assert compare(2) == ["mine"]
+    assert compare(2, weights=True) == ["mine"]
 
 
 def test_a_merge_by_an_absent_method_can_be_loaded_and_saved_again(tmp_path):

@@ -26,6 +26,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 WITH_CODE = [page for page in PAGES if BLOCK.search(page.read_text(encoding="utf-8"))]
 BEFORE = {  # page -> what its reader has done and has at hand
     "export": ("merge user/pets user/birds --data user/animals -o merged", {}),
+    "app": ("merge user/pets user/birds --data user/animals -o user/merged", {}),
     "detection": (None, {"image": PICTURES[0]}),
 }
 

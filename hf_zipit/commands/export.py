@@ -25,9 +25,9 @@ def export(
         typer.Option(
             show_default=False,
             help="An ordinary checkpoint of the parents' library (plain, or timm or transformers), an onnx file, or a "
-            "program of torch.export (torch). Default: plain.",
+            "program of torch.export (torch). Default: what the name of the output says, .onnx or .pt2, or else plain.",
         ),
-    ] = "plain",
+    ] = "",
     task: Annotated[
         list[str] | None,
         typer.Option(
@@ -49,6 +49,11 @@ def export(
     from hf_zipit.saving.load import load_merged
     from hf_zipit.saving.plain import own_library
 
+    format = format or next((name for name, suffix in graphs.SUFFIXES.items() if out.suffix == suffix), "plain")
+    if format not in ("zipit", "plain", "timm", "transformers", *graphs.SUFFIXES):
+        raise OptionError(
+            f"unknown format '{format}'; formats: plain, timm, transformers, {', '.join(graphs.SUFFIXES)}"
+        )
     if format == "zipit":
         raise OptionError(
             "a merge is already in the format zipit, so there is nothing to export: copy its folder, or use --format "

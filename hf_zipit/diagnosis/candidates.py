@@ -49,14 +49,23 @@ def candidates(merger: Merger, recipe: Recipe) -> list[Candidate]:
             found.append(wider)
     if recipe.cut is not None:  # of a merge among the models, which can be merged again at that cut only
         return found
-    cuts = [_candidate(merger, f"--cut {cut}", recipe.changed(cut=cut)) for cut in ends_of_stages(merger)]
-    known = {round(found[0].flops, 2)}  # a cut at the same cost leaves the tasks no layer that counts
+    for names in (ends_of_stages(merger), list(cut_names(parents.binding))):
+        cuts = [_candidate(merger, f"--cut {cut}", recipe.changed(cut=cut)) for cut in names]
+        useful = _useful(cuts, found[0].flops, limit)
+        if useful:
+            break
+    return found + _spread(useful, CUTS)
+
+
+def _useful(cuts: Sequence[Candidate], full: float, limit: float) -> list[Candidate]:
+    """The cuts whose costs differ from each other and from a full merge, late ones first."""
+    known = {round(full, 2)}  # a cut at the same cost leaves the tasks no layer that counts
     useful = []
     for cut in reversed(cuts):
         if round(cut.flops, 2) not in known and cut.flops < limit:
             useful.append(cut)
             known.add(round(cut.flops, 2))
-    return found + _spread(useful, CUTS)
+    return useful
 
 
 def ends_of_stages(merger: Merger) -> list[str]:

@@ -14,6 +14,7 @@ from hf_zipit.data.draw import FEWEST
 from hf_zipit.data.images import NO_DATA
 from hf_zipit.errors import OptionError, SourceError
 from hf_zipit.matching.registry import AUTO
+from hf_zipit.merging.automatic import FEW
 from hf_zipit.merging.balance import merge_settled
 from hf_zipit.merging.base import Base
 from hf_zipit.merging.judge import accuracies_of, judge
@@ -142,6 +143,10 @@ def _run(
     chosen = recipe.changed(sources=[], data=None)
     images = data if recipe.reads_images else None
     merger = Merger(sources, images, chosen, base=base, token=access.token, access=access)
+    read = sum(map(len, merger.passes.images))
+    if 0 < read < FEW and len(sources) > 1 and merger.passes.accelerator.is_main_process:
+        said = "%d images say little about the models, so the merge is likely to be bad: give some hundred (--data)"
+        _log.warning(said, read)
     accuracies_of(merger, recipe)  # refused before the work, if there are too many or too few
     merged, settled = merge_settled(merger, recipe, balance_data)
     verdict = judge(merger, merged, settled) if recipe.verdict else None

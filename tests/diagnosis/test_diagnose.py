@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import hf_zipit
+from hf_zipit.diagnosis.candidates import candidates
 from hf_zipit.diagnosis.diagnose import BUDGETS, FULL, Trial, advice, recommended
 from hf_zipit.diagnosis.report import diagnosis_text, plot_diagnosis
 from hf_zipit.diagnosis.survival import survival
@@ -13,6 +14,7 @@ from hf_zipit.errors import OptionError
 from hf_zipit.merging.judge import judge
 from hf_zipit.merging.merger import Merger
 from hf_zipit.merging.verdict import TaskVerdict
+from hf_zipit.recipe import Recipe
 from tests.helpers.marks import slow
 from tests.helpers.models import hf_vit, images, tiny
 
@@ -110,6 +112,14 @@ def test_a_merge_with_a_cut_is_tried_at_its_cut_only():
     found = hf_zipit.diagnose([inner, models[0]], images(100), tasks=["a", "b", "c"], **options)
     assert [one.name for one in found.trials] == [FULL]
     assert found.trials[0].cut == inner.config.cut
+
+
+def test_a_model_whose_stages_end_at_one_cost_is_tried_at_its_blocks():
+    merger = Merger([hf_vit(seed) for seed in (0, 1)], images(8), tasks=["a", "b"], cache=False, verdict=False)
+    found = candidates(merger, Recipe(method="select"))
+    cuts = [one for one in found if one.name.startswith("--cut ")]
+    assert cuts
+    assert all(one.flops > found[0].flops for one in cuts)
 
 
 def test_too_few_images_are_refused():

@@ -368,6 +368,10 @@ def test_the_commands(run, merged, partial, tmp_path):
     assert json.loads(printed) == {**schema, **written}
     assert list(outputs(file)) == ["birds"]
     assert about(file)["license"] == {"license": "mit"}
+    code, printed, _ = run("export", tmp_path / "partial", "-o", tmp_path / "named.pt2", "--json")
+    assert json.loads(printed)["format"] == "torch"  # as its name says
+    code, _, error = run("export", tmp_path / "merged", "-o", tmp_path / "never", "--format", "onix")
+    assert (code, error) == (2, "Error: unknown format 'onix'; formats: plain, timm, transformers, onnx, torch\n")
     code, printed, _ = run("export", tmp_path / "merged", "-o", tmp_path / "plain", "--json")
     plain = {"folder": str(tmp_path / "plain"), "format": "timm", "tasks": ["pets", "birds"]}
     assert json.loads(printed) == {**schema, **plain}

@@ -32,8 +32,8 @@ def diagnose(
 
     Trial merges at several cuts and widths are made on few images (300 of each data set, unless --num-images says
     another number), and judged on others without labels. Prints how the models are related, what survives of each
-    stage, what to expect for which cost, and what to choose within 1, 1.25 and 1.5 times the FLOPs of one model. Nothing
-    but the picture is written.
+    stage, what to expect for which cost, and what to choose within 1, 1.25 and 1.5 times the FLOPs of one model.
+    Nothing but the picture is written.
     """
     from hf_zipit.data.batches import make_accelerator
     from hf_zipit.diagnosis.diagnose import diagnose as find

@@ -18,6 +18,10 @@ observed at: the layers whose inputs (in) or outputs (out) show what the units d
 cut: the last step that is merged (--cut); behind it every task keeps layers of its own
 2 tasks: what two models merged up to this cut cost, relative to one of them"""
 
+MERGE_LEGEND = """\
+shared: merged units with members of several models; within one model: with several members, all of one model;
+unmerged: single units, as they were"""
+
 
 def inspection(binding: Binding, cuts: Sequence[Cut]) -> dict[str, Any]:
     """The feature spaces and legal cuts of a model as plain values, for JSON."""
@@ -106,10 +110,11 @@ def merge_text(found: dict[str, Any]) -> str:
         [
             f"{what} by {found['method']} {where}; {size}, calibration {found['calibrate']}",
             table(["task", "kind", "classes", "from"], tasks),
-            *([f"attention heads of all parents: {found['attention']}"] if found["attention"] else []),
+            *([f"attention heads: those of all parents, {found['attention']} each"] if found["attention"] else []),
             *([table(["task", "reads from the trunk (units)"], reads)] if any(text for _, text in reads) else []),
             table(["one image", "FLOPs", "params"], costs),
             table(["space", "merged units", "shared", "within one model", "unmerged"], spaces),
+            MERGE_LEGEND,
         ]
     )
 

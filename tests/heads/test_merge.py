@@ -286,7 +286,7 @@ def test_card_and_inspection_state_the_heads(tmp_path):
     merged.save_pretrained(tmp_path)
     found = merge_inspection(load_merged(tmp_path))
     assert found["attention"] == "8 of 3 units"
-    assert "attention heads of all parents: 8 of 3 units" in merge_text(found)
+    assert "attention heads: those of all parents, 8 of 3 units each" in merge_text(found)
     (space,) = (s for s in found["spaces"] if s["name"] == "vit.layers.0.qk")
     assert space["heads"] == 8
     assert 0.5 < space["kept"] < 1

@@ -4,6 +4,7 @@ A plug-in is an installed package with entry points of the group `hf_zipit.metho
 code is loaded when one of its methods is used.
 """
 
+import difflib
 import functools
 import logging
 import re
@@ -109,7 +110,10 @@ def method_of(name: str) -> Method:
         return _loaded(name)
     if _may_be_absent.get():
         return ABSENT
-    raise OptionError(f"unknown method '{name}'; methods: {', '.join([AUTO, *names()])}")
+    known = [AUTO, *names()]
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean '{near[0]}'?" if near else f"methods: {', '.join(known)}"
+    raise OptionError(f"unknown method '{name}'; {hint}")
 
 
 def names() -> list[str]:

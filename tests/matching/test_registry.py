@@ -128,6 +128,11 @@ def test_what_cannot_be_registered_is_refused(name, how, said):
     assert "mine" not in METHODS
 
 
+def test_a_misspelt_method_is_told_the_nearest():
+    with pytest.raises(OptionError, match=r"unknown method 'zipp'; did you mean 'zip'\?"):
+        Options(method="zipp")
+
+
 def test_an_option_that_no_merge_has_is_refused():
     register_method("mine", "whatever", activations=True, options=("coolness",))(permute_match)
     with pytest.raises(OptionError, match="method 'mine' takes 'coolness', which is no option of a merge"):

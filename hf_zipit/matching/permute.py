@@ -17,7 +17,8 @@ def permute_match(similarity: Tensor, sizes: Sequence[int], *, compat: bool = Fa
 
     For two models the result is optimal. For more, every model is first aligned to the one that is most similar to
     all others. Then the model that gains most is repeatedly realigned to the sum of all others, until none gains. The
-    similarity summed over all pairs of models never falls, and the result does not depend on the order of the models.
+    similarity summed over all pairs of models never falls. The result does not depend on the order of the models, but
+    for ties, as between units that never fire.
 
     Where models have different widths, every unit of a narrower one joins another unit of the widest. The units that it
     lacks are like no unit: their similarity is 0.

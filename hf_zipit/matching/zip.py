@@ -27,7 +27,8 @@ def zip_match(
     N models, at most `beta * (n - keep) / N` merges may bring two of its units together.
 
     With `beta=0` no cluster holds two units of a model, unless `keep` is below a model's size, which forces it. No
-    unit is ever dropped, and the result does not depend on the order of the models. Takes O(n^2) time and memory.
+    unit is ever dropped, and but for ties the result does not depend on the order of the models. Takes O(n^2) time and
+    memory.
 
     Args:
         similarity: `(n, n)`, units of model 0 first; larger is more similar. The diagonal is ignored.

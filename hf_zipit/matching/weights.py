@@ -226,5 +226,9 @@ def _shortened(root: Tensor) -> Tensor:
         return root
     gram = root.T @ root
     gram.diagonal().add_(1e-6 * gram.diagonal().mean().clamp(min=1e-30))
-    factor: Tensor = torch.linalg.cholesky(gram)
-    return factor.mT
+    factor: Tensor
+    factor, failed = torch.linalg.cholesky_ex(gram)
+    if not failed:
+        return factor.mT
+    triangle: Tensor = torch.linalg.qr(root, mode="r").R  # slower, but no unit is too much like others for it
+    return triangle

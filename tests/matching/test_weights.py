@@ -13,7 +13,7 @@ from hf_zipit.matching.matcher import Matcher
 from hf_zipit.matching.options import Options
 from hf_zipit.matching.similarity import reference_correlation
 from hf_zipit.matching.sweeps import reference_sweeps
-from hf_zipit.matching.weights import WeightSimilarity, readers
+from hf_zipit.matching.weights import WeightSimilarity, _shortened, readers
 from hf_zipit.merging.merger import Merger
 from hf_zipit.sources.load import load_source
 from hf_zipit.specs.spaces import FeatureSpace, Row
@@ -236,3 +236,14 @@ def test_readers_of_units_that_never_vary_read_nothing():
     found = readers(states, binding, space, varies)
     assert found.isfinite().all()
     assert found[:, 0].abs().max() < 1e-3 * found.abs().max()
+
+
+@pytest.mark.parametrize("copies", [1, 2, 4])
+def test_shortened_readers_see_what_all_readers_see(copies):
+    draw = torch.Generator().manual_seed(0)
+    root = torch.randn(200, 8, generator=draw) @ torch.diag(10.0 ** torch.linspace(-5, 2, 8))
+    root = root.repeat(1, copies)  # of units that are there several times, no factor is exact
+    short = _shortened(root)
+    assert short.shape == (8 * copies, 8 * copies)
+    gram = root.T @ root
+    assert (short.T @ short - gram).abs().max() < 1e-5 * gram.abs().max()

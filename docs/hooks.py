@@ -27,6 +27,7 @@ OUTSIDE = (  # files of the repository that are part of the site, at the same pa
     "CHANGELOG.md",
     "CONTRIBUTING.md",
     "benchmarks/README.md",
+    "benchmarks/papers/README.md",
     "benchmarks/real_pair.png",
     "benchmarks/traced_models.md",
     "model_specs/README.md",

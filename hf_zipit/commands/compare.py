@@ -44,7 +44,7 @@ Calibrations = Annotated[
     typer.Option(
         show_default=False,
         help="Calibrations, separated by commas, e.g. auto,batchnorm,refit; each is run with every method. The rows of "
-        "a paper have their own. Default: batchnorm.",
+        "a paper have their own. Default: batchnorm, and auto for the method auto.",
     ),
 ]
 Widths = Annotated[

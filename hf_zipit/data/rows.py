@@ -55,7 +55,7 @@ def _load(ref: str, splits: Sequence[str], token: str | None) -> Any:
             loaded = datasets.load_dataset(named[0], revision=named[1], token=token)
             _say_missing(*named, loaded, token)
             if split is None and splits is TEST and list(loaded) == [TRAIN[0]]:
-                _log.warning("%s has no test split: all of its images are read (%s:train says so)", ref, ref)
+                _log.warning("%s has no test split: all of its images are read (%s:train is silent)", ref, ref)
         else:
             raise DataError(f"no data at {ref}: it is neither a file nor a folder, and a Hub id has the form user/name")
     except DataError:

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import replace
 from importlib.metadata import Distribution, EntryPoint, distributions
 from typing import Any, TypeVar
 
@@ -28,15 +29,10 @@ ATTRIBUTES = (  # of `Method`, for functions from outside
     *("activations", "weights", "fixed", "within", "sized", "read", "heads", "unequal"),
     *("covariance", "dense", "options", "settings", "seconds", "control"),
 )
-CHOSEN_LATER = Method(  # what may be said of a method that is yet to be chosen; see `merging.automatic`
-    "hf_zipit.matching.select:select_match",
-    "the method that suits these models and images: select, or what is nearer to the models if they have one base",
-    activations=True,
-    within=True,
-    sized=True,
-    read=True,
-    heads=True,
-    unequal=True,
+CHOSEN_LATER = replace(  # what may be said of a method that is yet to be chosen; see `merging.automatic`
+    METHODS["select"],
+    summary="the method that suits these models and images: select, or what is nearer to the models if they have one "
+    "base",
 )
 ABSENT = Method(  # what allows every option
     "",

@@ -145,7 +145,7 @@ def _run(
     merger = Merger(sources, images, chosen, base=base, token=access.token, access=access)
     read = sum(map(len, merger.passes.images))
     if 0 < read < FEW and len(sources) > 1 and merger.passes.accelerator.is_main_process:
-        said = "%d images say little about the models, so the merge is likely to be bad: give some hundred (--data)"
+        said = "%d images say little about the models, so the merge is likely to be bad: give a few hundred (--data)"
         _log.warning(said, read)
     accuracies_of(merger, recipe)  # refused before the work, if there are too many or too few
     merged, settled = merge_settled(merger, recipe, balance_data)

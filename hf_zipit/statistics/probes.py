@@ -12,8 +12,7 @@ from hf_zipit.statistics.lattice import lattice
 POSITIONS = 256  # a feature map with more positions is read on an even lattice of at most so many per image
 TOKENS = 64  # of a longer sequence, so many tokens are read,
 SAMPLES = 8  # or as many as give so many samples for each unit
-
-GOLDEN = (5**0.5 - 1) / 2
+GOLDEN = (5**0.5 - 1) / 2  # by which the place of a token in its stretch moves on
 
 
 class Reader:

@@ -1,6 +1,5 @@
 """C2M3: its objective and gradient against loops, planted permutations, any order of the models, refusals."""
 
-import functools
 from itertools import combinations, pairwise, permutations, product
 
 import numpy as np
@@ -26,17 +25,9 @@ from hf_zipit.sources.load import load_source
 from hf_zipit.specs.spaces import FeatureSpace, Row
 from hf_zipit.transform.permute import permuted, random_labels
 from tests.helpers import oracles
-from tests.helpers.models import hf_vit, images, timm_vit, tiny, vgg
+from tests.helpers.models import images, tiny
+from tests.matching.test_methods import MODELS, PIXELS
 
-MODELS = {
-    "resnet": functools.partial(tiny, "cifar_resnet20"),
-    "group norm": functools.partial(tiny, "resnet50_gn"),
-    "grouped": functools.partial(tiny, "resnext50_32x4d"),
-    "vgg": vgg,
-    "vit": hf_vit,
-    "fused vit": timm_vit,
-}
-PIXELS = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(2))
 SHAPES = {"first": (4, 3), "bias": (4,), "deep": (6, 4, 2), "square": (4, 4, 3), "last": (5, 6)}
 ROWS = [  # two spaces: "a", read and written, and "b", read in one tile of two columns beside a fixed part
     Row("first", 0, 0, 4, "write", "a"),

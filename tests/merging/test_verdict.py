@@ -258,3 +258,11 @@ def test_the_parents_are_left_as_they_were():
     for model, state in zip(models, before, strict=True):
         assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
         assert not any(module._forward_hooks for module in model.modules() if isinstance(module, nn.Module))
+
+
+def test_a_merge_from_a_handful_of_images_says_that_it_is_likely_to_be_bad(caplog):
+    models = [tiny("cifar_resnet20", seed) for seed in (0, 1)]
+    hf_zipit.merge(models, images(10), tasks=TASKS, method="zip", calibrate="none", cache=False)
+    assert "likely to be bad" not in caplog.text
+    hf_zipit.merge(models, images(9), tasks=TASKS, method="zip", calibrate="none", cache=False)
+    assert "9 images say little about the models, so the merge is likely to be bad: give a few hundred" in caplog.text

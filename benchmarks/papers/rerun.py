@@ -82,7 +82,7 @@ class Scale:
 
 SCALES = {
     "quick": Scale(1, 1, 1, 200, 500, "A quick run: models of width 1, hardly trained. No evidence."),
-    "cpu": Scale(1, 6, 1, 500, 2000, "Narrow models, briefly trained, and one pair."),
+    "cpu": Scale(1, 6, 1, 500, 2000, "Narrow models, briefly trained."),
     "gpu": Scale(None, 40, 3, 1000, None, ""),
 }
 
@@ -220,6 +220,8 @@ def asked(about: str, settings: Sequence[Setting]) -> Run:
         "--quick", action="store_const", dest="scale", const="quick", help="minutes on a CPU; no evidence"
     )
     size.add_argument("--gpu", action="store_const", dest="scale", const="gpu", help="the paper's widths, three pairs")
+    parser.add_argument("--pairs", type=int, help="pairs of models; by default one, or three with --gpu")
     given = parser.parse_args()
     data = {name: getattr(given, name) for name in needed}
-    return Run(data, given.out, SCALES[given.scale or "cpu"], given.only)
+    scale = SCALES[given.scale or "cpu"]
+    return Run(data, given.out, replace(scale, pairs=given.pairs or scale.pairs), given.only)

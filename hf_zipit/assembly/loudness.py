@@ -17,8 +17,7 @@ from hf_zipit.sources.source import Source
 from hf_zipit.specs.spaces import Binding
 from hf_zipit.transform.permute import randomise
 
-IMAGES = 16  # of each data set, to measure streams on
-BATCH = 8
+IMAGES = 8  # of each data set, to measure streams on
 CLOSE = 1.1  # streams whose scales differ by less than this factor stay as they are
 TOLERANCE = 1e-3  # on float32 outputs of ordinary scale: layer norms add a constant to the variance
 _log = logging.getLogger("hf_zipit")
@@ -83,9 +82,8 @@ def _loudness(model: nn.Module, norms: Mapping[str, Sequence[str]], passes: Pass
             for path in paths:
                 stack.callback(model.get_submodule(path).register_forward_pre_hook(adding(space)).remove)
         for images in passes.images:
-            for some in torch.split(torch.arange(min(len(images), IMAGES)), BATCH):
-                pixels = torch.stack([images[i] for i in some.tolist()])
-                model(pixels.to(passes.device, next(model.parameters()).dtype))
+            pixels = torch.stack([images[i] for i in range(min(len(images), IMAGES))])
+            model(pixels.to(passes.device, next(model.parameters()).dtype))
     return torch.stack([torch.stack(found).mean().sqrt() for found in sums.values()]).cpu()
 
 

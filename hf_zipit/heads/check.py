@@ -59,8 +59,16 @@ def table_match(heads: int, models: int) -> Match:
 
 
 @torch.no_grad()
+def random_copy(model: nn.Module) -> nn.Module:
+    """A copy of a model with random weights, on the CPU; a model on the meta device is its own copy."""
+    if next(model.parameters()).is_meta:
+        return model
+    return randomise(copy.deepcopy(model).cpu().float().eval(), seed=0)
+
+
+@torch.no_grad()
 def keeps_function(
-    model: nn.Module,
+    net: nn.Module,
     binding: Binding,
     layers: Sequence[Attention],
     size: Sequence[int],
@@ -72,7 +80,7 @@ def keeps_function(
     Copies whose heads use their first units alone must have the logits of one such copy.
 
     Args:
-        model: the model; it is not changed.
+        net: the model with random weights; it is not changed.
         binding: its spec.
         layers: attention layers of the model, which are changed together.
         size: channels, height and width of an image.
@@ -81,12 +89,12 @@ def keeps_function(
     """
     attributes: Attributes = {}
     for layer in layers:
-        attributes |= head_attributes(model, layer, models * layer.heads, units[layer.axis])
-    if next(model.parameters()).is_meta:
+        attributes |= head_attributes(net, layer, models * layer.heads, units[layer.axis])
+    if next(net.parameters()).is_meta:
         ratios = {name: models * units[x.axis] / x.units for x in layers for name in x.spaces}
         ratios |= {name: float(models) for x in layers for name in x.tables}
-        return runs_at(model, binding, ratios, size, attributes)
-    net, pixels = _random(model, size)
+        return runs_at(net, binding, ratios, size, attributes)
+    pixels = _noise(size)
     state = net.state_dict()
     zeroed = head_matches(binding, {x.axis: zeroing(x, units[x.axis]) for x in layers}, layers, 1)
     wide = head_matches(binding, {x.axis: truncation(x, models, units[x.axis]) for x in layers}, layers, models)
@@ -100,10 +108,9 @@ def keeps_function(
     return _close(found, wanted)
 
 
-def _random(model: nn.Module, size: Sequence[int]) -> tuple[nn.Module, Tensor]:
-    """A copy with random weights, on the CPU, and an image of noise."""
-    net = randomise(copy.deepcopy(model).cpu().float().eval(), seed=0)
-    return net, torch.randn(1, *size, generator=torch.Generator().manual_seed(0))
+def _noise(size: Sequence[int]) -> Tensor:
+    """An image of noise."""
+    return torch.randn(1, *size, generator=torch.Generator().manual_seed(0))
 
 
 def _logits(net: nn.Module, state: Mapping[str, Tensor], attributes: Attributes, pixels: Tensor) -> Tensor:
@@ -118,17 +125,17 @@ def _logits(net: nn.Module, state: Mapping[str, Tensor], attributes: Attributes,
 
 
 @torch.no_grad()
-def key_parts(model: nn.Module, layers: Sequence[Attention], size: Sequence[int]) -> set[Part]:
+def key_parts(net: nn.Module, layers: Sequence[Attention], size: Sequence[int]) -> set[Part]:
     """Which of the two parts of each attention layer are keys: softmax ignores what is common to all keys.
 
     Layers that are not like this, or whose queries or keys are those of a single token, have no entry.
 
     Args:
-        model: the model; it is not changed.
+        net: the model with random weights; it is not changed.
         layers: attention layers of the model.
         size: channels, height and width of an image.
     """
-    net, pixels = _random(model, size)
+    pixels = _noise(size)
     layers, wanted = _with_tokens(net, layers, pixels)
     for number in (1, 0):
         parts = [layer.pair[number] for layer in layers]

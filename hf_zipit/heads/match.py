@@ -1,7 +1,7 @@
 """Matches that keep the heads of all models: maps from statistics, one attention layer after the other."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -9,12 +9,12 @@ from torch import Tensor, nn
 from hf_zipit.calibration.refit.layers import find_layers
 from hf_zipit.calibration.refit.read_positions import read_positions
 from hf_zipit.data.batches import Passes
-from hf_zipit.heads.check import key_parts, table_match, truncation
+from hf_zipit.heads.check import key_parts, random_copy, table_match, truncation
 from hf_zipit.heads.maps import logit_maps, random_maps, value_maps, value_reads
 from hf_zipit.heads.spectrum import logits_kept, values_kept
-from hf_zipit.heads.statistics import HeadStatistics, head_statistics
+from hf_zipit.heads.statistics import HeadReading, HeadStatistics
 from hf_zipit.running import logits_of
-from hf_zipit.specs.attention import Attention, Part, attentions
+from hf_zipit.specs.attention import Attention, attentions
 from hf_zipit.specs.plan import Plan
 from hf_zipit.specs.spaces import Binding, Row
 from hf_zipit.transform.heads import HeadMatch, Matches
@@ -27,7 +27,6 @@ _log = logging.getLogger("hf_zipit")
 def match_heads(
     layer: Attention,
     statistics: HeadStatistics,
-    keys: set[Part],
     written: Sequence[Tensor],
     units: int,
     seed: int | None = None,
@@ -37,7 +36,6 @@ def match_heads(
     Args:
         layer: the layer.
         statistics: of its heads.
-        keys: which parts are keys.
         written: for each head of each model, how it writes into the merged stream, `(u, d)`.
         units: units of each merged head, r.
         seed: for random maps, the control; by default maps are fitted.
@@ -58,7 +56,7 @@ def match_heads(
     a = a * (units / layer.units) ** 0.5  # the module divides the logits by the root of the units
     reads = value_reads(covariance, written, maps)
     shaped = [value.reshape(models, layer.heads, *value.shape[1:]).cpu() for value in (maps, reads)]
-    writes = {part: (b if part in keys else a).cpu() for part in layer.pair}
+    writes = {part: (b if part in statistics.key_parts else a).cpu() for part in layer.pair}
     logits = HeadMatch(sizes, layer.heads, writes, score=score)
     score = values_kept(covariance, written, maps)
     values = HeadMatch(sizes, layer.heads, {layer.value: shaped[0]}, shaped[1], score)
@@ -124,40 +122,58 @@ def read_tokens(model: nn.Module, readers: Mapping[str, str], passes: Passes) ->
     return {axes[layer.maps[0].module]: mask.any(1) for layer, mask in found.items()}
 
 
+def reading(
+    plan: Plan, model: nn.Module, size: Sequence[int], passes: Passes, known: Collection[str]
+) -> HeadReading | None:
+    """What must be read of the images to match the heads that a plan keeps; `None` if nothing more.
+
+    Args:
+        plan: which attention layers these are, and the units of their heads. Heads that keep all units need no images.
+        model: one of the models, in eval mode, on the device of the passes.
+        size: channels, height and width of an image.
+        passes: over the images.
+        known: group axes whose statistics are known.
+    """
+    layers = [layer for layer in _fitted(plan) if layer.axis not in known]
+    if not layers:
+        return None
+    keys = key_parts(random_copy(model), layers, size)
+    readers = {x.axis: read_row(x, plan.binding).parameter.rpartition(".")[0] for x in layers}
+    return HeadReading(layers, keys, readers, read_tokens(model, readers, passes))
+
+
 def matches_of_heads(
     plan: Plan,
-    models: Sequence[nn.Module],
     states: Sequence[Mapping[str, Tensor]],
-    size: Sequence[int],
-    passes: Passes,
+    statistics: Mapping[str, HeadStatistics],
     matches: Matches,
     seed: int | None = None,
 ) -> dict[str, Match | HeadMatch]:
-    """The matches of all spaces of the attention layers whose heads a plan keeps, from one pass over the images.
+    """The matches of all spaces of the attention layers whose heads a plan keeps.
 
     Args:
         plan: which layers these are, and the units of their heads.
-        models: in eval mode, on the device of the passes.
-        states: their state dicts.
-        size: channels, height and width of an image.
-        passes: over the images.
+        states: state dicts of the models.
+        statistics: of the layers whose heads get fewer units, by group axis.
         matches: of the other spaces.
         seed: for random maps, the control; by default maps are fitted.
     """
-    kept = [layer for axis, layer in attentions(plan.binding).items() if axis in plan.kept]
     found: dict[str, Match | HeadMatch] = {}
-    for layer in kept:
-        whole = truncation(layer, len(models), layer.units)
-        found |= matches_of_layer(layer, len(models), whole, whole)
-    layers = [layer for layer in kept if plan.kept[layer.axis] < layer.units]
-    if not layers:
-        return found
-    keys = key_parts(models[0], layers, size)
-    rows = {x.axis: read_row(x, plan.binding) for x in layers}
-    readers = {axis: row.parameter.rpartition(".")[0] for axis, row in rows.items()}
-    read = read_tokens(models[0], readers, passes)
-    statistics = head_statistics(models, layers, keys, readers, passes, read)
-    for layer in layers:
-        written = written_by_heads(layer, rows[layer.axis], states, plan.binding, matches)
-        found |= match_heads(layer, statistics[layer.axis], keys, written, plan.kept[layer.axis], seed)
+    for layer in _kept(plan):
+        whole = truncation(layer, len(states), layer.units)
+        found |= matches_of_layer(layer, len(states), whole, whole)
+    for layer in _fitted(plan):
+        mine = statistics[layer.axis]
+        written = written_by_heads(layer, read_row(layer, plan.binding), states, plan.binding, matches)
+        found |= match_heads(layer, mine, written, plan.kept[layer.axis], seed)
     return found
+
+
+def _kept(plan: Plan) -> list[Attention]:
+    """The attention layers of which a plan keeps the heads of all models."""
+    return [layer for axis, layer in attentions(plan.binding).items() if axis in plan.kept]
+
+
+def _fitted(plan: Plan) -> list[Attention]:
+    """Those of them whose heads get fewer units."""
+    return [layer for layer in _kept(plan) if plan.kept[layer.axis] < layer.units]

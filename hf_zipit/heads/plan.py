@@ -7,7 +7,7 @@ from dataclasses import replace
 from torch import nn
 
 from hf_zipit.errors import OptionError
-from hf_zipit.heads.check import keeps_function, key_parts
+from hf_zipit.heads.check import keeps_function, key_parts, random_copy
 from hf_zipit.heads.modules import Attributes, head_attributes
 from hf_zipit.matching.options import Options
 from hf_zipit.specs.attention import Attention, attentions
@@ -66,13 +66,14 @@ def able(
         if 0 < units[layer.axis] <= layer.units and (layer.logits is not None or units[layer.axis] == layer.units):
             kind = type(model.get_submodule(layer.module)), layer.heads, layer.units
             kinds.setdefault(kind, []).append(layer)
-    alike = [same for same in kinds.values() if keeps_function(model, plan.binding, same[:1], size, models, units)]
+    net = random_copy(model)
+    alike = [same for same in kinds.values() if keeps_function(net, plan.binding, same[:1], size, models, units)]
     found = [layer for same in alike for layer in same]
     fewer = [layer for layer in found if units[layer.axis] < layer.units]
     if fewer and not next(model.parameters()).is_meta:
-        shown = key_parts(model, fewer, size)
+        shown = key_parts(net, fewer, size)
         found = [layer for layer in found if layer not in fewer or not shown.isdisjoint(layer.pair)]
-    return found if found and keeps_function(model, plan.binding, found, size, models, units) else []
+    return found if found and keeps_function(net, plan.binding, found, size, models, units) else []
 
 
 def _planned(plan: Plan, layers: Sequence[Attention], model: nn.Module, models: int, units: Mapping[str, int]) -> Plan:

@@ -1,14 +1,13 @@
-"""What head maps are computed from: second moments of queries, keys and head outputs, in one pass over the images."""
+"""What head maps are computed from: second moments of queries, keys and head outputs."""
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from hf_zipit.data.batches import Passes
 from hf_zipit.specs.attention import Attention, Part
 from hf_zipit.statistics.moments import Moments
 
@@ -24,20 +23,22 @@ class HeadStatistics:
         keys: the same of the keys, centred over the tokens that one softmax runs over, `(N, H, u, u)`.
         counts: the number of samples of queries and of keys, `(2,)`.
         outputs: moments of the outputs of all heads of all models side by side, `N * H * u` units.
+        key_parts: which parts of the layer put out keys.
     """
 
     queries: Tensor
     keys: Tensor
     counts: Tensor
     outputs: Moments
+    key_parts: frozenset[Part]
 
     @classmethod
-    def empty(cls, layer: Attention, models: int, device: torch.device) -> "HeadStatistics":
+    def empty(cls, layer: Attention, models: int, device: torch.device, key_parts: frozenset[Part]) -> "HeadStatistics":
         """The moments of no samples."""
         shape = (models, layer.heads, layer.units, layer.units)
         zeros = torch.zeros(shape, dtype=torch.float64, device=device)
         counts = torch.zeros(2, dtype=torch.float64, device=device)
-        return cls(zeros, zeros.clone(), counts, Moments.empty(models * layer.values.size, device))
+        return cls(zeros, zeros.clone(), counts, Moments.empty(models * layer.values.size, device), key_parts)
 
     def reduce(self, accelerator: Accelerator) -> None:
         """Replace the moments of this process by those of all processes."""
@@ -60,53 +61,72 @@ class _Seen:
         return lambda _, __, out: self.values.update({name: self._heads(out, start)})
 
     def keep_input(self) -> Callable[..., None]:
-        """A hook on the layer that reads the outputs of the heads, in float64: value maps are sensitive to rounding."""
-        return lambda _, args: self.values.update(outputs=args[0].flatten(1, -2).double())
+        """A hook on the layer that reads the outputs of the heads."""
+        return lambda _, args: self.values.update(outputs=args[0].flatten(1, -2).clone())
 
     def _heads(self, out: Tensor, start: int) -> Tensor:
-        """`(B, P, units)` -> `(B, P, H, u)`, in float64."""
+        """A copy of `(B, P, units)` as `(B, P, H, u)`."""
         mine = out[..., start : start + self.layer.values.size]
-        return mine.flatten(1, -2).double().reshape(len(out), -1, self.layer.heads, self.layer.units)
+        return mine.flatten(1, -2).clone().reshape(len(out), -1, self.layer.heads, self.layer.units)
+
+    def pop(self) -> dict[str, Tensor]:
+        """What was seen since the last call, in float64: value maps are sensitive to rounding."""
+        seen = {name: value.double() for name, value in self.values.items()}
+        self.values.clear()
+        return seen
 
 
-@torch.no_grad()
-def head_statistics(
-    models: Sequence[nn.Module],
-    layers: Sequence[Attention],
-    keys: set[Part],
-    readers: Mapping[str, str],
-    passes: Passes,
-    read: Read,
-) -> dict[str, HeadStatistics]:
-    """The statistics of some attention layers, by group axis.
+@dataclass
+class HeadReading:
+    """Reads the heads of some attention layers of all models, in a pass over the images.
 
-    Args:
-        models: in eval mode, on the device of the passes. Hooks are removed afterwards.
+    Attributes:
         layers: the attention layers.
         keys: which parts are keys.
         readers: group axis -> the module that reads the outputs of the heads.
-        passes: over the images.
         read: tokens whose queries and outputs count. Keys and values count at every token.
+        found: the statistics of the layers, by group axis.
     """
-    found = {layer.axis: HeadStatistics.empty(layer, len(models), passes.device) for layer in layers}
-    seen = [{layer.axis: _Seen(layer) for layer in layers} for _ in models]
-    with ExitStack() as stack:
-        for model, mine in zip(models, seen, strict=True):
-            for layer in layers:
-                for part in layer.pair:
-                    hook = mine[layer.axis].keep("keys" if part in keys else "queries", part[1])
-                    stack.callback(model.get_submodule(part[0]).register_forward_hook(hook).remove)
-                reader = model.get_submodule(readers[layer.axis])
-                stack.callback(reader.register_forward_pre_hook(mine[layer.axis].keep_input()).remove)
-        for pixels, _ in passes("Reading attention heads"):
-            pixels = pixels.to(passes.device, next(models[0].parameters()).dtype, memory_format=torch.channels_last)
-            for model in models:
-                model(pixels)
-            for axis, statistics in found.items():
-                _add(statistics, [mine[axis].values for mine in seen], read.get(axis))
-    for statistics in found.values():
-        statistics.reduce(passes.accelerator)
-    return found
+
+    layers: Sequence[Attention]
+    keys: set[Part]
+    readers: Mapping[str, str]
+    read: Read
+    found: dict[str, HeadStatistics] = field(default_factory=dict)
+
+    @property
+    def modules(self) -> list[str]:
+        """The modules that must run."""
+        return [*self.readers.values(), *(path for layer in self.layers for path, _ in layer.pair)]
+
+    @contextmanager
+    def watching(self, models: Sequence[nn.Module]) -> Iterator[Callable[[], int]]:
+        """Hooks on these models, for one pass. What it yields adds what a batch has shown, once all models ran."""
+        device = next(models[0].parameters()).device
+        keys = {layer.axis: frozenset(self.keys.intersection(layer.pair)) for layer in self.layers}
+        self.found = {x.axis: HeadStatistics.empty(x, len(models), device, keys[x.axis]) for x in self.layers}
+        seen = [{layer.axis: _Seen(layer) for layer in self.layers} for _ in models]
+        with ExitStack() as stack:
+            for model, mine in zip(models, seen, strict=True):
+                for layer in self.layers:
+                    for part in layer.pair:
+                        hook = mine[layer.axis].keep("keys" if part in self.keys else "queries", part[1])
+                        stack.callback(model.get_submodule(part[0]).register_forward_hook(hook).remove)
+                    reader = model.get_submodule(self.readers[layer.axis])
+                    stack.callback(reader.register_forward_pre_hook(mine[layer.axis].keep_input()).remove)
+            yield lambda: self._add(seen)
+
+    def _add(self, seen: Sequence[Mapping[str, _Seen]]) -> int:
+        """Add what one batch showed, `seen[model][axis]`; the number of its bytes."""
+        read = sum(value.nbytes for mine in seen for one in mine.values() for value in one.values.values())
+        for axis, statistics in self.found.items():
+            _add(statistics, [mine[axis].pop() for mine in seen], self.read.get(axis))
+        return read
+
+    def reduce(self, accelerator: Accelerator) -> None:
+        """Replace the statistics of this process by those of all processes."""
+        for statistics in self.found.values():
+            statistics.reduce(accelerator)
 
 
 def _add(statistics: HeadStatistics, seen: Sequence[Mapping[str, Tensor]], read: Tensor | None) -> None:

@@ -4,6 +4,7 @@ import copy
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,13 +30,12 @@ from hf_zipit.merging.automatic import Choice, choose
 from hf_zipit.merging.base import Base
 from hf_zipit.merging.dense import assembled, dense_spaces
 from hf_zipit.merging.differences import Differences
-from hf_zipit.merging.observe import statistics_of
+from hf_zipit.merging.observe import Observations
 from hf_zipit.merging.provenance import equip, places_of, provenance, task_names
 from hf_zipit.merging.relation import Relation, relation
 from hf_zipit.merging.sanity import check_finite, check_models_run
 from hf_zipit.merging.sizing import budget_plan, sized_plan
 from hf_zipit.recipe import ALL, Recipe
-from hf_zipit.running import working_copy
 from hf_zipit.saving.provenance import Provenance
 from hf_zipit.sources.access import Access
 from hf_zipit.sources.load import load_source
@@ -172,8 +172,7 @@ class Merger:
     @property
     def relation(self) -> Relation:
         """How the models are related."""
-        found: Relation = self._once("relation", lambda: relation(self.given.states, self.given.binding))
-        return found
+        return self._once("relation", partial(relation, self.given.states, self.given.binding))
 
     def _nearest(self, recipe: Recipe) -> Merged:
         """The merge that suits these models and images; of several, the one that is nearest to the parents."""
@@ -267,20 +266,16 @@ class Merger:
         binding = self.parents.binding
         names = {name for name in self.parents.spaces(plan) if binding.spaces[name].group_axis not in plan.kept}
         dense = dense_spaces(self.parents, plan, names, options.method) if options.how.dense else []
-        statistics = self.statistics(names, options.compat) if options.needs_statistics else {}
+        statistics = self.observations.of_plan(names if options.needs_statistics else (), plan, options.compat)
         given, accelerator = (statistics, self.parents.states, binding), self.passes.accelerator
         soft = DenseMatcher(*given, options, accelerator).matches(dense, self._once("dense", dict))
         matcher = Matcher(*given, aligning(options) if dense else options, plan.widths, accelerator)
         spaces = [binding.spaces[name] for name in binding.spaces if name in names - soft.keys()]
         matches: Matches = {**matcher.matches(spaces, known=self._once("families", dict)), **soft}
-        return {**matches, **self._match_heads(plan, matches, options)} if plan.kept else matches
-
-    def _match_heads(self, plan: Plan, matches: Matches, options: Options) -> Matches:
-        """Match the heads of the attention layers that a plan keeps whole."""
-        parents = self.parents
-        models = [working_copy(source.model, self.passes.device) for source in parents.sources]
+        if not plan.kept:
+            return matches
         seed = self.recipe.seed if options.heads == "all-random" else None
-        return matches_of_heads(plan, models, parents.states, parents.input_size, self.passes, matches, seed)
+        return {**matches, **matches_of_heads(plan, self.parents.states, self.observations.heads, matches, seed)}
 
     def statistics(self, names: Iterable[str], compat: bool = False) -> dict[str, SpaceStatistics]:
         """The statistics of the named spaces; those not known yet take one pass over the images.
@@ -289,8 +284,13 @@ class Merger:
             names: of the spaces; those without probes are left out.
             compat: compute the statistics as the authors' code does.
         """
-        known: dict[str, SpaceStatistics] = self._once(("statistics", compat), dict)
-        return statistics_of(names, self.parents, self.passes, known, self.recipe.cache, compat)
+        return self.observations.of_spaces(names, compat)
+
+    @property
+    def observations(self) -> Observations:
+        """What is known of the models' activations."""
+        make = partial(Observations, self.parents, self.passes, self.recipe.cache)
+        return self._once("observations", make)
 
     def _once(self, key: Any, make: Callable[[], Made]) -> Made:
         """The result of `make`, computed on the first request and kept in `memo`."""

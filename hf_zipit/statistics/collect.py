@@ -3,11 +3,13 @@
 All models see the same batches. Nothing is gathered: each process sums over its own batches, and one reduction follows.
 """
 
-from collections.abc import Iterable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 
 from hf_zipit.data.batches import Passes
@@ -16,6 +18,8 @@ from hf_zipit.models.steps import run_steps
 from hf_zipit.specs.spaces import Binding, FeatureSpace
 from hf_zipit.statistics.moments import AnyMoments, Moments, ReferenceMoments
 from hf_zipit.statistics.probes import POSITIONS, Reader, tokens_read
+
+READ = 3 * 2**27  # bytes of what is read at a time, of all models
 
 
 @dataclass
@@ -33,6 +37,23 @@ class SpaceStatistics:
     moments: AnyMoments
 
 
+class Rider(Protocol):
+    """What else is read while the models run."""
+
+    @property
+    def modules(self) -> Iterable[str]:
+        """The modules that must run for it."""
+        raise NotImplementedError
+
+    def watching(self, models: Sequence[nn.Module]) -> AbstractContextManager[Callable[[], int]]:
+        """Watch these models; what it gives is called after every batch, and says how many bytes were read."""
+        raise NotImplementedError
+
+    def reduce(self, accelerator: Accelerator) -> None:
+        """Take together what all processes have read."""
+        raise NotImplementedError
+
+
 def collect(
     models: Sequence[nn.Module],
     binding: Binding,
@@ -41,6 +62,7 @@ def collect(
     spaces: Iterable[str],
     names: Sequence[str],
     compat: bool = False,
+    rider: Rider | None = None,
 ) -> dict[str, SpaceStatistics]:
     """Run every batch through every model once and accumulate the moments of the named spaces.
 
@@ -51,6 +73,7 @@ def collect(
         spaces: names of the spaces to observe; those without probes are left out.
         names: the models' names, for error messages.
         compat: accumulate as the authors' code does, over all positions and tasks together.
+        rider: what else is read in the same pass.
 
     Raises:
         DataError: there are no images, or a unit's activations are not finite.
@@ -64,21 +87,22 @@ def collect(
         sizes = space.sizes(len(models))
         kind = ReferenceMoments if compat else Moments
         stats[name] = SpaceStatistics(space, sizes, kind.empty(sum(sizes), device))
+    images = sum(map(len, passes.images))
+    tokens = {} if compat else {name: tokens_read(sum(one.sizes), images) for name, one in stats.items()}
+    probed = [probe.module for space in wanted.values() for probe in space.probes]
+    runs = [_PartialRun(model, binding, [*probed, *(rider.modules if rider else ())]) for model in models]
+    layout = torch.contiguous_format if compat else torch.channels_last
     with ExitStack() as stack, torch.no_grad():
-        own = [{name: space.of(k) for name, space in wanted.items()} for k in range(len(models))]
-        positions = None if compat else POSITIONS
-        images = sum(map(len, passes.images))
-        tokens = {} if compat else {name: tokens_read(sum(one.sizes), images) for name, one in stats.items()}
-        readers = [stack.enter_context(Reader(*pair, positions, tokens)) for pair in zip(models, own, strict=True)]
-        probed = [probe.module for space in wanted.values() for probe in space.probes]
-        runs = [_PartialRun(model, binding, until=probed) for model in models]
-        layout = torch.contiguous_format if compat else torch.channels_last
+        readers = []
+        for k, model in enumerate(models):
+            own = {name: space.of(k) for name, space in wanted.items()}
+            readers.append(stack.enter_context(Reader(model, own, None if compat else POSITIONS, tokens)))
+        ride = stack.enter_context(rider.watching(models)) if rider else None
+        reading = _Reading(stats, runs, readers, ride)
         for pixels, _ in passes("Reading activations"):
-            pixels = pixels.to(device, next(models[0].parameters()).dtype, memory_format=layout)
-            for run in runs:
-                run(pixels)
-            for name, statistics in stats.items():
-                _accumulate(statistics.moments, [reader.pop(name) for reader in readers])
+            reading.add(pixels.to(device, next(models[0].parameters()).dtype, memory_format=layout))
+    if rider:
+        rider.reduce(passes.accelerator)
     for statistics in stats.values():
         statistics.moments.reduce(passes.accelerator)
         _check(statistics, names)
@@ -106,10 +130,41 @@ class _PartialRun:
         run_steps(self.model, self.steps, pixels, pixels.shape[-2:])
 
 
-def _accumulate(moments: AnyMoments, features: list[list[Tensor]]) -> None:
-    """Add one batch: `features[model][probe]` has shape `(B, P, size)`."""
-    for values in zip(*features, strict=True):
-        moments.update(torch.cat(values, dim=-1))  # (B, P, sum(sizes))
+@dataclass
+class _Reading:
+    """A pass under way.
+
+    Attributes:
+        stats: by space, what is added to.
+        runs: run each model.
+        readers: of the probes of each model.
+        ride: what `Rider.watching` gave.
+        most: images that are read at a time.
+    """
+
+    stats: Mapping[str, SpaceStatistics]
+    runs: Sequence[_PartialRun]
+    readers: Sequence[Reader]
+    ride: Callable[[], int] | None
+    most: int = 1
+
+    def add(self, pixels: Tensor) -> None:
+        """Read a batch `(B, channels, H, W)`, so many images at a time that what is read takes at most `READ` bytes."""
+        while len(pixels):
+            now, pixels = pixels[: self.most], pixels[self.most :]
+            self.most = max(1, len(now) * READ // max(self._read(now), 1))
+
+    def _read(self, pixels: Tensor) -> int:
+        """Read some images; bytes of what was read."""
+        for run in self.runs:
+            run(pixels)
+        taken = self.ride() if self.ride else 0
+        for name, statistics in self.stats.items():
+            features = [reader.pop(name) for reader in self.readers]
+            taken += sum(value.nbytes for mine in features for value in mine)
+            for values in zip(*features, strict=True):
+                statistics.moments.update(torch.cat(values, dim=-1))  # (B, P, sum(sizes))
+        return taken
 
 
 def _check(statistics: SpaceStatistics, names: Sequence[str]) -> None:

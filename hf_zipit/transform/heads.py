@@ -1,8 +1,10 @@
 """A match of attention heads: all heads of all models side by side, each mapped to fewer units."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from hf_zipit.specs.attention import Part, part_of
@@ -44,16 +46,31 @@ class HeadMatch:
         models, heads, units, _ = next(iter(self.writes.values())).shape
         return models * heads * units
 
-    def merge(self, row: Row, model: int) -> Tensor:
-        """The map from one model's units to the merged units, for a row that writes them, `(width, H * u)`."""
-        only = next(iter(self.writes.values())) if len(self.writes) == 1 else None
-        maps = self.writes[part_of(row)] if only is None else only
-        return self._placed(maps[model], model)
+    def applied(self, value: Tensor, axis: int, row: Row, model: int) -> Tensor:
+        """Map one model's units along an axis to the merged units; those of the other models' heads are 0.
 
-    def unmerge(self, model: int) -> Tensor:
-        """The map from the merged units to one model's units, for a row that reads them, `(H * u, width)`."""
-        assert self.reads is not None  # nothing reads queries and keys
-        return self._placed(self.reads[model].mT, model).T
+        Args:
+            value: what has the units.
+            axis: that they cover.
+            row: how they lie there. If it reads them, the axis is that of a layer that reads the merged units instead.
+            model: whose they are.
+        """
+        maps = self._maps(row, model).to(value)  # (H, r, u)
+        heads, _, size = maps.shape
+        before, after = value.shape[:axis], value.shape[axis + 1 :]
+        mine = value.reshape(math.prod(before) * row.before, heads, size, row.after * math.prod(after))
+        mapped = torch.einsum("hru,bhua->bhra", maps, mine)
+        out = mapped.new_zeros(len(mapped), self.merged_heads, *mapped.shape[2:])
+        out[:, model * heads : (model + 1) * heads] = mapped
+        return out.reshape(*before, row.before * self.width * row.after, *after)
+
+    def _maps(self, row: Row, model: int) -> Tensor:
+        """How one model's heads are mapped along the axis of a row, `(H, r, u)`."""
+        if row.role == "read":
+            assert self.reads is not None  # nothing reads queries and keys
+            return self.reads[model].mT
+        only = next(iter(self.writes.values())) if len(self.writes) == 1 else None
+        return (self.writes[part_of(row)] if only is None else only)[model]
 
     @property
     def aim(self) -> "HeadMatch":
@@ -68,15 +85,6 @@ class HeadMatch:
     def merged_heads(self) -> int:
         """The number of merged heads, N * H."""
         return len(self.sizes) * self.heads
-
-    def _placed(self, maps: Tensor, model: int) -> Tensor:
-        """The maps of one model's heads `(H, r, u)` as one matrix, `(width, H * u)`."""
-        heads, units, size = maps.shape
-        out = maps.new_zeros(self.width, heads * size)
-        for head, one in enumerate(maps):
-            row = (model * heads + head) * units
-            out[row : row + units, head * size : (head + 1) * size] = one
-        return out
 
 
 Matches = Mapping[str, Match | DenseMatch | HeadMatch]  # by space

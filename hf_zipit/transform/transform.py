@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from hf_zipit.specs.spaces import Binding, Row, fitted
-from hf_zipit.transform.dense import DenseMatch
-from hf_zipit.transform.heads import Matches
+from hf_zipit.transform.heads import HeadMatch, Matches
 from hf_zipit.transform.match import Match
 
 State = Mapping[str, Tensor]
@@ -160,10 +159,9 @@ def _part(value: Tensor, axis: int, row: Row | None, matches: Matches, model: in
     if isinstance(match, Match):
         return along(value, axis, [replace(row, offset=0)], matches, model)
     assert not row.local  # groups move as a whole
-    if isinstance(match, DenseMatch):
-        maps = match.unmerge_of(model).T if row.role == "read" else match.merge_of(model)
-    else:
-        maps = match.unmerge(model).T if row.role == "read" else match.merge(row, model)
+    if isinstance(match, HeadMatch):
+        return match.applied(value, axis, row, model)
+    maps = match.unmerge_of(model).T if row.role == "read" else match.merge_of(model)
     shape = (*value.shape[:axis], row.before, maps.shape[1], row.after, *value.shape[axis + 1 :])
     out: Tensor = torch.tensordot(maps.to(value), value.reshape(shape), dims=([1], [axis + 1])).movedim(0, axis + 1)
     return out.flatten(axis, axis + 2)

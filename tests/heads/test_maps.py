@@ -4,6 +4,8 @@ import pytest
 import torch
 
 from hf_zipit.heads.maps import logit_maps, logit_spectrum, power, random_maps, value_maps, value_reads
+from hf_zipit.specs.spaces import Row
+from hf_zipit.transform.heads import HeadMatch
 
 HEADS, UNITS, WIDTH = 4, 6, 10
 
@@ -138,3 +140,20 @@ def test_a_head_that_writes_nothing_takes_nothing_from_the_others():
     torch.testing.assert_close(written(x, maps, reads, writes), x @ torch.cat(writes), rtol=1e-4, atol=1e-4)
     assert maps.isfinite().all()
     assert reads.isfinite().all()
+
+
+@pytest.mark.parametrize("role", ["write", "read"])
+@pytest.mark.parametrize("model", [0, 1])
+def test_heads_are_mapped_as_by_one_large_matrix_with_a_block_for_each(role, model):
+    models, fewer = 2, 4
+    maps, reads = random(models, HEADS, fewer, UNITS), random(models, HEADS, UNITS, fewer, seed=1)
+    match = HeadMatch((HEADS * UNITS,) * models, HEADS, {("attn.v", 0): maps}, reads)
+    matrix = torch.zeros(models, HEADS, fewer, HEADS * UNITS, dtype=torch.float64)
+    for head in range(HEADS):
+        mine = maps[model, head] if role == "write" else reads[model, head].T
+        matrix[model, head, :, head * UNITS : (head + 1) * UNITS] = mine
+    row = Row("attn.proj", 1, 0, HEADS * UNITS, role, "heads", after=3)
+    weight = random(5, HEADS * UNITS * 3, 7, seed=2)
+    found = match.applied(weight, 1, row, model)
+    wanted = torch.einsum("wu,ouak->owak", matrix.flatten(0, 2), weight.reshape(5, HEADS * UNITS, 3, 7))
+    torch.testing.assert_close(found, wanted.reshape(5, match.width * 3, 7))

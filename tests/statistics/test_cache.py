@@ -78,9 +78,20 @@ def test_the_result_is_that_of_a_merge_without_cache(compat, passes):
 def test_without_a_cache_only_the_spaces_of_the_trunk_are_observed(passes):
     merger = Merger(pair(), images(32), tasks=TASKS, cache=False)
     merger.merge(method="zip", cut="layer1", calibrate="none")
-    known = set(merger.memo["statistics", False])
+    known = set(merger.observations.known[False])
     merger.merge(method="zip", calibrate="none")
-    assert known < set(merger.memo["statistics", False])
+    assert known < set(merger.observations.known[False])
+    assert passes == ["Reading activations"] * 2
+
+
+def test_heads_are_read_in_the_pass_over_the_spaces_and_once_for_all_methods(passes):
+    merger = Merger([hf_vit(seed) for seed in (0, 1)], images(32), tasks=TASKS)
+    first = merger.merge(method="zip", calibrate="none", heads="all")
+    assert passes == ["Reading activations"]
+    merger.merge(method="select", calibrate="none", heads="all")
+    assert passes == ["Reading activations"]
+    again = Merger([hf_vit(seed) for seed in (0, 1)], images(32), tasks=TASKS)  # the spaces are in the cache
+    assert same(again.merge(method="zip", calibrate="none", heads="all"), first)
     assert passes == ["Reading activations"] * 2
 
 

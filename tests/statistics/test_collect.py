@@ -13,6 +13,7 @@ from hf_zipit.data.images import open_all
 from hf_zipit.errors import DataError
 from hf_zipit.find_spec import find_spec
 from hf_zipit.sources.load import load_source
+from hf_zipit.statistics import collect as collecting
 from hf_zipit.statistics.collect import collect
 from hf_zipit.statistics.probes import POSITIONS, SAMPLES, TOKENS, samples, spread, tokens_read
 from tests.helpers.models import images, resnet_spec_binding, tiny
@@ -63,6 +64,29 @@ def test_statistics_equal_numpy_over_the_data_of_all_tasks():
         moments = stats[space].moments
         assert moments.count == len(features)
         np.testing.assert_allclose(moments.covariance, np.cov(features.T, bias=True), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("compat", [False, True])
+def test_how_many_images_are_read_at_a_time_makes_no_difference(compat, monkeypatch):
+    whole = gathered(compat)
+    monkeypatch.setattr(collecting, "READ", 1)  # one image at a time
+    for name, space in gathered(compat).items():
+        assert space.moments.count == whole[name].moments.count
+        assert torch.allclose(space.moments.covariance, whole[name].moments.covariance, rtol=1e-4, atol=1e-5)
+
+
+def test_no_more_is_read_at_a_time_than_fits(monkeypatch):
+    seen = []
+    models = [tiny("resnet18", seed) for seed in (0, 1)]
+    for model in models:
+        model.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
+        model.conv1.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
+    gathered(models=models)
+    assert set(seen) == {1, 7, 8, 5}  # one image to begin with, then the rest of a batch of 8, and 5 in the last
+    seen.clear()
+    monkeypatch.setattr(collecting, "READ", 1)
+    gathered(models=models)
+    assert set(seen) == {1}
 
 
 def test_no_hook_and_no_change_is_left_on_the_models():

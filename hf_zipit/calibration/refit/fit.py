@@ -90,7 +90,7 @@ def _add(
     task: int | None,
 ) -> None:
     """Add a batch of images to the regressions of a group's layers; arguments as for `fit_layers`."""
-    seen = _observe(pupil.tracks[0], group, batch.values[0], inputs=True)
+    seen = _observe(pupil.tracks[0], group, batch.values[0])
     held = draw.held(batch.task, batch.number)
     mine = torch.ones_like(held) if task is None else batch.task == task
     for layer, fit in fits.items():
@@ -114,9 +114,9 @@ def _kind(weight: Tensor, samples: int) -> tuple[type[NormalEquations] | type[Sa
     return Samples, -(-samples // min(INPUTS, NUMBERS // (len(weight) * (inputs + outputs))))
 
 
-def _observe(track: Track, group: LayerGroup, value: Tensor, inputs: bool) -> LayerObserver:
+def _observe(track: Track, group: LayerGroup, value: Tensor) -> LayerObserver:
     """What the layers of a group read and put out, from what enters its first stage."""
-    seen = LayerObserver(track.net, group.layers, images=len(value), inputs=inputs, stop=True)
+    seen = LayerObserver(track.net, group.layers, len(value), stop=True, parameters=track.parameters)
     with seen:
         track.run(value, group.first, group.last + 1)
     return seen

@@ -114,11 +114,15 @@ class OutputFollower(TorchFunctionMode, Generic[AnyOutput]):
     """Sees every call of a torch function that applies an affine map of a network, or reads an output of one.
 
     Subclasses say what happens then. `outputs` holds the outputs that are followed.
+
+    Args:
+        net: the network.
+        parameters: those of the network, if they are known.
     """
 
-    def __init__(self, net: nn.Module) -> None:
+    def __init__(self, net: nn.Module, parameters: AffineParameters | None = None) -> None:
         super().__init__()
-        self.parameters = AffineParameters(net)
+        self.parameters = parameters or AffineParameters(net)
         self.outputs: list[AnyOutput] = []
 
     def __torch_function__(

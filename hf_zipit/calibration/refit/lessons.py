@@ -72,7 +72,7 @@ class Lessons:
         layers = [layer for one in window.groups for layer in one.layers]
 
         def watch(track: Track, images: int) -> LayerObserver:
-            return LayerObserver(track.net, layers, images, inputs=False)
+            return LayerObserver(track.net, layers, images, inputs=False, parameters=track.parameters)
 
         self.stored |= {later: [] for later in window.groups[1:]}
         label = f"Reading {group.layers[0].maps[0].module}"

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hf_zipit.statistics.moments import add_gram
 
-DOUBLE = 1024  # up to so many inputs products are computed in float64, beyond it in float32
+DOUBLE = 256  # up to so many inputs products are computed in float64, beyond it in float32
 Solution = tuple[Tensor, Tensor]  # weights `(G, m, d)`, constants `(G, m)`
 
 

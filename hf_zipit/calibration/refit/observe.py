@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hf_zipit.calibration.refit.follow import ADDITIONS, AffineMap, Call, Output, OutputFollower
+from hf_zipit.calibration.refit.follow import ADDITIONS, AffineMap, AffineParameters, Call, Output, OutputFollower
 from hf_zipit.calibration.refit.layers import Layer
 from hf_zipit.statistics.lattice import lattice
 
@@ -38,6 +38,7 @@ class LayerObserver(OutputFollower[_LayerOutput]):
         images: the number of images, B; `None` if no layer reads windows.
         inputs: whether to read inputs as well as outputs.
         stop: whether to end the block as soon as all layers have run.
+        parameters: those of the network, if they are known.
 
     Attributes:
         inputs: for each layer `(B, P, groups, d)`: what one group of its output units reads, maps side by side.
@@ -55,8 +56,9 @@ class LayerObserver(OutputFollower[_LayerOutput]):
         images: int | None = None,
         inputs: bool = True,
         stop: bool = False,
+        parameters: AffineParameters | None = None,
     ) -> None:
-        super().__init__(net)
+        super().__init__(net, parameters)
         self.stop = stop
         self.images = images
         self.keep_inputs = inputs

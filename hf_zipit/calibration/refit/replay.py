@@ -4,11 +4,13 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from hf_zipit.calibration.refit.follow import AffineParameters
 from hf_zipit.data.batches import Passes
 
 MEMORY = 2 * 2**30  # upper limit on the bytes of activations that one process keeps
@@ -21,6 +23,11 @@ class Track:
 
     net: nn.Module
     stages: tuple[Callable[[Tensor], Tensor], ...]
+
+    @cached_property
+    def parameters(self) -> AffineParameters:
+        """The parameters of the network's affine maps. A refit changes their values in place."""
+        return AffineParameters(self.net)
 
     def run(self, value: Tensor, first: int, end: int) -> Tensor:
         """Run the stages from `first` up to, but not including, `end`."""

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_zipit.calibration.refit.layers import Layer
-from hf_zipit.specs.spaces import Binding
+from hf_zipit.specs.spaces import Binding, Row
 from hf_zipit.transform.heads import HeadMatch, Matches
 from hf_zipit.transform.match import Match
 from hf_zipit.transform.transform import along, members, positions
@@ -55,22 +55,27 @@ class Target:
         return out
 
 
-class DenseTarget:
-    """A linear map of the parents' outputs of one layer: of a dense match, or of heads that are kept of all parents.
+class LinearTarget:
+    """The linear map by which the outputs of a layer are merged: by a dense match, or with the heads of all parents.
 
     Args:
-        maps: for each parent `(m, n)`, from its outputs to those of the merged layer; what all parents give is added.
+        rows: the units that the layer writes.
+        aims: the match that each of their spaces is fitted to.
+        counts: how many units each merged output is the mean of, `(m,)`.
         per_task: whether the images of a task are taught by the parent of that task alone. Every output of a layer that
             writes kept heads belongs to one parent, so there the task of an image makes no difference.
     """
 
-    def __init__(self, maps: Sequence[Tensor], per_task: bool) -> None:
-        self.maps = maps
+    def __init__(self, rows: Sequence[Row], aims: Matches, counts: Tensor, per_task: bool) -> None:
+        self.rows = rows
+        self.aims = aims
+        self.counts = counts.clamp(min=1)
         self.per_task = per_task
 
     def __call__(self, outputs: Sequence[Tensor], task: Tensor) -> Tensor:
         """What the merged layer should put out, `(B, P, m)`, from the outputs `(B, P, n)` of each parent."""
-        given = torch.stack([out @ one.to(out).T for out, one in zip(outputs, self.maps, strict=True)])
+        counts = self.counts.to(outputs[0])
+        given = torch.stack([along(out, 2, self.rows, self.aims, k) / counts for k, out in enumerate(outputs)])
         if not self.per_task:
             return given.sum(0)
         own = (task == torch.arange(len(given), device=task.device)[:, None])[..., None, None]  # (N, B, 1, 1)
@@ -83,7 +88,7 @@ def trunk_target(
     parameter: str,
     widths: Sequence[int],
     per_task: bool,
-) -> Target | DenseTarget:
+) -> Target | LinearTarget:
     """The target of a layer of the trunk: its outputs are merged as the rows of its weight are.
 
     Args:
@@ -100,10 +105,9 @@ def trunk_target(
     rows = [row for row in binding.rows([parameter])[parameter] if row.role != "read" and row.axis == 0]
     aims: Matches = {row.space: matches[row.space].aim for row in rows}
     if not all(isinstance(aim, Match) for aim in aims.values()):
-        maps = [along(torch.eye(width), 0, rows, aims, model) for model, width in enumerate(widths)]
         counts = torch.stack([members(rows, aims, k, width, len(widths)) for k, width in enumerate(widths)]).sum(0)
         heads = any(isinstance(aim, HeadMatch) for aim in aims.values())
-        return DenseTarget([one / counts[:, None].clamp(min=1) for one in maps], per_task and not heads)
+        return LinearTarget(rows, aims, counts, per_task and not heads)
     placed = [positions(rows, aims, model, width) for model, width in enumerate(widths)]
     return Target([labels for labels, _ in placed], placed[0][1], per_task)
 

@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from hf_zipit.errors import SpecError
+from hf_zipit.errors import OptionError, SpecError
 from hf_zipit.matching.fingerprint import fingerprint_similarity, fingerprints
 from hf_zipit.matching.greedy import Budget
 from hf_zipit.matching.groups import match_groups
@@ -28,7 +28,7 @@ from hf_zipit.matching.widen import widened
 from hf_zipit.specs.spaces import Binding, FeatureSpace
 from hf_zipit.statistics.collect import SpaceStatistics
 from hf_zipit.statistics.moments import ReferenceMoments
-from hf_zipit.transform.match import Match, UnitMatch
+from hf_zipit.transform.match import Match, UnitMatch, group_order
 
 PATIENT = 5  # seconds; methods that take longer say so before they begin
 logger = logging.getLogger(__name__)
@@ -76,7 +76,9 @@ class Matcher:
         spaces = list(spaces)
         method = self.method
         if method.fixed:
-            return {space.name: method.fixed_match(space.sizes(self.models), space.groups) for space in spaces}
+            fixed = {space.name: method.fixed_match(space.sizes(self.models), space.groups) for space in spaces}
+            self._check_order(spaces, fixed)
+            return fixed
         families = self.families(spaces)
         if method.at_once:
             return method.matches_of_all(self.states, self.binding, families, self.options)
@@ -96,6 +98,17 @@ class Matcher:
             return reference_sweeps(families, self.rematch, matches, self.options.sweeps)
         near = {space.name: self.weights.neighbours(space.name) for space in spaces}
         return fixpoint(families, self.rematch, near, matches, self.options.sweeps)
+
+    def _check_order(self, spaces: Sequence[FeatureSpace], found: Mapping[str, Match]) -> None:
+        """Refuse fixed matches that order the groups of two spaces differently: heads of keys and of values."""
+        for family in self.families(spaces):
+            orders = [group_order(found[space.name], space.groups) for space in family]
+            other = next((space for space, order in zip(family, orders, strict=True) if order != orders[0]), None)
+            if other:
+                raise OptionError(
+                    f"method '{self.options.method}' orders the {other.groups} groups of '{family[0].name}' and of "
+                    f"'{other.name}' differently, but these move together: let the order depend on `groups` alone"
+                )
 
     @property
     def method(self) -> Method:

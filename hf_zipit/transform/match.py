@@ -144,10 +144,27 @@ def check_match(found: Any, sizes: Sequence[int], keep: int | None = None, group
 def _moves_whole(match: Match, groups: int) -> bool:
     """Whether all units of a group become units of one merged group."""
     for model in range(len(match.sizes)):
-        labels = match.of(model).view(groups, -1)
-        target = labels // (match.width // groups)
-        kept = labels >= 0
+        target, kept = _targets(match, groups, model)
         low, high = target.masked_fill(~kept, groups).amin(1), target.masked_fill(~kept, -1).amax(1)
         if bool((kept.any(1) & (low != high)).any()):
             return False
     return True
+
+
+def group_order(match: Match, groups: int) -> list[list[int]]:
+    """For each model the merged group of each of its groups, of a match that moves them whole; -1 if one is dropped.
+
+    >>> group_order(Match(torch.tensor([2, 3, 0, 1]), (4,), 4), groups=2)
+    [[1, 0]]
+    """
+    found = []
+    for model in range(len(match.sizes)):
+        target, kept = _targets(match, groups, model)
+        found.append(target.masked_fill(~kept, -1).amax(1).tolist())
+    return found
+
+
+def _targets(match: Match, groups: int, model: int) -> tuple[Tensor, Tensor]:
+    """The merged group of each unit of a model, and whether the unit is kept, `(groups, units)` each."""
+    labels = match.of(model).view(groups, -1)
+    return labels // (match.width // groups), labels >= 0

@@ -28,7 +28,7 @@ from hf_zipit.saving.save import save
 from hf_zipit.saving.sidecars import without_local_paths
 from hf_zipit.transform.dense import DenseMatch
 from hf_zipit.transform.match import Match, check_match
-from tests.helpers.models import images, tiny
+from tests.helpers.models import hf_vit, images, tiny
 
 ROOT = Path(__file__).parents[2]
 PLUGIN = """
@@ -168,6 +168,26 @@ def test_a_match_that_divides_groups_is_refused(order, whole):
     else:
         with pytest.raises(OptionError, match="method 'mine' returned a match that divides some of 2 groups"):
             method_of("mine").fixed_match([4, 4], 2)
+
+
+@pytest.mark.parametrize("alike", [True, False])
+def test_a_fixed_method_that_orders_the_heads_of_keys_and_values_differently_is_refused(alike):
+    calls = []
+
+    @register_method("mine", "heads in another order", fixed=True)
+    def reordered(sizes, groups):
+        calls.append(groups)
+        turn = groups > 1 and (alike or len(calls) % 2)
+        units = torch.arange(sizes[0]).view(groups, -1)
+        labels = [units.flatten(), (units.flip(0) if turn else units).flatten()]
+        return Match(torch.cat(labels), tuple(sizes), sizes[0])
+
+    merger = Merger([hf_vit(seed) for seed in (0, 1)], images(16), tasks=["a", "b"], cache=False)
+    if alike:
+        merger.merge(method="mine", calibrate="none")
+    else:
+        with pytest.raises(OptionError, match=r"method 'mine' orders the 4 groups of .* differently"):
+            merger.merge(method="mine", calibrate="none")
 
 
 HALVES = torch.full((2, 4), 0.25)

@@ -24,6 +24,7 @@ import hf_zipit.models.cifar_vgg  # noqa: F401  (both register their model with 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "resnet20": ("cifar_resnet20", {}),
+    "resnet18": ("cifar_resnet20", {"depth": 18, "stages": 4}),  # of the usual width with --width 4
     "vgg11": ("cifar_vgg11", {}),
     "vgg11_bn": ("cifar_vgg11", {"batch_norm": True}),
 }

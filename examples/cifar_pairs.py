@@ -27,7 +27,7 @@ from hf_zipit.comparison.report import comparison_table
 from hf_zipit.merging.merger import Merger
 from hf_zipit.sources.load import load_source
 
-RATES = {"resnet20": 0.2, "vgg11": 0.03, "vgg11_bn": 0.1, "vit": 2e-3}
+RATES = {"resnet20": 0.2, "resnet18": 0.2, "vgg11": 0.03, "vgg11_bn": 0.1, "vit": 2e-3}
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """User options: types and ranges are checked in one place, and error messages name the key and the value."""
 
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -9,6 +9,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from hf_zipit.errors import OptionError
 from hf_zipit.files.documents import is_plain
 
+KINDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "finite": "a finite number",
+    "list": "a list",
+    "string": "a text",
+    "bool": "true or false",
+    "dict": "a mapping",
+}  # by the first word of a pydantic error
 LONGEST = 80  # characters of a value in a message
 Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -83,8 +92,24 @@ def _refusal(error: ValidationError, cls: type[BaseModel]) -> OptionError:
     outside = first["type"] in ("greater_than", "greater_than_equal", "less_than", "less_than_equal")
     marks = _range(cls, key) or first.get("ctx", {})  # of one entry of a list, only the bound is known that it breaks
     limits = _limits(marks) if outside else ""
-    said = [other["msg"].lower() for other in found if _key(other["loc"], cls, typo) == key]  # of all that it may be
-    return OptionError(f"{key} is {shown(first['input'])}: {limits or ', or '.join(dict.fromkeys(said))}")
+    mine = [other for other in found if _key(other["loc"], cls, typo) == key]  # of all that it may be
+    return OptionError(f"{key} is {shown(first['input'])}: {limits or _wanted(mine)}")
+
+
+def _wanted(errors: Sequence[Any]) -> str:
+    """What a value must be, by the errors of all that it may be."""
+    kinds = dict.fromkeys(_kind(error) for error in errors)
+    if None in kinds:
+        return ", or ".join(dict.fromkeys(error["msg"].lower() for error in errors))
+    *some, last = (str(kind) for kind in kinds)
+    return f"it must be {', '.join(some)} or {last}" if some else f"it must be {last}"
+
+
+def _kind(error: Any) -> str | None:
+    """What a validation error asks for; `None` if it has no words of ours."""
+    if error["type"] == "literal_error":
+        return str(error["ctx"]["expected"])
+    return KINDS.get(error["type"].partition("_")[0])
 
 
 def _key(location: tuple[int | str, ...], cls: type[BaseModel], typo: bool) -> str:

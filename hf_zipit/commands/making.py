@@ -50,6 +50,8 @@ class Order:
             OptionError: the message names the flag.
         """
         recipe = self.recipe
+        if self.require is not None and not 0 <= self.require <= 1:
+            raise OptionError(f"--require is {self.require:g}: give a share between 0 and 1, such as 0.9 for 90 %")
         if self.require is not None and not recipe.verdict:
             raise OptionError(f"--require is {self.require:g}, which takes a verdict: leave out --no-verdict")
         if self.library != "zipit" and (recipe.cut is not None or recipe.flops_budget is not None):

@@ -49,8 +49,6 @@ EvalData = Annotated[
 Require = Annotated[
     float | None,
     typer.Option(
-        min=0,
-        max=1,
         help="Least share of answers as the parent gives them, 0 to 1. It is for every task, on held-out images; if "
         "one has fewer, nothing is written, and the exit code is 1.",
     ),

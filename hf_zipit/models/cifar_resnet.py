@@ -12,28 +12,39 @@ from torch import nn
 
 
 class CifarResNet(ResNet):
-    """A ResNet with three stages of 16, 32 and 64 channels, a 3 x 3 stem without pooling, and 1 x 1 projections.
+    """A ResNet with stages of 16, 32, 64, ... channels, a 3 x 3 stem without pooling, and 1 x 1 projections.
+
+    With `stages=4, depth=18, width=4` it is the ResNet-18 that papers train on CIFAR.
 
     Args:
         width: multiplies all channels.
-        depth: number of layers, 6 n + 2.
+        depth: number of layers, 6 n + 2; with four stages 8 n + 2.
+        stages: 3 or 4.
         **kwargs: passed to timm's `ResNet`.
 
     Raises:
-        ValueError: the depth is not 6 n + 2.
+        ValueError: there is no such network.
     """
 
-    def __init__(self, width: int = 1, depth: int = 20, **kwargs: Any) -> None:
-        if depth < 8 or (depth - 2) % 6:
-            raise ValueError(f"depth is {depth}: a CIFAR ResNet has 6 n + 2 layers (8, 14, 20, ...)")
-        blocks = (depth - 2) // 6
-        channels = tuple(c * width for c in (16, 32, 64))
-        super().__init__(BasicBlock, (blocks,) * 3, channels=channels, stem_type="deep", stem_width=8 * width, **kwargs)
-        self.model_args = {"width": width, "depth": depth}
+    def __init__(self, width: int = 1, depth: int = 20, stages: int = 3, **kwargs: Any) -> None:
+        if stages not in (3, 4):
+            raise ValueError(f"stages is {stages}: a CIFAR ResNet has 3 or 4")
+        step = 2 * stages
+        if depth < step + 2 or (depth - 2) % step:
+            few = ", ".join(str(step * n + 2) for n in (1, 2, 3))
+            raise ValueError(
+                f"depth is {depth}: a CIFAR ResNet of {stages} stages has {step} n + 2 layers ({few}, ...)"
+            )
+        blocks = (depth - 2) // step
+        channels = tuple(16 * width * 2**i for i in range(stages))
+        kwargs = {"channels": channels, "stem_type": "deep", "stem_width": 8 * width, **kwargs}
+        super().__init__(BasicBlock, (blocks,) * stages, **kwargs)
+        self.model_args = {"width": width, "depth": depth} | ({"stages": stages} if stages != 3 else {})
         self.conv1 = nn.Conv2d(kwargs.get("in_chans", 3), channels[0], 3, padding=1, bias=False)
         nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
         self.maxpool = nn.Identity()
-        self.layer4 = nn.Sequential()
+        if stages == 3:
+            self.layer4 = nn.Sequential()
 
 
 default_cfgs = generate_default_cfgs(
@@ -55,7 +66,7 @@ default_cfgs = generate_default_cfgs(
 
 
 def cifar_resnet20(pretrained: bool = False, **kwargs: Any) -> ResNet:
-    """ResNet-20 for 32 x 32 images; `width` and `depth` are those of `CifarResNet`."""
+    """ResNet-20 for 32 x 32 images; arguments are those of `CifarResNet`."""
     return build_model_with_cfg(CifarResNet, "cifar_resnet20", pretrained, **kwargs)
 
 

@@ -21,7 +21,7 @@ from torch.nn.modules.module import (
 
 from hf_zipit.errors import SourceError
 from hf_zipit.sources.states import chosen_state
-from hf_zipit.text import first_line
+from hf_zipit.text import first_line, some
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -45,7 +45,9 @@ def read_json(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"), parse_constant=_finite, parse_float=_finite)
     except FileNotFoundError:
         lacks = f"it has no {path.name}" if path.parent.exists() else "there is no such folder"
-        raise SourceError(f"{path.parent} is not a model: {lacks}") from None
+        models = sorted(found.parent.name for found in path.parent.glob(f"*/{path.name}"))
+        hint = f"; models in it: {some(models)}" if models else ""
+        raise SourceError(f"{path.parent} is not a model: {lacks}{hint}") from None
     except (ValueError, RecursionError, OSError) as error:
         if isinstance(error, SourceError):
             raise

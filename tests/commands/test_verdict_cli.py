@@ -46,9 +46,14 @@ def test_a_merge_below_what_is_required_is_not_written(run, digits, digits_data,
     assert not (tmp_path / "out").exists()
     code, _, err = run(*arguments, "--require", 0.01)
     assert code == 0, err
-    for value, flags in ((1.5, []), (0.5, ["--no-verdict"])):
-        code, _, _ = run(*arguments, "--overwrite", "--require", value, *flags)
+    for value, flags, said in (
+        (90, [], "--require is 90: give a share between 0 and 1"),
+        ("nan", [], "--require is nan"),
+        (0.5, ["--no-verdict"], "leave out --no-verdict"),
+    ):
+        code, _, err = run(*arguments, "--overwrite", "--require", value, *flags)
         assert code == 2
+        assert said in err
 
 
 def test_json_holds_the_verdict_and_nothing_else_is_printed_with_it(run, digits, digits_data, tmp_path):

@@ -45,6 +45,12 @@ def spoil_config(folder, **changes):
     (folder / "config.json").write_text(json.dumps({**config, **changes}))
 
 
+def test_of_a_folder_of_models_these_are_named(folder):
+    (folder.parent / "empty").mkdir()
+    with pytest.raises(SourceError, match=rf"is not a model: it has no config\.json; models in it: {folder.name}$"):
+        load_source(folder.parent)
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [

@@ -38,7 +38,7 @@ def limit_of(
     other, step = sources[short], steps[shared]
     twin = _twin(other.model, step)
     found = None if twin is None else _difference(first, step, other, twin)
-    return found or f"{other.name} has nothing like {step} of {first.name} as step {shared + 1}"
+    return found or f"{other.name} has no layer like {step} of {first.name} in its place"
 
 
 def _twin(model: nn.Module, step: str) -> str | None:

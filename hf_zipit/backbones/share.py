@@ -152,7 +152,8 @@ def _share(sources: list[Source], spec: str | Path | None, backbone: str | None)
             names = names[:step]
             limit = reason_of(first, source, steps[step], prefixes[number].steps[step])
     if not names:
-        raise SourceError(f"{_names(sources)} have no backbone in common: {limit}")
+        kinds = ", ".join(f"{source.name} is a {type(source.model).__name__}" for source in sources)
+        raise SourceError(f"{_names(sources)} have no backbone in common: {limit} ({kinds})")
     views = [Steps({name: view.get_submodule(name) for name in names}) for view in views]
     return _shared(sources, views, prefixes, found, limit)
 

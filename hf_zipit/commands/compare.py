@@ -1,6 +1,6 @@
 """`hf-zipit compare`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,7 +11,7 @@ from hf_zipit.commands.hub_flags import takes_access
 from hf_zipit.commands.json_output import show_json
 from hf_zipit.commands.options import DATA, Json
 from hf_zipit.commands.recipe_flags import takes_recipe
-from hf_zipit.commands.terminal import show_table
+from hf_zipit.commands.terminal import show_aside, show_table
 from hf_zipit.comparison.papers import PAPERS, PREFIX
 from hf_zipit.errors import OptionError, ZipItError
 from hf_zipit.sources.access import Access
@@ -123,6 +123,7 @@ def compare(
     if bool(pairs) == bool(models or data or eval_data):
         raise OptionError("give MODELS and --data, or --pairs with a file that names them")
     if pairs is None:
+        _check_models(models or [])
         check_count(len(models or ()))
         if not data:
             raise OptionError("no --data: give a Hub id, an image folder or a parquet file")
@@ -135,6 +136,17 @@ def compare(
         _show(*compare_one(compared[0], out), as_json=as_json)
     else:
         _compare_pairs(compared, out, compare_one, access, as_json)
+
+
+def _check_models(models: Sequence[str]) -> None:
+    """Refuse names of methods that stand among the models."""
+    from hf_zipit.matching.registry import names
+
+    for name in models:
+        if name in names() and not Path(name).exists():
+            raise OptionError(
+                f"'{name}' is a method, not a model: separate methods by commas, as in --methods zip,{name}"
+            )
 
 
 def _compared(
@@ -189,6 +201,7 @@ def _compare_pairs(
 
 def _show(results: list["Result"], tasks: list[str], main: bool, *, as_json: bool, **more: Any) -> None:
     """Print the results in the main process. If no merge could be made, that is an error."""
+    from hf_zipit.comparison.columns import legend
     from hf_zipit.comparison.report import comparison_table, plain
 
     if not main:
@@ -197,6 +210,7 @@ def _show(results: list["Result"], tasks: list[str], main: bool, *, as_json: boo
         show_json("compare", {"rows": [plain(row) for row in results], **more})
     else:
         show_table(comparison_table(results, tasks))
+        show_aside(f"\n{legend(results)}")
     merges = [row for row in results if row.merged]
     if all(row.error for row in merges):
         raise ZipItError(f"none of the {len(merges)} merges could be made; the first: {merges[0].error}")

@@ -45,6 +45,23 @@ def columns(results: Sequence[Result], tasks: Sequence[str]) -> tuple[list[str],
     return header, lines
 
 
+def legend(results: Sequence[Result]) -> str:
+    """What the columns of the table mean, one line for each."""
+    rows = [row for row in results if not row.error]
+    measure = measure_of(rows)
+    said = ["tasks and average: accuracy in percent, or agreement with the parents where there are no labels"]
+    if not measure:
+        said = ["tasks: the first metric of each in percent; relative: mean over the tasks, relative to the parents"]
+    said += {
+        "joint": ["joint: accuracy among the classes of all tasks, with no task given"],
+        "distance": ["distance: squared, of the outputs from the parents', as a share of their variance"],
+        "": [],
+    }[measure]
+    said.append("FLOPs: of all tasks for one image, in forward passes of one parent")
+    said.append("correlation: of merged units with the parents' units, mean over the layers")
+    return "\n".join([*said, "seconds: what making the merge took"])
+
+
 def failures(results: Sequence[Result]) -> list[str]:
     """One line for every merge that could not be made."""
     return [f"failed: {_title(row)}: {row.error}" for row in results if row.error]

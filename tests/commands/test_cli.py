@@ -295,6 +295,11 @@ EXITS = [
     (["inspect", "user/x"], 1, "nor fully cached, and HF_HUB_OFFLINE is set"),
     (["check-spec", "A", "--spec", "GONE"], 1, "GONE"),
     (["compare", "GONE", "B", "--data", "D", "-o", "OUT", "--methods", "magic"], 2, "unknown method 'magic'"),
+    (
+        ["compare", "GONE", "B", "--data", "D", "-o", "OUT", "--methods", "permute", "zip"],
+        2,
+        "'zip' is a method, not a model: separate methods by commas",
+    ),
     (["compare", "GONE", "B", "--data", "D", "-o", "OUT", "--calibrate", "hope"], 2, "unknown calibration 'hope'"),
     (["compare", "GONE", "B", "--data", "D", "-o", "OUT", "--cuts", ","], 2, "no cuts to compare"),
     (["compare", "GONE", "B", "--data", "D", "-o", "OUT", "--widths", "nan"], 2, "width is nan"),

@@ -1,26 +1,18 @@
-"""What mkdocs needs beyond the pages of this folder: pages from outside it and from the code, and the links to them.
+"""What mkdocs needs beyond the pages of this folder: pages from outside it, and the links to them.
 
 A page keeps the links that are right in the repository, such as `../benchmarks/README.md`. They are rewritten when the
 site is built: to the page of that file or, if it has none, to the file in the repository.
 """
 
-import json
 import posixpath
 import re
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import typer.main
 from latex2mathml.converter import convert
-from make import summary, table
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
-
-from hf_zipit.cli import app
-from hf_zipit.recipe import Recipe
 
 ROOT = Path(__file__).parents[1]
 OUTSIDE = (  # files of the repository that are part of the site, at the same path
@@ -35,66 +27,12 @@ OUTSIDE = (  # files of the repository that are part of the site, at the same pa
 LINK = re.compile(r"(?<=\]\()([^)\s:#]+)(#[^)\s]*)?(?=\))")  # the target of a relative link
 CODE = re.compile(r"^```.*?^```$|`[^`\n]+`", re.MULTILINE | re.DOTALL)
 MATH = re.compile(r"^```math\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-RECIPES = """# Recipes
-
-A recipe is a YAML file with everything that determines a merge. `hf-zipit merge recipe.yml -o OUT` and
-`hf_zipit.merge_recipe` read it; every saved merge holds its own, `zipit_config.yml`. The keys are the
-[options](../options.md) and those below; unknown keys are errors. `hf-zipit recipe FILE` checks a recipe and shows it
-in full.
-
-{keys}
-
-## JSON schema
-
-Printed by `hf-zipit recipe --schema`, for editors.
-
-```json
-{schema}
-```
-"""
-
-
-def commands() -> str:
-    """Every command with its arguments and flags, from the command line itself."""
-    parts = ["# Commands", "`hf-zipit COMMAND --help-all` prints the same in a terminal, with examples."]
-    for name, command in typer.main.get_command(app).commands.items():  # type: ignore[attr-defined]
-        parts += [f"## `hf-zipit {name}`", escaped(command.help), table(["", "meaning"], map(flag, command.params))]
-    return "\n\n".join(parts) + "\n"
-
-
-def flag(parameter: Any) -> tuple[str, str]:
-    """The row of a flag or an argument."""
-    if parameter.param_type_name == "argument":
-        names = [parameter.name.upper()]
-    else:
-        names = [*parameter.opts, *parameter.secondary_opts]
-    meaning = escaped(summary(parameter.help or ""))
-    return ", ".join(f"`{name}`" for name in names), f"{meaning} *Required.*" if parameter.required else meaning
-
-
-def escaped(text: str) -> str:
-    """Plain text as Markdown."""
-    return re.sub(r"([*_<\[])", r"\\\1", text)
-
-
-def recipes() -> str:
-    """The keys of a recipe that are no options of a merge, and the JSON schema."""
-    fields = {name: Recipe.model_fields[name] for name in ("sources", "generator")}
-    keys = table(
-        ["key", "meaning"], [[f"`{name}`", summary(field.description or "")] for name, field in fields.items()]
-    )
-    return RECIPES.format(keys=keys, schema=json.dumps(Recipe.model_json_schema(), indent=2))
-
-
-MADE: dict[str, Callable[[], str]] = {"reference/commands.md": commands, "reference/recipes.md": recipes}
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the pages from outside this folder, and those from the code."""
+    """Add the pages from outside this folder."""
     for path in OUTSIDE:
         files.append(File.generated(config, path, abs_src_path=str(ROOT / path)))
-    for path, text in MADE.items():
-        files.append(File.generated(config, path, content=text()))
     return files
 
 

@@ -1,16 +1,18 @@
-"""Generate from the code what the documentation says about options, methods, calibrations and families; and pictures.
+"""Generate what the documentation says about options, methods, commands, recipes, JSON and families; and pictures.
 
-python docs/make.py            # writes docs/{options,json}.md, docs/pictures/, and tables in docs/models/families.md
+python docs/make.py            # writes pages on options, commands, recipes and JSON, pictures, and tables of families
 python docs/make.py --check    # exit with 1 if one of these files is out of date
 """
 
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from pictures import PICTURES
+from reference_pages import commands, recipes
+from tables import summary, table
 
 from hf_zipit.calibration.methods import CALIBRATIONS
 from hf_zipit.calibration.presets import PAPERS, PRESETS
@@ -84,12 +86,6 @@ percent. `hf-zipit merge --dry-run` prints a `plan`, `hf-zipit fold` a `merge`, 
 """
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table, with `|` escaped in the cells."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
-
-
 def options(names: Iterable[str]) -> str:
     """A table of the named options."""
     fields = {name: Recipe.model_fields[name] for name in names}
@@ -98,11 +94,6 @@ def options(names: Iterable[str]) -> str:
         for name, field in fields.items()
     ]
     return table(["option", "default", "meaning"], rows)
-
-
-def summary(description: str) -> str:
-    """The first paragraph of a description; lists of names that follow it have separate tables."""
-    return " ".join(description.partition("\n\n")[0].split())
 
 
 def compared(method: Method) -> str:
@@ -204,6 +195,8 @@ def pages() -> dict[Path, str]:
     return {
         DOCS / "json.md": JSON.format(version=VERSION, kinds=outputs()),
         DOCS / "options.md": PAGE.format(**known),
+        DOCS / "reference" / "commands.md": commands(),
+        DOCS / "reference" / "recipes.md": recipes(),
         models: filled(models, {"timm": families("timm"), "transformers": families("hf")}),
         **{DOCS / "pictures" / f"{name}.svg": draw().svg() for name, draw in PICTURES.items()},
     }

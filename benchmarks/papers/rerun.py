@@ -221,7 +221,11 @@ def asked(about: str, settings: Sequence[Setting]) -> Run:
     )
     size.add_argument("--gpu", action="store_const", dest="scale", const="gpu", help="the paper's widths, three pairs")
     parser.add_argument("--pairs", type=int, help="pairs of models; by default one, or three with --gpu")
+    parser.add_argument(
+        "--width", type=float, help="upper limit on the width of a model; by default 1, or none with --gpu"
+    )
     given = parser.parse_args()
     data = {name: getattr(given, name) for name in needed}
     scale = SCALES[given.scale or "cpu"]
-    return Run(data, given.out, replace(scale, pairs=given.pairs or scale.pairs), given.only)
+    scale = replace(scale, pairs=given.pairs or scale.pairs, width=given.width or scale.width)
+    return Run(data, given.out, scale, given.only)

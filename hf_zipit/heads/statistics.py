@@ -100,8 +100,8 @@ class HeadReading:
         return [*self.readers.values(), *(path for layer in self.layers for path, _ in layer.pair)]
 
     @contextmanager
-    def watching(self, models: Sequence[nn.Module]) -> Iterator[Callable[[], int]]:
-        """Hooks on these models, for one pass. What it yields adds what a batch has shown, once all models ran."""
+    def watching(self, models: Sequence[nn.Module]) -> Iterator[Callable[[bool], int]]:
+        """Hooks on these models, for one pass. What it yields adds or forgets what a batch has shown; see `Rider`."""
         device = next(models[0].parameters()).device
         keys = {layer.axis: frozenset(self.keys.intersection(layer.pair)) for layer in self.layers}
         self.found = {x.axis: HeadStatistics.empty(x, len(models), device, keys[x.axis]) for x in self.layers}
@@ -114,13 +114,15 @@ class HeadReading:
                         stack.callback(model.get_submodule(part[0]).register_forward_hook(hook).remove)
                     reader = model.get_submodule(self.readers[layer.axis])
                     stack.callback(reader.register_forward_pre_hook(mine[layer.axis].keep_input()).remove)
-            yield lambda: self._add(seen)
+            yield lambda add: self._take(seen, add)
 
-    def _add(self, seen: Sequence[Mapping[str, _Seen]]) -> int:
-        """Add what one batch showed, `seen[model][axis]`; the number of its bytes."""
+    def _take(self, seen: Sequence[Mapping[str, _Seen]], add: bool) -> int:
+        """Add what one batch showed, `seen[model][axis]`, or forget it; the number of its bytes."""
         read = sum(value.nbytes for mine in seen for one in mine.values() for value in one.values.values())
         for axis, statistics in self.found.items():
-            _add(statistics, [mine[axis].pop() for mine in seen], self.read.get(axis))
+            values = [mine[axis].pop() for mine in seen]
+            if add:
+                _add(statistics, values, self.read.get(axis))
         return read
 
     def reduce(self, accelerator: Accelerator) -> None:

@@ -45,8 +45,11 @@ class Rider(Protocol):
         """The modules that must run for it."""
         raise NotImplementedError
 
-    def watching(self, models: Sequence[nn.Module]) -> AbstractContextManager[Callable[[], int]]:
-        """Watch these models; what it gives is called after every batch, and says how many bytes were read."""
+    def watching(self, models: Sequence[nn.Module]) -> AbstractContextManager[Callable[[bool], int]]:
+        """Watch these models. What it gives is called once all ran: it adds what was read, or with False forgets it.
+
+        It says how many bytes that was.
+        """
         raise NotImplementedError
 
     def reduce(self, accelerator: Accelerator) -> None:
@@ -139,30 +142,33 @@ class _Reading:
         runs: run each model.
         readers: of the probes of each model.
         ride: what `Rider.watching` gave.
-        most: images that are read at a time.
+        most: images that are read at a time; 0 before the first.
     """
 
     stats: Mapping[str, SpaceStatistics]
     runs: Sequence[_PartialRun]
     readers: Sequence[Reader]
-    ride: Callable[[], int] | None
-    most: int = 1
+    ride: Callable[[bool], int] | None
+    most: int = 0
 
     def add(self, pixels: Tensor) -> None:
-        """Read a batch `(B, channels, H, W)`, so many images at a time that what is read takes at most `READ` bytes."""
-        while len(pixels):
-            now, pixels = pixels[: self.most], pixels[self.most :]
-            self.most = max(1, len(now) * READ // max(self._read(now), 1))
+        """Read a batch `(B, channels, H, W)`, so many images at a time that what is read takes at most `READ` bytes.
 
-    def _read(self, pixels: Tensor) -> int:
-        """Read some images; bytes of what was read."""
+        The first image tells how many these are. It is read once more, so that a batch is always divided alike.
+        """
+        self.most = self.most or max(1, READ // max(self._read(pixels[:1], add=False), 1))
+        for some in torch.split(pixels, self.most):
+            self._read(some, add=True)
+
+    def _read(self, pixels: Tensor, add: bool) -> int:
+        """Read some images, and add what was read to the statistics or forget it; its bytes."""
         for run in self.runs:
             run(pixels)
-        taken = self.ride() if self.ride else 0
+        taken = self.ride(add) if self.ride else 0
         for name, statistics in self.stats.items():
             features = [reader.pop(name) for reader in self.readers]
             taken += sum(value.nbytes for mine in features for value in mine)
-            for values in zip(*features, strict=True):
+            for values in zip(*features, strict=True) if add else ():
                 statistics.moments.update(torch.cat(values, dim=-1))  # (B, P, sum(sizes))
         return taken
 

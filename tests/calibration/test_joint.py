@@ -238,8 +238,8 @@ def test_three_models(certain):
 @pytest.mark.slow
 def test_a_model_without_a_chain_of_steps(certain):
     """Its classifier holds the classes of all tasks, one after the other."""
-    args = {"img_size": 28, "depth": 2}
-    models = [randomise(timm.create_model("eva02_tiny_patch14_224", num_classes=n, **args).eval(), n) for n in (5, 3)]
+    args = {"img_size": 28, "patch_size": 14, "embed_dim": 24, "depth": 2, "num_heads": 4}
+    models = [randomise(timm.create_model("cait_xxs24_224", num_classes=n, **args).eval(), n) for n in (5, 3)]
     data = [images(24, 28, seed=seed) for seed in (3, 4)]
     alone, joint = merged_pair([load_source(model, args) for model in models], data, tasks=["a", "b"])
     assert not joint.heads

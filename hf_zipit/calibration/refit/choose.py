@@ -14,6 +14,7 @@ from hf_zipit.matching.shared_work import work_on_all
 
 OUTPUTS = 64  # upper limit on the outputs of a layer that choose its ridge
 RIDGES = (1e-1, 1e-2, 1e-3, 1e-4)  # as multiples of the mean second moment of an input
+TIE = 1e-4  # errors that differ by less than this share of the error of the merged weights are equal
 FEW = (10.0, 1.0, *RIDGES)  # where few positions of an image are read
 
 
@@ -108,19 +109,21 @@ def _best(
 ) -> _Choice:
     """The ridge and the prior whose fit is best on the held-out images.
 
-    The ridges become smaller. Once a smaller one is worse, none is tried that is smaller still. Of several processes
-    each tries another ridge.
+    Priors behind the first must be better by more than rounding: where the inputs hardly vary, re-estimated norms make
+    weights large that make no difference on these images, but on others. The ridges become smaller. Once a smaller one
+    is worse, none is tried that is smaller still. Of several processes each tries another ridge.
     """
 
     def errors(ridge: float) -> list[float]:
         return [float(trial.error(*one).sum()) for one in fit.solve_all(ridge, priors, intercept)]
 
+    tie = TIE * float(trial.error().sum())
     best = _Choice(ridges[0], 0, math.inf)
     count = accelerator.num_processes
     for start in range(0, len(ridges), count):
         some = ridges[start : start + count]
         for ridge, found in zip(some, work_on_all(errors, some, "Solving", accelerator), strict=True):
-            number = min(range(len(found)), key=found.__getitem__)
+            number = min(range(len(found)), key=lambda k: found[k] + (k > 0) * tie)
             if not found[number] < best.error:
                 return best
             best = _Choice(ridge, number, found[number])

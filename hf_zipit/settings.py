@@ -10,14 +10,18 @@ from hf_zipit.errors import OptionError
 from hf_zipit.files.documents import is_plain
 
 KINDS = {
-    "int": "a whole number",
-    "float": "a number",
-    "finite": "a finite number",
-    "list": "a list",
-    "string": "a text",
-    "bool": "true or false",
-    "dict": "a mapping",
-}  # by the first word of a pydantic error
+    "int_type": "a whole number",
+    "int_parsing": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "float_parsing": "a number",
+    "finite_number": "a finite number",
+    "list_type": "a list",
+    "string_type": "a text",
+    "bool_type": "true or false",
+    "bool_parsing": "true or false",
+    "dict_type": "a mapping",
+}  # by the type of a pydantic error
 LONGEST = 80  # characters of a value in a message
 Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -109,7 +113,7 @@ def _kind(error: Any) -> str | None:
     """What a validation error asks for; `None` if it has no words of ours."""
     if error["type"] == "literal_error":
         return str(error["ctx"]["expected"])
-    return KINDS.get(error["type"].partition("_")[0])
+    return KINDS.get(error["type"])
 
 
 def _key(location: tuple[int | str, ...], cls: type[BaseModel], typo: bool) -> str:

@@ -11,7 +11,7 @@ from hf_zipit.running import logits_of, tensors_in, working_copy
 from hf_zipit.sources.source import Source
 from hf_zipit.text import load_errors, size_text
 
-LOOKED_AT = 4  # images of each data set
+LOOKED_AT = 4  # images of each data set, at most
 ADVICE = "their weights or activations are too large for it; use another method or calibration"
 
 
@@ -49,7 +49,7 @@ def check_finite(merged: Merged, method: str, passes: Passes) -> None:
     except ValueError as error:
         raise SourceError(f"merging by {method} fails: {error}; {ADVICE}") from None
     for images in passes.images:
-        first = torch.stack([images[i] for i in range(min(len(images), LOOKED_AT))])
+        first = torch.stack([images[i] for i in range(min(len(images), LOOKED_AT, passes.batch_size))])
         with load_errors("the merge cannot run; its spec may not name all that its steps use", Exception):
             answers = merged(first.to(passes.device, merged.dtype), tasks=merged.config.tasks)
         outputs = getattr(answers, "task_logits", None) or answers.task_outputs

@@ -3,6 +3,7 @@
 All models see the same batches. Nothing is gathered: each process sums over its own batches, and one reduction follows.
 """
 
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
@@ -101,7 +102,7 @@ def collect(
             own = {name: space.of(k) for name, space in wanted.items()}
             readers.append(stack.enter_context(Reader(model, own, None if compat else POSITIONS, tokens)))
         ride = stack.enter_context(rider.watching(models)) if rider else None
-        reading = _Reading(stats, runs, readers, ride)
+        reading = _Reading(stats, runs, readers, ride, most=sys.maxsize if compat else 0)  # compat: whole batches
         for pixels, _ in passes("Reading activations"):
             reading.add(pixels.to(device, next(models[0].parameters()).dtype, memory_format=layout))
     if rider:

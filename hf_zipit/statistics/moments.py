@@ -52,7 +52,7 @@ class Moments:
         for start, strip in self._strips():
             end = start + len(strip)
             out[start:end, start:] = strip
-            out[end:, start:end] = strip[:, len(strip) :].T
+            _mirror(out, start, end)
         return out
 
     @property
@@ -74,7 +74,7 @@ class Moments:
             end = start + len(strip)
             values = (strip * scale[start:end, None]).mul_(scale[start:]).clamp_(-1, 1).float()
             out[start:end, start:] = values
-            out[end:, start:end] = values[:, len(strip) :].T
+            _mirror(out, start, end)
         return out
 
     def update(self, values: Tensor) -> None:
@@ -132,6 +132,13 @@ class Moments:
             shape = (min(STRIP, n - start), n - start)
             yield start, self.upper[done : done + shape[0] * shape[1]].view(shape)
             done += shape[0] * shape[1]
+
+
+def _mirror(out: Tensor, start: int, end: int) -> None:
+    """Make some columns of a matrix those rows that they mirror, of which the upper triangle counts; in place."""
+    block = out[start:end, start:end]
+    block.copy_(block.triu() + block.triu(1).T)
+    out[end:, start:end] = out[start:end, end:].T
 
 
 def moment_bytes(n: int) -> int:

@@ -66,6 +66,14 @@ def test_batches_of_any_size_give_the_same():
     torch.testing.assert_close(parts.covariance, whole.covariance, rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.parametrize("n", [96, 700])
+def test_covariance_and_correlation_are_symmetric_to_the_last_bit(n):
+    samples = torch.randn(23, n) * torch.rand(n).exp() + 3  # what rounds to one side decides ties in a matching
+    moments = filled(samples, 10)
+    for matrix in (moments.scatter, moments.covariance, correlation(moments)):
+        assert torch.equal(matrix, matrix.T)
+
+
 def test_dead_units_are_like_nothing():
     samples = torch.randn(50, 4)
     samples[:, 1] = 0.1  # constant, not representable exactly

@@ -125,7 +125,8 @@ def _reports(paper: str, setting: Setting, run: Run, folder: Path) -> Iterator[t
     """The results of each pair, and its name."""
     for number in range(run.scale.pairs):
         parents = parents_of(setting, run, number)
-        merger = Merger(parents, run.data[setting.data], tasks=["a", "b"], num_images=run.scale.images)
+        options = {"tasks": ["a", "b"], "num_images": run.scale.images, "verdict": False}
+        merger = Merger(parents, run.data[setting.data], **options)
         comparison = Comparison(
             merger, folder / f"pair-{number + 1}", run.data[setting.data], num_images=run.scale.tested
         )

@@ -26,6 +26,7 @@ from hf_zipit.commands.terminal import (
     QUIET,
     VERBOSE,
     end_in_order,
+    leave_group,
     message_of,
     painted,
     quieten,
@@ -97,6 +98,10 @@ def run() -> None:
     end_in_order()
     try:
         app()
+    except SystemExit as end:
+        if not end.code:  # after an error the others may still wait for this process
+            leave_group()
+        raise
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:

@@ -140,6 +140,13 @@ def end_in_order() -> None:
             signal.signal(number, lambda received, _: sys.exit(128 + received))
 
 
+def leave_group() -> None:
+    """Leave the group of processes that a launcher started: its threads can abort a process that ends inside it."""
+    distributed: Any = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
 def without_bars() -> None:
     """Hide progress bars for reading and writing weights. This imports transformers, so call it only where needed."""
     from hf_zipit.sources.from_transformers import hide_progress_bars

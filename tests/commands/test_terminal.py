@@ -9,6 +9,9 @@ import subprocess
 import sys
 import termios
 
+import torch
+
+from hf_zipit.commands.terminal import leave_group
 from tests.conftest import ROOT
 
 COLOR = "\x1b["
@@ -84,3 +87,10 @@ def test_without_a_folder_the_result_is_named_after_the_models(run, digits, digi
     assert sorted(file.name for file in tmp_path.iterdir()) == [name, f"{name}-2"]
     fold = ["fold", digits[0], "--width", 0.5, "--data", digits_data, "--num-images", 64, "--no-verdict"]
     assert run(*fold)[1].strip() == "smaller-digits-0-4"
+
+
+def test_a_process_leaves_the_group_of_its_launcher(tmp_path):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'met'}", rank=0, world_size=1)
+    leave_group()
+    assert not torch.distributed.is_initialized()
+    leave_group()  # without one there is nothing to do

@@ -17,7 +17,7 @@ KINDS = {
     "float_parsing": "a number",
     "finite_number": "a finite number",
     "list_type": "a list",
-    "string_type": "a text",
+    "string_type": "a string",
     "bool_type": "true or false",
     "bool_parsing": "true or false",
     "dict_type": "a mapping",

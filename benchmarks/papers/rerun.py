@@ -226,6 +226,8 @@ def asked(about: str, settings: Sequence[Setting]) -> Run:
         "--width", type=float, help="upper limit on the width of a model; by default 1, or none with --gpu"
     )
     given = parser.parse_args()
+    if any(number is not None and not number > 0 for number in (given.pairs, given.width)):
+        parser.error("--pairs and --width take numbers above 0")
     data = {name: getattr(given, name) for name in needed}
     scale = SCALES[given.scale or "cpu"]
     scale = replace(scale, pairs=given.pairs or scale.pairs, width=given.width or scale.width)

@@ -142,8 +142,9 @@ def _check_models(models: Sequence[str]) -> None:
     """Refuse names of methods that stand among the models."""
     from hf_zipit.matching.registry import names
 
+    methods = names()
     for name in models:
-        if name in names() and not Path(name).exists():
+        if name in methods and not Path(name).exists():
             raise OptionError(
                 f"'{name}' is a method, not a model: separate methods by commas, as in --methods zip,{name}"
             )

@@ -13,7 +13,7 @@ from hf_zipit.heads.check import key_parts, random_copy, table_match, truncation
 from hf_zipit.heads.maps import logit_maps, random_maps, value_maps, value_reads
 from hf_zipit.heads.spectrum import logits_kept, values_kept
 from hf_zipit.heads.statistics import HeadReading, HeadStatistics
-from hf_zipit.running import logits_of
+from hf_zipit.running import logits_of, working_copy
 from hf_zipit.specs.attention import Attention, attentions
 from hf_zipit.specs.plan import Plan
 from hf_zipit.specs.spaces import Binding, Row
@@ -129,7 +129,7 @@ def reading(
 
     Args:
         plan: which attention layers these are, and the units of their heads. Heads that keep all units need no images.
-        model: one of the models, in eval mode, on the device of the passes.
+        model: one of the models; it is not changed.
         size: channels, height and width of an image.
         passes: over the images.
         known: group axes whose statistics are known.
@@ -139,7 +139,8 @@ def reading(
         return None
     keys = key_parts(random_copy(model), layers, size)
     readers = {x.axis: read_row(x, plan.binding).parameter.rpartition(".")[0] for x in layers}
-    return HeadReading(layers, keys, readers, read_tokens(model, readers, passes))
+    read = read_tokens(working_copy(model, passes.device), readers, passes)
+    return HeadReading(layers, keys, readers, read)
 
 
 def matches_of_heads(

@@ -66,6 +66,8 @@ def able(
         if 0 < units[layer.axis] <= layer.units and (layer.logits is not None or units[layer.axis] == layer.units):
             kind = type(model.get_submodule(layer.module)), layer.heads, layer.units
             kinds.setdefault(kind, []).append(layer)
+    if not kinds:
+        return []
     net = random_copy(model)
     alike = [same for same in kinds.values() if keeps_function(net, plan.binding, same[:1], size, models, units)]
     found = [layer for same in alike for layer in same]

@@ -35,10 +35,8 @@ class Observations:
 
     def of_plan(self, names: Iterable[str], plan: Plan, compat: bool) -> dict[str, SpaceStatistics]:
         """The statistics of spaces, as `of_spaces`; those of the heads that a plan keeps are read in the same pass."""
-        heads = None
-        if plan.kept:
-            model = working_copy(self.parents.sources[0].model, self.passes.device)
-            heads = reading(plan, model, self.parents.input_size, self.passes, self.heads)
+        first = self.parents.sources[0].model
+        heads = reading(plan, first, self.parents.input_size, self.passes, self.heads)
         found = self.of_spaces(names, compat, heads)
         self.heads |= heads.found if heads else {}
         return found

@@ -88,6 +88,10 @@ def test_heads_are_read_in_the_pass_over_the_spaces_and_once_for_all_methods(pas
     merger = Merger([hf_vit(seed) for seed in (0, 1)], images(32), tasks=TASKS)
     first = merger.merge(method="zip", calibrate="none", heads="all")
     assert passes == ["Reading activations"]
+    tokens = 32 * 17  # of every image, which counts once
+    found = list(merger.observations.heads.values())
+    assert [heads.counts.tolist() for heads in found] == [[tokens, tokens], [tokens, tokens], [32, tokens]]
+    assert [heads.outputs.count for heads in found] == [tokens, tokens, 32]  # the last block is read at the class token
     merger.merge(method="select", calibrate="none", heads="all")
     assert passes == ["Reading activations"]
     again = Merger([hf_vit(seed) for seed in (0, 1)], images(32), tasks=TASKS)  # the spaces are in the cache
